@@ -1,0 +1,68 @@
+"""phiconv: offline conversion and quantization of Phi language models, in pure NumPy.
+
+    import phiconv
+
+    model = phiconv.open_model("Phi-4-mini-instruct")
+    phiconv.convert(model, "phi-4-mini.gguf", quant="q8")
+
+Everything public is listed here and lives in `phiconv.api` and `phiconv.errors`. It is imported when it is first
+used, so that ``import phiconv`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phiconv._version import __version__
+from phiconv.errors import (
+    ConfigError,
+    DiskFullError,
+    InputError,
+    MalformedFileError,
+    MissingFileError,
+    OutputError,
+    OutputExistsError,
+    PhiconvError,
+    UnsupportedModelError,
+    UsageError,
+    WeightError,
+)
+
+if TYPE_CHECKING:
+    from phiconv.api import Model, Plan, Result, convert, open_model, plan, read
+
+__all__ = [
+    "ConfigError",
+    "DiskFullError",
+    "InputError",
+    "MalformedFileError",
+    "MissingFileError",
+    "Model",
+    "OutputError",
+    "OutputExistsError",
+    "PhiconvError",
+    "Plan",
+    "Result",
+    "UnsupportedModelError",
+    "UsageError",
+    "WeightError",
+    "__version__",
+    "convert",
+    "open_model",
+    "plan",
+    "read",
+]
+
+_LAZY = ("Model", "Plan", "Result", "convert", "open_model", "plan", "read")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'phiconv' has no attribute {name!r}")
+    from phiconv import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,6 @@
+"""``python -m phiconv``."""
+
+from phiconv.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="phiconv")

@@ -1,0 +1,120 @@
+"""The library's functions; ``import phiconv`` offers them without importing NumPy before one is used."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phiconv import pipeline
+from phiconv.model import Model
+from phiconv.planning import Plan, make_plan
+from phiconv.quantizers import decode
+from phiconv.source import open_model
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from os import PathLike
+
+    from phiconv.ir import FloatArray, Tensor
+    from phiconv.pipeline import Progress, TensorReport
+
+__all__ = ["Model", "Plan", "Result", "convert", "open_model", "plan", "read"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A conversion that is done.
+
+    Attributes:
+        plan: What was asked for.
+        files: The files that are there now.
+        size: Their bytes.
+        seconds: Wall time.
+        tensors: One report per tensor, in the order of the output.
+    """
+
+    plan: Plan
+    files: tuple[Path, ...]
+    size: int
+    seconds: float
+    tensors: tuple[TensorReport, ...]
+
+
+def plan(
+    source: str | PathLike[str] | Model,
+    destination: str | PathLike[str],
+    *,
+    to: str | None = None,
+    quant: str | None = None,
+    split_max_size: int | None = None,
+) -> Plan:
+    """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
+
+    The arguments and errors are those of `convert`.
+    """
+    model = source if isinstance(source, Model) else open_model(source)
+    return make_plan(model, Path(destination), to=to, quant=quant, split_max_size=split_max_size)
+
+
+def convert(
+    source: str | PathLike[str] | Model,
+    destination: str | PathLike[str],
+    *,
+    to: str | None = None,
+    quant: str | None = None,
+    split_max_size: int | None = None,
+    jobs: int | None = None,
+    executor: Executor | None = None,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Converts a model; either the whole output appears, or nothing.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        destination: A file whose suffix names the format (``x.gguf``), or a folder, with ``to``.
+        to: The format, for a destination that does not name it.
+        quant: A preset (``q4``, ``q8``, ``f16``, ``bf16``, ``f32``) or the target's own name (``Q5_1``); by default
+            the precision that the source is stored in.
+        split_max_size: Most bytes of tensors in one file; None for a single file.
+        jobs: Number of threads; by default one per processor.
+        executor: Any `concurrent.futures.Executor` to work in, instead of threads of its own.
+        force: Replace files that exist.
+        allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
+        progress: Is told how far it is.
+
+    Raises:
+        InputError: Something is wrong with the source.
+        OutputError: Something is wrong with the destination.
+        UsageError: Options that do not go together.
+    """
+    started = time.perf_counter()
+    made = plan(source, destination, to=to, quant=quant, split_max_size=split_max_size)
+    reports = pipeline.run(
+        made.package,
+        made.folder,
+        executor=executor,
+        jobs=jobs,
+        force=force,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
+    return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports))
+
+
+def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:
+    """Reads rows of a tensor as float32, dequantized if need be.
+
+    Args:
+        tensor: A tensor of a `Model`.
+        start, stop: Rows of the tensor seen as a matrix; by default all of them.
+
+    Returns:
+        float32: the tensor's own shape if all rows are read, (rows, columns) otherwise.
+    """
+    last = tensor.rows if stop is None else stop
+    values = decode(tensor.read(start, last), tensor.columns)
+    return values.reshape(tensor.shape) if (start, last) == (0, tensor.rows) else values

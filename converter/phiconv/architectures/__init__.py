@@ -1,0 +1,120 @@
+"""The model families that phiconv understands, one file each, and the ones that it knows by name only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv.architectures import phi, phi3, phimoe
+from phiconv.architectures.weights import bind
+from phiconv.errors import ConfigError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from phiconv.architectures.config import Config
+    from phiconv.architectures.weights import Weight
+    from phiconv.ir import Tensor
+    from phiconv.model import Hyperparameters, Role
+
+__all__ = ["ARCHITECTURES", "Architecture", "find", "read_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One model family.
+
+    Attributes:
+        name: ``model_type`` in config.json.
+        classes: Names under ``architectures`` in config.json.
+        title: What people call it.
+        parse: Validated config.json to hyperparameters.
+        weights: Hyperparameters, and the names in the checkpoint, to the table of weights.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    title: str
+    parse: Callable[[Config], Hyperparameters]
+    weights: Callable[[Hyperparameters, Collection[str]], Iterator[Weight]]
+
+
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        Architecture("phi", ("PhiForCausalLM",), "phi-1, phi-1.5, phi-2", phi.parse, phi.weights),
+        Architecture(
+            "phi3",
+            ("Phi3ForCausalLM",),
+            "Phi-3 and Phi-3.5 mini and medium, Phi-4, Phi-4-reasoning, Phi-4-mini",
+            phi3.parse,
+            phi3.weights,
+        ),
+        Architecture(
+            "phimoe",
+            ("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+            "Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE",
+            phimoe.parse,
+            phimoe.weights,
+        ),
+    )
+}
+
+# Known by class name and by model_type, and refused by name rather than misread.
+_UNSUPPORTED = {
+    ("Phi3SmallForCausalLM", "phi3small"): "Phi-3-small (block-sparse attention, muP scaling)",
+    ("Phi3VForCausalLM", "phi3_v", "phi3v"): "Phi-3-vision and Phi-3.5-vision (multimodal)",
+    ("Phi4MMForCausalLM", "phi4mm", "Phi4MultimodalForCausalLM", "phi4_multimodal"): "Phi-4-multimodal",
+    ("Phi4FlashForCausalLM", "phi4flash"): "Phi-4-mini-flash-reasoning (Mamba and differential attention)",
+    ("Phi4ForCausalLMV", "phi4-siglip"): "Phi-4-reasoning-vision (multimodal)",
+    ("MixFormerSequentialForCausalLM", "mixformer-sequential"): "the 2023 layout of phi-1 and phi-1.5",
+    ("phi-msft",): "the 2023 layout of phi-1.5 and phi-2",
+}
+
+# Stored beside the weights by some versions of the training code, and computed from config.json anyway.
+_IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias", r".*\.attention\.bias")
+
+
+def find(config: Config) -> Architecture:
+    """Finds the architecture of a config.json.
+
+    Raises:
+        UnsupportedModelError: A model that phiconv knows by name only, or does not know.
+        ConfigError: Neither ``architectures`` nor ``model_type`` says what it is.
+    """
+    names = [*_class_names(config), config.get("model_type")[1]]
+    names = [n for n in names if isinstance(n, str)]
+    if not names:
+        raise config.error("architectures", "missing, and model_type too", "config.json must say what model this is")
+    # model_type comes first where it is refused: the 2023 phi-2 is a PhiForCausalLM with other tensors.
+    for aliases, title in _UNSUPPORTED.items():
+        if any(name in aliases for name in names):
+            raise UnsupportedModelError(
+                f"{title} is not supported yet", path=config.path, at=f"model {names[0]}", hint="see 'phiconv formats'"
+            )
+    for architecture in ARCHITECTURES.values():
+        if names[0] in architecture.classes or (names[0] == architecture.name):
+            return architecture
+    raise UnsupportedModelError(
+        "this architecture is not supported",
+        path=config.path,
+        at=f"model {names[0]}",
+        hint="supported are " + ", ".join(c for a in ARCHITECTURES.values() for c in a.classes),
+    )
+
+
+def _class_names(config: Config) -> list[object]:
+    value = config.get("architectures")[1]
+    if value is not None and not isinstance(value, list):
+        raise ConfigError(f"must be a list, not {value!r}", path=config.path, at="key architectures")
+    return value or []
+
+
+def read_weights(
+    architecture: Architecture, hp: Hyperparameters, stored: Mapping[str, Tensor], path: Path
+) -> dict[Role, Tensor]:
+    """Every weight of the model by role, as views of the stored tensors; see `phiconv.architectures.weights.bind`."""
+    # A tied head that is stored all the same is the embedding once more.
+    ignored = (*_IGNORED, r"lm_head\.weight") if hp.tie_word_embeddings else _IGNORED
+    return bind(architecture.weights(hp, stored), stored, path=path, ignored=ignored)

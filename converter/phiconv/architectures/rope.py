@@ -1,0 +1,59 @@
+"""Rotary embeddings from either style of config.json.
+
+Hub style: ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling: {type | rope_type, ...} | null`` at the top
+level. transformers 5 style: everything inside ``rope_parameters``. "su" is the first name of "longrope".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phiconv.model import Rope
+
+if TYPE_CHECKING:
+    from phiconv.architectures.config import Config
+
+__all__ = ["parse_rope"]
+
+_TYPES = ("default", "longrope", "su")
+
+
+def parse_rope(
+    config: Config, head_dim: int, *, partial_rotary_factor: float = 1.0, original_context: int | None = None
+) -> Rope:
+    """Reads the rotary embedding of a model.
+
+    Args:
+        config: config.json as a whole.
+        head_dim: Dimensions of a head.
+        partial_rotary_factor: The architecture's default for the part of a head that is rotated.
+        original_context: The architecture's default for ``original_max_position_embeddings``.
+
+    Raises:
+        ConfigError: An unknown rope type, a missing key, or factor lists of the wrong length.
+    """
+    context = config.integer("max_position_embeddings")
+    rope = config.section("rope_parameters") or config.section("rope_scaling")
+    inner = rope or type(config)({}, config.path)
+    kind = inner.choice(inner.get("rope_type", "type")[0], _TYPES, "default")
+    factor = inner.number("partial_rotary_factor", default=config.number("partial_rotary_factor", default=partial_rotary_factor))
+    dimensions = int(head_dim * factor)
+    if dimensions % 2 or not 0 < dimensions <= head_dim:
+        raise config.error("partial_rotary_factor", f"rotates {dimensions} of {head_dim} dimensions of a head; it must be an even number of them")
+    theta = inner.number("rope_theta", default=config.number("rope_theta", default=10000.0))
+    key = "original_max_position_embeddings"
+    original = inner.integer(key, default=config.integer(key, default=original_context or context))
+    if kind == "default":
+        if inner.get("long_factor", "short_factor")[1] is not None:
+            raise inner.error("rope_type", "missing beside long_factor and short_factor", "it should be \"longrope\"")
+        return Rope(dimensions, theta, original)
+    mscale = inner.number("attention_factor", default=Rope.longrope_mscale(context, original))
+    return Rope(
+        dimensions,
+        theta,
+        original,
+        short_factor=inner.numbers("short_factor", dimensions // 2),
+        long_factor=inner.numbers("long_factor", dimensions // 2),
+        short_mscale=inner.number("short_mscale", default=mscale),
+        long_mscale=inner.number("long_mscale", default=mscale),
+    )

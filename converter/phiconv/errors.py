@@ -1,0 +1,112 @@
+"""Every error that phiconv raises on purpose, and nothing else.
+
+    PhiconvError
+    ├── InputError (ValueError)              something is wrong with what was given to read
+    │   ├── MissingFileError (FileNotFoundError)
+    │   ├── MalformedFileError               bytes that do not follow their format
+    │   ├── ConfigError                      a key of config.json or of a tokenizer file
+    │   ├── UnsupportedModelError            understood, but not supported (yet)
+    │   └── WeightError                      NaN, infinity, or a value that the target cannot hold
+    ├── OutputError (OSError)                something is wrong with where to write
+    │   ├── OutputExistsError (FileExistsError)
+    │   └── DiskFullError
+    └── UsageError (ValueError)              options that do not go together
+
+A message says what is wrong, where (file, then tensor, key or byte), and what to do. It is one line: whatever
+came out of a file is escaped, so that a hostile tensor name cannot forge a log line or drive a terminal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = [
+    "ConfigError",
+    "DiskFullError",
+    "InputError",
+    "MalformedFileError",
+    "MissingFileError",
+    "OutputError",
+    "OutputExistsError",
+    "PhiconvError",
+    "UnsupportedModelError",
+    "UsageError",
+    "WeightError",
+    "printable",
+]
+
+
+def printable(text: object, limit: int = 200) -> str:
+    """Returns ``text`` on one line, control characters escaped, cut to about ``limit`` characters."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class PhiconvError(Exception):
+    """The root of the tree.
+
+    Args:
+        message: What is wrong.
+        path: The file it is about.
+        at: Where in that file: a tensor, a key, a byte.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, path: str | PathLike[str] | None = None, at: str = "", hint: str = "") -> None:
+        self.message = message
+        self.path = path
+        self.at = at
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        where = [printable(part) for part in (self.path, self.at) if part]
+        text = ": ".join([*where, printable(self.message, 600)])
+        return f"{text}; {printable(self.hint, 300)}" if self.hint else text
+
+
+class InputError(PhiconvError, ValueError):
+    """Something is wrong with what was given to read."""
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file that is needed is not there."""
+
+
+class MalformedFileError(InputError):
+    """Bytes that do not follow their format."""
+
+
+class ConfigError(InputError):
+    """A key of a configuration or tokenizer file is missing, of the wrong type, or does not fit the rest."""
+
+
+class UnsupportedModelError(InputError):
+    """A model that was recognised and that phiconv does not support."""
+
+
+class WeightError(InputError):
+    """A weight is not finite, or the target type cannot hold it."""
+
+
+class OutputError(PhiconvError, OSError):
+    """The output cannot be written."""
+
+
+class OutputExistsError(OutputError, FileExistsError):
+    """The output exists already and was not to be replaced."""
+
+
+class DiskFullError(OutputError):
+    """There is not enough space for the output."""
+
+
+class UsageError(PhiconvError, ValueError):
+    """Options that do not go together, or that the target does not know."""
+
+    exit_code = 2

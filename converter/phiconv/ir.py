@@ -1,0 +1,323 @@
+"""The format-neutral tensor: what is stored (``Encoding``), a piece of it in memory (``Blocks``), and a lazily
+read whole (``Tensor``).
+
+Nothing here knows a file format, a model or a runtime. A reader makes `Tensor` objects from a `Source`; a
+quantizer turns float values into `Blocks`; a format's packer turns `Blocks` into its own bytes and back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "F64",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "BlockEncoding",
+    "Blocks",
+    "Encoded",
+    "Encoding",
+    "FloatArray",
+    "FloatEncoding",
+    "RawEncoding",
+    "Run",
+    "Source",
+    "Tensor",
+    "concatenate",
+    "constant",
+    "stack",
+]
+
+FloatArray: TypeAlias = "NDArray[np.float32]"
+
+
+# ------------------------------------------------------------------------------------------------ encodings
+
+
+@dataclass(frozen=True, slots=True)
+class FloatEncoding:
+    """Every weight is one floating-point number."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+
+    block_size = 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        return 8.0 * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEncoding:
+    """``block_size`` neighbouring weights of a row share a scale: ``weight = scale * (code - offset) + minimum``.
+
+    Attributes:
+        name: The name the field knows it by.
+        block_size: Weights per block, a multiple of 4.
+        bits: Bits of a code.
+        offset: Subtracted from a code; codes of an encoding with offset 0 and no minimum are signed.
+        has_minimum: Whether a block also has a minimum (asymmetric); 0 otherwise.
+    """
+
+    name: str
+    block_size: int
+    bits: int
+    offset: int = 0
+    has_minimum: bool = False
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        return self.bits + (32.0 if self.has_minimum else 16.0) / self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class RawEncoding:
+    """Elements that phiconv lists but does not compute with: integers, booleans, types it cannot decode yet."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        return 8.0 * self.block_bytes / self.block_size
+
+
+Encoding: TypeAlias = FloatEncoding | BlockEncoding | RawEncoding
+
+F64 = FloatEncoding("f64", np.dtype("<f8"))
+F32 = FloatEncoding("f32", np.dtype("<f4"))
+F16 = FloatEncoding("f16", np.dtype("<f2"))
+BF16 = FloatEncoding("bf16", np.dtype(ml_dtypes.bfloat16))
+
+# llama.cpp's classic blocks (ggml-common.h): one float16 scale for 32 weights, some with a float16 minimum.
+Q4_0 = BlockEncoding("q4_0", 32, 4, offset=8)
+Q4_1 = BlockEncoding("q4_1", 32, 4, has_minimum=True)
+Q5_0 = BlockEncoding("q5_0", 32, 5, offset=16)
+Q5_1 = BlockEncoding("q5_1", 32, 5, has_minimum=True)
+Q8_0 = BlockEncoding("q8_0", 32, 8)
+
+
+# --------------------------------------------------------------------------------------------------- blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """``n`` quantized blocks, unpacked: what the quantization says, not how a file stores it.
+
+    Codes are laid out *quads first*: ``codes[i, b, j]`` is weight ``4 * i + j`` of block ``b``. So every NumPy
+    operation over them is one long vector over the blocks, and four neighbouring codes are one 32-bit word for a
+    packer (``words``). Blocks follow each other as in the tensor, row by row; any range of them is a slice of
+    axis 1.
+
+    Attributes:
+        encoding: How codes, scales and minima give weights.
+        codes: uint8 (int8 where the encoding's codes are signed), shape (block_size / 4, n, 4), C-contiguous.
+        scales: float16, shape (n,).
+        minima: float16, shape (n,), or None where the encoding has none.
+    """
+
+    encoding: BlockEncoding
+    codes: NDArray[np.uint8] | NDArray[np.int8]
+    scales: NDArray[np.float16]
+    minima: NDArray[np.float16] | None = None
+
+    def __len__(self) -> int:
+        return int(self.scales.shape[0])
+
+    def words(self) -> NDArray[np.uint32]:
+        """The codes as little-endian words of four, shape (block_size / 4, n)."""
+        return np.ascontiguousarray(self.codes).view("<u4")[..., 0]
+
+    @staticmethod
+    def join(parts: Sequence[Blocks]) -> Blocks:
+        """Blocks of several parts, one after the other, without touching a code."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        minima = None if first.minima is None else np.concatenate([p.minima for p in parts if p.minima is not None])
+        codes = np.concatenate([p.codes for p in parts], axis=1)
+        return Blocks(first.encoding, codes, np.concatenate([p.scales for p in parts]), minima)
+
+
+Encoded: TypeAlias = "NDArray[np.generic] | Blocks"
+"""Rows of a tensor in memory: an array of the stored float type, shape (rows, columns), or `Blocks`."""
+
+
+# -------------------------------------------------------------------------------------------------- tensors
+
+
+class Source(Protocol):
+    """A stored tensor, seen as a matrix, whose rows can be read in any order and from any thread."""
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the rows are stored."""
+
+    def read(self, start: int, stop: int) -> Encoded:
+        """Reads rows ``start`` to ``stop`` into memory of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows ``start`` to ``stop`` of one source."""
+
+    source: Source
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor that is read when it is needed, and only the rows that are needed.
+
+    As a matrix it has ``rows`` rows of ``columns`` weights; the last dimension is the row. A vector counts as one
+    column, so that it can be cut anywhere. Slices and joins are views: they move no weight.
+
+    Attributes:
+        shape: The logical shape, outermost dimension first, in Python integers.
+        runs: Where its rows are, in order; neighbours of one source are one run.
+    """
+
+    shape: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    @staticmethod
+    def of(source: Source, shape: Sequence[int]) -> Tensor:
+        """The whole of a source."""
+        tensor = Tensor(tuple(shape), ())
+        return Tensor(tensor.shape, (Run(source, 0, tensor.rows),))
+
+    @property
+    def columns(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix."""
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How it is stored."""
+        return self.runs[0].source.encoding
+
+    @property
+    def label(self) -> str:
+        """Where it is stored, for messages."""
+        return self.runs[0].source.label if self.runs else "an empty tensor"
+
+    def slice_rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of a vector or a matrix, as a view."""
+        if not 0 <= start <= stop <= self.rows or len(self.shape) > 2:  # noqa: PLR2004
+            raise IndexError(f"rows {start}:{stop} of a tensor of shape {self.shape}")
+        return Tensor((stop - start, *self.shape[1:]), _cut(self.runs, start, stop))
+
+    def reshape(self, shape: Sequence[int]) -> Tensor:
+        """The same rows under another shape; the row itself must stay."""
+        other = Tensor(tuple(shape), self.runs)
+        if (other.rows, other.columns) != (self.rows, self.columns):
+            raise ValueError(f"{self.shape} cannot be seen as {tuple(shape)}")
+        return other
+
+    def read(self, start: int, stop: int) -> Encoded:
+        """Reads rows ``start`` to ``stop`` into memory of their own."""
+        pieces = _cut(self.runs, start, stop)
+        if len(pieces) == 1:
+            return pieces[0].source.read(pieces[0].start, pieces[0].stop)
+        return _join([run.source.read(run.start, run.stop) for run in pieces], len(pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """Float32 values that come from no file."""
+
+    label: str
+    values: tuple[float, ...]
+    encoding: Encoding = F32
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        return np.array(self.values[start:stop], dtype="<f4").reshape(-1, 1)
+
+
+def constant(values: Sequence[float], label: str) -> Tensor:
+    """A float32 vector of given values."""
+    return Tensor.of(_Constant(label, tuple(values)), (len(values),))
+
+
+def concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    """Joins vectors or matrices along their rows, as a view."""
+    rows = sum(t.shape[0] for t in tensors)
+    if len({t.shape[1:] for t in tensors}) != 1 or len({t.encoding for t in tensors}) != 1:
+        raise ValueError(f"cannot join {[(t.shape, t.encoding.name) for t in tensors]}")
+    return Tensor((rows, *tensors[0].shape[1:]), _merge(run for t in tensors for run in t.runs))
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Stacks matrices of one shape into one tensor with a new outermost dimension, as a view."""
+    if len({t.shape for t in tensors}) != 1:
+        raise ValueError(f"cannot stack {[t.shape for t in tensors]}")
+    joined = concatenate(tensors)
+    return joined.reshape((len(tensors), *tensors[0].shape))
+
+
+def _cut(runs: Iterable[Run], start: int, stop: int) -> tuple[Run, ...]:
+    """The runs of rows ``start`` to ``stop``."""
+    result, at = [], 0
+    for run in runs:
+        low, high = max(start - at, 0), min(stop - at, len(run))
+        if low < high:
+            result.append(Run(run.source, run.start + low, run.start + high))
+        at += len(run)
+    return tuple(result)
+
+
+def _merge(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Joins neighbouring runs of one source back into one, so that a fused tensor is read in one piece again."""
+    result: list[Run] = []
+    for run in runs:
+        if result and result[-1].source is run.source and result[-1].stop == run.start:
+            result[-1] = Run(run.source, result[-1].start, run.stop)
+        else:
+            result.append(run)
+    return tuple(result)
+
+
+def _join(pieces: Sequence[Encoded], count: int) -> Encoded:
+    blocks = [p for p in pieces if isinstance(p, Blocks)]
+    if len(blocks) == count:
+        return Blocks.join(blocks)
+    return np.concatenate([p for p in pieces if not isinstance(p, Blocks)])

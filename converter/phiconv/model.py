@@ -1,0 +1,164 @@
+"""What a model is, whatever file it came from and whatever runtime it goes to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from phiconv.ir import Tensor
+    from phiconv.tokenizer import Tokenizer
+
+__all__ = ["Checkpoint", "Experts", "Hyperparameters", "Model", "ModelCard", "Role", "Rope"]
+
+
+class Role(NamedTuple):
+    """What a weight is for: its canonical name, its layer, and whether it is the matrix or the bias.
+
+    Roles are always split (``attn_q``, ``attn_k``, ``attn_v``, ``ffn_gate``, ``ffn_up``), also where a checkpoint
+    stores them fused: those are row views of one stored tensor.
+    """
+
+    name: str
+    layer: int | None = None
+    part: str = "weight"
+
+    def __str__(self) -> str:
+        layer = "" if self.layer is None else f"layers.{self.layer}."
+        return f"{layer}{self.name}.{self.part}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding over the first ``dimensions`` of each head, in halves (NeoX style).
+
+    With ``short_factor`` and ``long_factor`` it is LongRoPE (https://arxiv.org/abs/2402.13753): frequency ``i`` is
+    divided by the short factor ``i`` up to ``original_context`` positions, by the long one beyond.
+
+    Attributes:
+        dimensions: Rotated dimensions of a head, even.
+        theta: Base of the frequencies.
+        short_factor, long_factor: ``dimensions / 2`` divisors each, or empty.
+        original_context: Positions the model was first trained for.
+        short_mscale, long_mscale: What cos and sin are multiplied by, at every length.
+    """
+
+    dimensions: int
+    theta: float
+    original_context: int
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    short_mscale: float = 1.0
+    long_mscale: float = 1.0
+
+    @staticmethod
+    def longrope_mscale(context: int, original_context: int) -> float:
+        """LongRoPE's attention factor, sqrt(1 + ln(s) / ln(original_context)) for s = context / original_context."""
+        scale = context / original_context
+        return math.sqrt(1 + math.log(scale) / math.log(original_context)) if scale > 1 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: how many there are, and how many a token uses."""
+
+    count: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """The validated numbers of a decoder; every architecture fills all of them.
+
+    Attributes:
+        norm_epsilon: Of every normalisation of the model.
+        head_dim: Dimensions of one attention head; heads * head_dim need not be hidden_size.
+        sliding_window: Positions that a token attends to, itself included; None for all.
+        tie_word_embeddings: The output matrix is the embedding matrix.
+        experts: None for a dense model.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    rope: Rope
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the files around the weights say about the model's name and origin, as read."""
+
+    folder: Path | None = None
+    readme: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a reader finds, before anybody knows what model it is.
+
+    Attributes:
+        path: What was opened.
+        format: The format it is stored in, a key of ``phiconv_formats.FORMATS``.
+        stored: Every tensor under its own name in the file, in the file's order.
+        config: The object of config.json, or None where there is none.
+        config_path: The file it comes from.
+        read_tokenizer: Takes the model's vocabulary size; None where there is no tokenizer.
+        card: Name and origin.
+        metadata: The file's own key/value pairs, where the format has them.
+    """
+
+    path: Path
+    format: str
+    stored: Mapping[str, Tensor]
+    config: Mapping[str, Any] | None = None
+    config_path: Path | None = None
+    read_tokenizer: Callable[[int], Tokenizer | None] = lambda _: None
+    card: ModelCard = field(default_factory=ModelCard)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that was opened; its weights are read when they are needed.
+
+    Attributes:
+        path: What was opened.
+        format: The format it is stored in, a key of ``phiconv_formats.FORMATS``.
+        stored: Every tensor under its own name in the file, in the file's order.
+        architecture: Key of ``phiconv.architectures.ARCHITECTURES``; None for a file of plain tensors.
+        hyperparameters: None exactly where ``architecture`` is.
+        tensors: The weights by role; empty exactly where ``architecture`` is None.
+        tokenizer: None where there is none.
+        card: Name and origin.
+        metadata: The file's own key/value pairs, where the format has them.
+    """
+
+    path: Path
+    format: str
+    stored: Mapping[str, Tensor]
+    architecture: str | None = None
+    hyperparameters: Hyperparameters | None = None
+    tensors: Mapping[Role, Tensor] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    card: ModelCard = field(default_factory=ModelCard)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Number of weights stored."""
+        return sum(t.size for t in self.stored.values())

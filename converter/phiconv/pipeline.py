@@ -1,0 +1,208 @@
+"""The streaming engine: carries a `Package` out in bounded memory, in any executor.
+
+A tensor is cut into spans of rows, a span into tiles that fit a processor's cache. A worker reads a tile, encodes it,
+packs it and writes it to its place; so memory is a few tiles per worker whatever the model's size, and the bytes do
+not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from phiconv import checks
+from phiconv.errors import WeightError
+from phiconv.ir import FloatEncoding
+from phiconv.outputs import partial_files
+from phiconv.quantizers import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Executor, Future
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from phiconv.ir import Encoded
+    from phiconv.outputs import PartialFile
+    from phiconv_formats.output import Package, Stream
+
+__all__ = ["Progress", "TensorReport", "run"]
+
+TILE = 1 << 18
+"""Weights that a worker handles at once: large enough that NumPy's overhead vanishes, small enough for the L2 cache."""
+
+_SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
+
+
+class Progress(Protocol):
+    """Is told how far a conversion is."""
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        """``done`` of ``total`` weights are written; the last one finished belongs to tensor ``name``."""
+
+
+@dataclass(slots=True)
+class TensorReport:
+    """What happened to one tensor.
+
+    Attributes:
+        name: Its name in the output.
+        nonfinite: Weights of the source that are NaN or infinite.
+        overflows: Weights or scales that the target type could not hold, and that became infinite.
+    """
+
+    name: str
+    nonfinite: int = 0
+    overflows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A task: some rows of one stream."""
+
+    index: int
+    start: int
+    stop: int
+    weights: int
+
+
+def run(
+    package: Package,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    jobs: int | None = None,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> list[TensorReport]:
+    """Writes an output.
+
+    Args:
+        package: The output without its weights.
+        folder: Where it goes; it must exist.
+        executor: Any executor; by default a pool of ``jobs`` threads. NumPy leaves the interpreter free while it
+            works, so threads are as good as processes here.
+        jobs: Number of threads, and twice as many tasks are under way at once; by default one per processor.
+        force: Replace files that exist.
+        allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
+        progress: Called from this thread after each task.
+
+    Returns:
+        One report per tensor, in order.
+
+    Raises:
+        WeightError: A weight that is not finite, or too large for the target type.
+        OutputError: The output cannot be written.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    reports = [TensorReport(s.name) for s in package.streams]
+    own = executor is None
+    with partial_files(folder, package.files, force=force) as files:
+        pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv") if executor is None else executor
+        # An own pool is joined before the files are renamed or removed; a foreign one lives on.
+        context: AbstractContextManager[object] = pool if own else nullcontext()
+        with context:
+            _stream(package, files, pool, 2 * jobs, reports, progress, allow_nonfinite=allow_nonfinite)
+    return reports
+
+
+def _stream(
+    package: Package,
+    files: dict[str, PartialFile],
+    pool: Executor,
+    limit: int,
+    reports: list[TensorReport],
+    progress: Progress | None,
+    *,
+    allow_nonfinite: bool,
+) -> None:
+    """Keeps ``limit`` tasks under way until all are done or one fails."""
+    total = sum(s.tensor.size for s in package.streams)
+    left = [0] * len(package.streams)
+    for span in _spans(package):
+        left[span.index] += 1
+    done = 0
+    spans = _spans(package)
+    running: dict[Future[tuple[int, int]], _Span] = {}
+    try:
+        while True:
+            while len(running) < limit and (span := next(spans, None)) is not None:
+                stream = package.streams[span.index]
+                targets = [files[s.file] for s in stream.segments]
+                task = pool.submit(_convert_span, stream, span, targets, allow_nonfinite)
+                running[task] = span
+            if not running:
+                return
+            for task in wait(running, return_when=FIRST_COMPLETED).done:
+                span = running.pop(task)
+                report = reports[span.index]
+                nonfinite, overflows = task.result()
+                report.nonfinite += nonfinite
+                report.overflows += overflows
+                done += span.weights
+                left[span.index] -= 1
+                if left[span.index] == 0 and report.overflows and not allow_nonfinite:
+                    raise _overflow(package.streams[span.index], report)
+                if progress is not None:
+                    progress(done, total, report.name)
+    finally:
+        for task in running:
+            task.cancel()
+        wait(running)
+
+
+def _nonfinite(stream: Stream, values: Encoded, start: int) -> WeightError:
+    where = ""
+    if isinstance(values, np.ndarray):
+        row, column = checks.first_nonfinite(values)
+        where = f" at row {start + row}, column {column}"
+    return WeightError(
+        f"a weight is NaN or infinite{where}",
+        path=stream.tensor.label,
+        hint="the checkpoint is damaged; give --allow-nonfinite to convert it all the same",
+    )
+
+
+def _overflow(stream: Stream, report: TensorReport) -> WeightError:
+    what = "weights" if isinstance(stream.encoding, FloatEncoding) else "block scales"
+    return WeightError(
+        f"{report.overflows} {what} are too large for {stream.encoding.name}",
+        path=stream.tensor.label,
+        hint="give --bf16 or --f32, or --allow-nonfinite to let them become infinite",
+    )
+
+
+def _spans(package: Package) -> Iterator[_Span]:
+    for index, stream in enumerate(package.streams):
+        rows, columns = stream.tensor.rows, max(stream.tensor.columns, 1)
+        step = max(_SPAN // columns, 1)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield _Span(index, start, stop, (stop - start) * columns)
+
+
+def _convert_span(
+    stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
+) -> tuple[int, int]:
+    """Converts the rows of one task; returns how many weights were not finite, and how many overflowed."""
+    step = max(TILE // max(stream.tensor.columns, 1), 1)
+    nonfinite = overflows = 0
+    for start in range(span.start, span.stop, step):
+        stop = min(start + step, span.stop)
+        values = stream.tensor.read(start, stop)
+        bad = checks.count_nonfinite(values)
+        if bad and not allow_nonfinite:
+            raise _nonfinite(stream, values, start)
+        nonfinite += bad
+        encoded = values if stream.tensor.encoding == stream.encoding else encode(values, stream.encoding)
+        if checks.may_overflow(stream.tensor.encoding, stream.encoding):
+            overflows += max(checks.count_nonfinite(encoded) - bad, 0)
+        for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
+            target.write(segment.offset + start * segment.row_bytes, data)
+    return nonfinite, overflows

@@ -1,0 +1,147 @@
+"""A dry run: every tensor's target type and the exact size of every file, before a weight is read."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv.errors import MissingFileError, OutputError, UsageError
+from phiconv.recipes import find_recipe
+from phiconv_formats import find_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from phiconv.ir import Encoding
+    from phiconv.model import Model
+    from phiconv_formats.output import OutputTensor, Package
+
+__all__ = ["Plan", "TensorPlan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What becomes of one tensor.
+
+    Attributes:
+        name: Its name in the output.
+        shape: Outermost dimension first.
+        stored: How the source stores it.
+        encoding: How the output will.
+        nbytes: Bytes in the output.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: Encoding
+    encoding: Encoding
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A conversion that has not happened yet.
+
+    Attributes:
+        model: The source.
+        folder: Where the files go.
+        target: Name of the format.
+        recipe: Name of the recipe.
+        package: The output without its weights.
+        tensors: What becomes of each tensor, in the order of the output.
+    """
+
+    model: Model
+    folder: Path
+    target: str
+    recipe: str
+    package: Package
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that will be there."""
+        return tuple(self.folder / f.name for f in self.package.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return self.package.size
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight over all tensors."""
+        weights = sum(s.tensor.size for s in self.package.streams)
+        return 8 * sum(s.nbytes for s in self.package.streams) / weights if weights else 0.0
+
+    @property
+    def free_space(self) -> int:
+        """Bytes that are free where the output goes."""
+        return shutil.disk_usage(self.folder).free
+
+
+def make_plan(
+    model: Model,
+    destination: Path,
+    *,
+    to: str | None = None,
+    quant: str | None = None,
+    split_max_size: int | None = None,
+) -> Plan:
+    """Plans a conversion; see `phiconv.convert` for the arguments.
+
+    Raises:
+        UsageError: Options that the target does not know.
+        UnsupportedModelError: A model that the target cannot hold.
+        OutputError: A destination that cannot be written to.
+    """
+    target = find_target(destination, to)
+    assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
+    writer = target.writer()
+    tensors = writer.tensors(model)
+    if not tensors:
+        raise UsageError("there is no tensor to convert", path=model.path)
+    if model.architecture is not None and model.tokenizer is None:
+        raise MissingFileError(
+            "no tokenizer beside the weights",
+            path=model.path,
+            hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
+        )
+    recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
+    folder, file_name = _place(destination, target.suffixes, model, recipe.name)
+    _check_place(model, folder, folder / file_name)
+    package = writer.package(
+        model,
+        tensors,
+        [recipe.choose(t) for t in tensors],
+        file_name=file_name,
+        recipe=recipe.name,
+        split_max_size=split_max_size,
+    )
+    return Plan(model, folder, target.name, recipe.name, package, _tensor_plans(tensors, package))
+
+
+def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
+    return tuple(
+        TensorPlan(t.name, t.tensor.shape, t.tensor.encoding, s.encoding, s.nbytes)
+        for t, s in zip(tensors, package.streams, strict=True)
+    )
+
+
+def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:
+    """Folder and file name of the output; in a folder the file is named after the model and the recipe."""
+    if destination.name.endswith(suffixes) and not destination.is_dir():
+        return destination.parent, destination.name
+    source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
+    return destination, f"{source}-{recipe}{suffixes[0]}"
+
+
+def _check_place(model: Model, folder: Path, file: Path) -> None:
+    """Refuses to write over the source, into it, or to where nothing can be written."""
+    if model.path.is_dir() and folder.resolve().is_relative_to(model.path.resolve()):
+        raise OutputError("the destination is inside the source folder", path=file, hint="choose another folder")
+    if file.exists() and file.samefile(model.path):
+        raise OutputError("the destination is the source", path=file, hint="choose another name")
+    if not folder.is_dir():
+        raise OutputError("the folder of the destination does not exist", path=folder, hint="make it first")

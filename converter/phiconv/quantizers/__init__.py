@@ -1,0 +1,64 @@
+"""What quantization computes: pure functions from tiles of float weights to `Blocks`, and back.
+
+Nothing here knows how a file stores a block; that is a format's packer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from phiconv import ir
+from phiconv.errors import UsageError
+from phiconv.quantizers import affine
+from phiconv.quantizers.floats import narrow, widen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["QUANTIZERS", "Quantizer", "decode", "encode"]
+
+Quantizer: TypeAlias = "Callable[[NDArray[Any]], ir.Blocks]"
+"""From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order."""
+
+QUANTIZERS: dict[ir.BlockEncoding, Quantizer] = {
+    ir.Q4_0: affine.q4_0,
+    ir.Q4_1: affine.q4_1,
+    ir.Q5_0: affine.q5_0,
+    ir.Q5_1: affine.q5_1,
+    ir.Q8_0: affine.q8_0,
+}
+
+
+def encode(values: NDArray[Any], encoding: ir.Encoding) -> ir.Encoded:
+    """Converts or quantizes rows of weights.
+
+    Args:
+        values: Any stored float type, shape (rows, columns). A float64 is rounded to float32 first.
+        encoding: What to make of them. For a block encoding, columns is a multiple of its block size.
+
+    Returns:
+        ``values`` in the encoding's float type (the same array if it has it), or their blocks.
+    """
+    if isinstance(encoding, ir.FloatEncoding):
+        return narrow(values, encoding)
+    if not isinstance(encoding, ir.BlockEncoding) or encoding not in QUANTIZERS:
+        raise UsageError(f"phiconv has no quantizer for {encoding.name}")
+    if values.shape[-1] % encoding.block_size:
+        raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
+    return QUANTIZERS[encoding](widen(values) if values.dtype.itemsize == 8 else values)
+
+
+def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
+    """The weights that rows stand for.
+
+    Args:
+        encoded: Rows in a stored float type, or their blocks.
+        columns: Weights in a row.
+
+    Returns:
+        float32, shape (rows, columns); a float64 is rounded to it.
+    """
+    weights = affine.dequantize(encoded) if isinstance(encoded, ir.Blocks) else widen(encoded)
+    return weights.reshape(-1, columns)

@@ -1,0 +1,319 @@
+"""What a person, or a program with ``--json``, looks at."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from phiconv import recipes
+from phiconv.architectures import ARCHITECTURES
+from phiconv.errors import printable
+from phiconv_formats import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from phiconv.api import Result
+    from phiconv.ir import Tensor
+    from phiconv.model import Model
+    from phiconv.pipeline import Progress
+    from phiconv.planning import Plan
+
+__all__ = [
+    "formats_lines",
+    "formats_object",
+    "inspect_lines",
+    "inspect_object",
+    "plan_lines",
+    "plan_object",
+    "progress_display",
+    "result_lines",
+    "result_object",
+]
+
+# Buffers of one worker: a tile as stored, as float32, as codes and as packed bytes, and the quantizer's scratch.
+_MEMORY_PER_JOB = 16 << 20
+_MEMORY_BASE = 96 << 20
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def count_text(count: float) -> str:
+    """A number of weights as people read it."""
+    for unit in ("", "K", "M"):
+        if count < 1000:
+            return f"{count:.0f}{unit}" if not unit else f"{count:.1f}{unit}"
+        count /= 1000
+    return f"{count:.2f}B"
+
+
+def _shape_text(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
+
+
+def _table(rows: list[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
+    """Aligned columns; those in ``right`` are numbers."""
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))] if rows else []
+    cells = ([c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows)
+    return ["  " + "  ".join(row).rstrip() for row in cells]
+
+
+# ------------------------------------------------------------------------------------------------- inspect
+
+
+def inspect_object(model: Model, *, tensors: bool = True) -> dict[str, Any]:
+    """What is in a model, for ``--json``."""
+    result: dict[str, Any] = {
+        "path": str(model.path),
+        "format": model.format,
+        "architecture": model.architecture,
+        "parameters": model.size,
+        "bytes": sum(round(t.size * t.encoding.bits_per_weight / 8) for t in model.stored.values()),
+        "types": dict(_types(model.stored.values())),
+        "hyperparameters": _hyperparameters(model),
+        "tokenizer": _tokenizer(model),
+        "metadata": {k: v if not isinstance(v, list) else f"{len(v)} items" for k, v in model.metadata.items()},
+    }
+    if tensors:
+        result["tensors"] = [
+            {"name": n, "shape": list(t.shape), "type": t.encoding.name, "bits_per_weight": t.encoding.bits_per_weight}
+            for n, t in model.stored.items()
+        ]
+    return result
+
+
+def inspect_lines(model: Model, *, tensors: bool = True) -> list[str]:
+    """What is in a model, for people."""
+    stored = list(model.stored.values())
+    nbytes = sum(t.size * t.encoding.bits_per_weight / 8 for t in stored)
+    bits = 8 * nbytes / model.size if model.size else 0
+    types = ", ".join(f"{count} {name}" for name, count in _types(stored).most_common())
+    lines = [
+        f"{model.path}: {model.format}, {model.architecture or 'plain tensors'}",
+        f"  {count_text(model.size)} parameters in {len(stored)} tensors ({types}), {size_text(nbytes)}, {bits:.2f} bits per weight",
+    ]
+    lines += [f"  {key}: {printable(value)}" for key, value in (_hyperparameters(model) or {}).items()]
+    if tokenizer := _tokenizer(model):
+        lines += [f"  tokenizer {key}: {printable(value)}" for key, value in tokenizer.items()]
+    lines += [f"  {printable(key)} = {_value_text(value)}" for key, value in model.metadata.items()]
+    if tensors:
+        rows = [(printable(n), _shape_text(t.shape), t.encoding.name) for n, t in model.stored.items()]
+        lines += _table(rows)
+    return lines
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, list):
+        head = ", ".join(printable(repr(v), 30) for v in value[:4])
+        return f"[{head}{', …' if len(value) > 4 else ''}] ({len(value)} items)"
+    return printable(repr(value), 120)
+
+
+def _types(tensors: Iterable[Tensor]) -> Counter[str]:
+    return Counter(t.encoding.name for t in tensors)
+
+
+def _hyperparameters(model: Model) -> dict[str, Any] | None:
+    hp = model.hyperparameters
+    if hp is None:
+        return None
+    rope = f"{hp.rope.dimensions} of {hp.head_dim} dimensions, theta {hp.rope.theta:g}"
+    if hp.rope.long_factor:
+        rope += f", longrope from {hp.rope.original_context} positions, times {hp.rope.short_mscale:.7g}"
+    result = {
+        "vocab_size": hp.vocab_size,
+        "hidden_size": hp.hidden_size,
+        "intermediate_size": hp.intermediate_size,
+        "num_hidden_layers": hp.num_hidden_layers,
+        "num_attention_heads": hp.num_attention_heads,
+        "num_key_value_heads": hp.num_key_value_heads,
+        "head_dim": hp.head_dim,
+        "max_position_embeddings": hp.max_position_embeddings,
+        "norm_epsilon": hp.norm_epsilon,
+        "rope": rope,
+        "sliding_window": hp.sliding_window,
+        "tie_word_embeddings": hp.tie_word_embeddings,
+    }
+    if hp.experts:
+        result["experts"] = f"{hp.experts.used} of {hp.experts.count}"
+    return result
+
+
+def _tokenizer(model: Model) -> dict[str, Any] | None:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return None
+    known = sum(t is not None for t in tokenizer.tokens)
+    result: dict[str, Any] = {"kind": tokenizer.kind, "tokens": known, "added": len(tokenizer.added)}
+    for role, token in tokenizer.special_ids.items():
+        text = tokenizer.tokens[token] if token < len(tokenizer.tokens) else None
+        result[role] = f"{token} {text!r}"
+    if tokenizer.eos_ids:
+        result["ends generation"] = list(tokenizer.eos_ids)
+    result["chat templates"] = list(tokenizer.chat_templates)
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------- plan
+
+
+def plan_object(plan: Plan) -> dict[str, Any]:
+    """A plan, for ``--json``."""
+    return {
+        "source": str(plan.model.path),
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "files": [{"path": str(p), "bytes": f.size} for p, f in zip(plan.files, plan.package.files, strict=True)],
+        "bytes": plan.size,
+        "bits_per_weight": plan.bits_per_weight,
+        "free_bytes": plan.free_space,
+        "memory_bytes": _memory(plan),
+        "notes": list(plan.package.notes),
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "from": t.stored.name, "to": t.encoding.name, "bytes": t.nbytes}
+            for t in plan.tensors
+        ],
+    }
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan, for people."""
+    rows = [
+        (printable(t.name), _shape_text(t.shape), t.stored.name, "->", t.encoding.name, size_text(t.nbytes))
+        for t in plan.tensors
+    ]
+    return [
+        f"{plan.model.path} -> {plan.target} {plan.recipe}",
+        *_table(rows, frozenset({5})),
+        *(f"{path}: {file.size} bytes" for path, file in zip(plan.files, plan.package.files, strict=True)),
+        f"{size_text(plan.size)} ({plan.bits_per_weight:.2f} bits per weight), {size_text(plan.free_space)} free; "
+        f"memory about {size_text(_memory(plan))}",
+        *(f"note: {printable(n)}" for n in plan.package.notes),
+    ]
+
+
+def _memory(plan: Plan, jobs: int = 2) -> int:
+    widest = max((t.tensor.columns for t in plan.package.streams), default=0)
+    head = sum(len(data) for f in plan.package.files for _, data in f.chunks)
+    return _MEMORY_BASE + jobs * max(_MEMORY_PER_JOB, 16 * widest) + 4 * head
+
+
+# --------------------------------------------------------------------------------------------------- result
+
+
+def result_object(result: Result) -> dict[str, Any]:
+    """A finished conversion, for ``--json``."""
+    plan = result.plan
+    return {
+        "files": [str(p) for p in result.files],
+        "bytes": result.size,
+        "seconds": round(result.seconds, 3),
+        "target": plan.target,
+        "recipe": plan.recipe,
+        "bits_per_weight": plan.bits_per_weight,
+        "notes": list(plan.package.notes),
+        "tensors": [
+            {"name": t.name, "type": s.encoding.name, "nonfinite": t.nonfinite, "overflows": t.overflows}
+            for t, s in zip(result.tensors, plan.package.streams, strict=True)
+        ],
+    }
+
+
+def result_lines(result: Result) -> list[str]:
+    """A finished conversion, for people."""
+    plan = result.plan
+    names = str(result.files[0]) if len(result.files) == 1 else f"{result.files[0]} and {len(result.files) - 1} more"
+    lines = [
+        f"{printable(names)}: {plan.recipe}, {size_text(result.size)}, {plan.bits_per_weight:.2f} bits per weight, "
+        f"{result.seconds:.1f} s"
+    ]
+    for tensor in result.tensors:
+        if tensor.nonfinite:
+            lines.append(f"warning: {printable(tensor.name)}: {tensor.nonfinite} weights are NaN or infinite")
+        if tensor.overflows:
+            lines.append(f"warning: {printable(tensor.name)}: {tensor.overflows} values became infinite")
+    return [*lines, *(f"note: {printable(n)}" for n in plan.package.notes)]
+
+
+# -------------------------------------------------------------------------------------------------- formats
+
+
+def formats_object() -> dict[str, Any]:
+    """What phiconv reads and writes, for ``--json``."""
+    return {
+        "formats": [
+            {"name": f.name, "title": f.title, "suffixes": list(f.suffixes), "read": f.reader is not None, "write": f.writer is not None}
+            for f in FORMATS.values()
+        ],
+        "presets": recipes.PRESETS,
+        "quantizations": {target: list(names) for target, names in recipes.RECIPES.items()},
+        "architectures": {a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()},
+    }
+
+
+def formats_lines() -> list[str]:
+    """What phiconv reads and writes, for people."""
+    lines = ["Formats:"]
+    for f in FORMATS.values():
+        ways = " and ".join(w for w, can in (("read", f.reader), ("written", f.writer)) if can)
+        lines.append(f"  {f.name} ({', '.join(f.suffixes)}): {ways}; {f.title}")
+    for target, presets in recipes.PRESETS.items():
+        lines.append(f"Presets for {target}: " + ", ".join(f"--{k} = {v}" for k, v in presets.items()))
+        lines.append(f"Quantizations for {target} (--quant): {', '.join(recipes.RECIPES[target])}")
+    lines.append("Models:")
+    lines += [f"  {a.name} ({', '.join(a.classes)}): {a.title}" for a in ARCHITECTURES.values()]
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------- progress
+
+
+@contextlib.contextmanager
+def progress_display(*, quiet: bool) -> Iterator[Progress | None]:
+    """Progress on stderr: a bar on a terminal, a plain line every few seconds otherwise, nothing if ``quiet``."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar() as progress:
+            yield progress
+    else:
+        yield _plain_progress()
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("converting", total=None)
+
+        def update(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=printable(name, 40))
+
+        yield update
+
+
+def _plain_progress(interval: float = 5.0) -> Progress:
+    started = last = time.monotonic()
+
+    def update(done: int, total: int, name: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= interval:
+            last = now
+            left = (now - started) * (total - done) / done
+            sys.stderr.write(f"{100 * done // total:3d} %, about {left:.0f} s left, {printable(name, 60)}\n")
+
+    return update

@@ -1,0 +1,51 @@
+"""Opening a model: a reader finds the tensors, an architecture says what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phiconv import architectures
+from phiconv.architectures.config import Config
+from phiconv.model import Model
+from phiconv_formats import find_reader
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["open_model"]
+
+
+def open_model(path: str | PathLike[str]) -> Model:
+    """Opens a model without reading its weights.
+
+    Args:
+        path: A model folder, a ``.safetensors`` file (its siblings are found), an index of shards, or a ``.gguf``.
+
+    Returns:
+        The model. Without a config.json, and for now for a GGUF, it is a file of plain tensors: ``architecture`` is
+        None and ``tensors`` is empty, while ``stored`` has every tensor.
+
+    Raises:
+        MissingFileError: There is nothing there, or a part of it is missing.
+        MalformedFileError, ConfigError: A file does not follow its format, or does not fit the others.
+        UnsupportedModelError: A kind of model or file that phiconv does not read.
+    """
+    path = Path(path)
+    found = find_reader(path)(path)
+    if found.config is None:
+        return Model(path, found.format, found.stored, metadata=found.metadata)
+    config = Config(found.config, found.config_path)
+    architecture = architectures.find(config)
+    hyperparameters = architecture.parse(config)
+    return Model(
+        path=path,
+        format=found.format,
+        stored=found.stored,
+        architecture=architecture.name,
+        hyperparameters=hyperparameters,
+        tensors=architectures.read_weights(architecture, hyperparameters, found.stored, path),
+        tokenizer=found.read_tokenizer(hyperparameters.vocab_size),
+        card=found.card,
+        metadata=found.metadata,
+    )

@@ -1,0 +1,141 @@
+"""What a tokenizer is, whatever files it came from; it does not tokenize, it says what a runtime's tokenizer needs.
+
+Kinds of tokenizers among the Phi models: SentencePiece BPE over characters with byte fallback (Phi-3), and BPE
+over bytes with a regular expression that splits the text first (Phi-1, Phi-2, Phi-4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "ROLES",
+    "AddedToken",
+    "Kind",
+    "SentencePieceOptions",
+    "Split",
+    "SplitName",
+    "TokenType",
+    "Tokenizer",
+]
+
+Kind: TypeAlias = Literal["sentencepiece", "byte-bpe"]
+SplitName: TypeAlias = Literal["gpt2", "cl100k", "o200k"]
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""What a special token can be for."""
+
+
+class TokenType(IntEnum):
+    """What a token is for, with the numbers of SentencePiece and of GGUF."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is found in the text as a whole, before the rest of the text is tokenized.
+
+    Attributes:
+        special: Not part of the text that people read; a decoder can leave it out.
+        lstrip, rstrip: It swallows the white space before, or after, it.
+        normalized: It is looked for in the normalized text.
+        single_word: It is found only between characters that are no letters.
+    """
+
+    id: int
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
+    single_word: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a byte-level tokenizer cuts the text into words, inside of which it merges.
+
+    Attributes:
+        name: The known split that it is: GPT-2's, that of tiktoken's cl100k, or that of o200k; None for another.
+        text: What the file says, for messages: the regular expression, or the pre-tokenizer's settings.
+    """
+
+    name: SplitName | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SentencePieceOptions:
+    """What SentencePiece does with the text before it merges.
+
+    Attributes:
+        add_dummy_prefix: The text gets a space in front.
+        remove_extra_whitespaces: Runs of spaces become one.
+        byte_fallback: A character without a piece becomes its UTF-8 bytes.
+        charsmap: SentencePiece's compiled character replacements; empty where characters stay as they are.
+    """
+
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = False
+    byte_fallback: bool = True
+    charsmap: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """The vocabulary and the rules of a tokenizer.
+
+    Attributes:
+        kind: Which algorithm.
+        tokens: Text by id, None where the ids have a gap. SentencePiece writes a space as U+2581; a byte-level
+            tokenizer writes each byte as one character, GPT-2's way. Added tokens are plain text.
+        types: Type by id, UNUSED in a gap; CONTROL or USER_DEFINED for added tokens.
+        scores: Score by id, the highest merges first; empty for a byte-level tokenizer.
+        merges: Pairs of tokens in the order in which they merge; may be empty for SentencePiece.
+        added: Added tokens by id; they stand in ``tokens`` too.
+        special_ids: Id by role (see `ROLES`; also "eot", end of a turn), in the order in which they were found.
+        eos_ids: Every id that ends a generation, as the generation settings have it; empty if they do not say.
+        add_special: Whether a token is put before ("bos"), between ("sep") or after ("eos") the text, by role;
+            a role that no file mentions is not there.
+        chat_templates: Jinja text by name, the usual one under "default". They are data: nothing renders them.
+        split: Of a byte-level tokenizer.
+        sentencepiece: Of a SentencePiece tokenizer.
+    """
+
+    kind: Kind
+    tokens: tuple[str | None, ...]
+    types: tuple[TokenType, ...]
+    scores: tuple[float, ...] = ()
+    merges: tuple[tuple[str, str], ...] = ()
+    added: tuple[AddedToken, ...] = ()
+    special_ids: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    eos_ids: tuple[int, ...] = ()
+    add_special: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    chat_templates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    split: Split | None = None
+    sentencepiece: SentencePieceOptions | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def add_bos(self) -> bool | None:
+        """Whether the text gets a bos token in front; None if no file says."""
+        return self.add_special.get("bos")
+
+    @property
+    def add_eos(self) -> bool | None:
+        """Whether the text gets an eos token at its end; None if no file says."""
+        return self.add_special.get("eos")

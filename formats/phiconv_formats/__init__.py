@@ -1,0 +1,133 @@
+"""Bytes on disk: one module or package per format, and the one list of them.
+
+A reader turns a path into a `phiconv.model.Checkpoint`; a writer turns a `phiconv.model.Model` into a
+`phiconv_formats.output.Package`, which the pipeline carries out. Formats are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from phiconv.errors import InputError, MissingFileError, UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from phiconv.ir import Encoding
+    from phiconv.model import Checkpoint, Model
+    from phiconv_formats.output import OutputTensor, Package
+
+__all__ = ["FORMATS", "Format", "Reader", "Writer", "find_reader", "find_target"]
+
+
+class Reader(Protocol):
+    """Opens a path of its format; reads no weight."""
+
+    def __call__(self, path: Path) -> Checkpoint:
+        """Opens ``path``; see `phiconv.errors.InputError` for what may be wrong with it."""
+
+
+class Writer(Protocol):
+    """Lays out a file of its format; reads no weight."""
+
+    def tensors(self, model: Model) -> list[OutputTensor]:
+        """What the runtime wants stored, in the order of the file."""
+
+    def package(
+        self,
+        model: Model,
+        tensors: Sequence[OutputTensor],
+        encodings: Sequence[Encoding],
+        *,
+        file_name: str,
+        recipe: str,
+        split_max_size: int | None = None,
+    ) -> Package:
+        """The whole output, but for the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format by name.
+
+    Attributes:
+        name: What ``--to`` takes.
+        title: What it is.
+        suffixes: File names that end so are of this format.
+        reader: Imports and returns its reader; None if it cannot be read.
+        writer: Imports and returns its writer; None if it cannot be written.
+    """
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    reader: Callable[[], Reader] | None = None
+    writer: Callable[[], Writer] | None = None
+
+
+def _huggingface_reader() -> Reader:
+    from phiconv_formats.huggingface import open_checkpoint
+
+    return open_checkpoint
+
+
+def _gguf_reader() -> Reader:
+    from phiconv_formats.gguf import open_checkpoint
+
+    return open_checkpoint
+
+
+def _gguf_writer() -> Writer:
+    from phiconv_formats.gguf import GgufWriter
+
+    return GgufWriter()
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format(
+            "safetensors",
+            "a Hugging Face folder, a .safetensors file with its siblings, or a sharded one by its index",
+            (".safetensors", ".safetensors.index.json"),
+            reader=_huggingface_reader,
+        ),
+        Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
+    )
+}
+"""Every format, by name."""
+
+_PYTORCH = (".bin", ".pt", ".pth", ".bin.index.json")
+
+
+def find_reader(path: Path) -> Reader:
+    """The reader for a path, by what the path looks like; a folder is a Hugging Face folder."""
+    if not path.exists():
+        raise MissingFileError("no such file or folder", path=path)
+    if path.name.endswith(_PYTORCH):
+        raise UnsupportedModelError(
+            "PyTorch checkpoints are not supported yet", path=path, hint="save it again as .safetensors"
+        )
+    for entry in FORMATS.values():
+        if entry.reader is not None and (path.name.endswith(entry.suffixes) or (path.is_dir() and entry.name == "safetensors")):
+            return entry.reader()
+    suffixes = ", ".join(s for f in FORMATS.values() if f.reader for s in f.suffixes)
+    raise InputError("not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}")
+
+
+def find_target(destination: Path, name: str | None) -> Format:
+    """The format to write: by name, or by the destination's suffix."""
+    writable = {f.name: f for f in FORMATS.values() if f.writer is not None}
+    if name is not None:
+        if name not in writable:
+            raise UsageError(f"--to {name}: unknown format", hint=f"one of {', '.join(writable)}")
+        return writable[name]
+    for entry in writable.values():
+        if destination.name.endswith(entry.suffixes):
+            return entry
+    suffixes = ", ".join(s for f in writable.values() for s in f.suffixes)
+    raise UsageError(
+        "cannot tell the format from this name", path=destination, hint=f"end it in {suffixes}, or give --to"
+    )

@@ -1,0 +1,210 @@
+"""Input files: regular files only, read at given offsets, from any thread or process.
+
+A model file comes from a stranger, and so does its name in a folder: opening it must not block (a FIFO), must
+not run forever (``/dev/zero``), and must not mix two versions of a file that somebody replaces meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phiconv.errors import InputError, MalformedFileError, MissingFileError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self, TypeAlias
+
+    Stamp: TypeAlias = tuple[int, int, int, int]
+
+__all__ = ["InputFile", "read_small_file"]
+
+# Not every system has each of these. O_NONBLOCK: opening a FIFO with no writer must not wait for one.
+_OPEN_FLAGS = os.O_RDONLY
+for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
+    _OPEN_FLAGS |= getattr(os, _name, 0)
+
+_HAS_PREADV = hasattr(os, "preadv")
+
+
+class InputFile:
+    """A regular file, opened when it is first needed and read at given offsets.
+
+    Reads may come from any thread at once. A copy in another process (pickle) opens the file again, and
+    refuses it if it is no longer the same. ``close`` may be called when no read is running; a later read
+    opens the file again.
+
+    Attributes:
+        path: The file, as it was given.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._descriptor = -1
+        self._stamp: Stamp | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"InputFile({str(self.path)!r})"
+
+    def __getstate__(self) -> tuple[Path, Stamp | None]:
+        return self.path, self._stamp
+
+    def __setstate__(self, state: tuple[Path, Stamp | None]) -> None:
+        self.path, self._stamp = state
+        self._descriptor = -1
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Tensors share the file and nobody owns it: it is closed with the last of them.
+        if getattr(self, "_descriptor", -1) >= 0:
+            self.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was first opened."""
+        return self._first_stamp()[2]
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: two paths with one identity are one file."""
+        return self._first_stamp()[:2]
+
+    def changed(self) -> bool:
+        """Whether the path now holds other bytes than when the file was first opened (by size and time)."""
+        first = self._first_stamp()
+        try:
+            descriptor, now = _open_regular(self.path)
+        except InputError:
+            return True
+        os.close(descriptor)
+        return now != first
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fills ``buffer`` with the bytes from ``offset`` on.
+
+        Raises:
+            MalformedFileError: The file ends before the buffer is full.
+        """
+        descriptor = self._open()
+        view = memoryview(buffer)
+        if not 0 <= offset <= self.size - view.nbytes:
+            raise self._too_short(offset, view.nbytes, self.size)
+        if not view.nbytes:  # memoryview.cast refuses empty shapes
+            return
+        view = view.cast("B")
+        done = 0
+        while done < len(view):
+            count = self._read_some(descriptor, offset + done, view[done:])
+            if count == 0:
+                raise self._too_short(offset, len(view), offset + done)
+            done += count
+
+    def read_bytes(self, offset: int, count: int) -> bytes:
+        """The ``count`` bytes from ``offset`` on; nothing is allocated if the file is shorter.
+
+        Raises:
+            MalformedFileError: The file ends before that.
+        """
+        if not 0 <= offset <= self.size - count:
+            raise self._too_short(offset, count, self.size)
+        buffer = bytearray(count)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Closes the file, if it is open."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _first_stamp(self) -> Stamp:
+        if self._stamp is None:
+            self._open()
+        assert self._stamp is not None  # noqa: S101 - _open sets it
+        return self._stamp
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._descriptor < 0:
+                descriptor, now = _open_regular(self.path)
+                if self._stamp not in (None, now):
+                    os.close(descriptor)
+                    raise MalformedFileError(
+                        "the file changed while it was being read", path=self.path, hint="run again"
+                    )
+                self._stamp, self._descriptor = now, descriptor
+            return self._descriptor
+
+    def _read_some(self, descriptor: int, offset: int, view: memoryview) -> int:
+        try:
+            if _HAS_PREADV:
+                return os.preadv(descriptor, [view], offset)
+            with self._lock:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                # At most 1 MiB: os.read makes a copy.
+                data = os.read(descriptor, min(len(view), 1 << 20))
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise InputError(reason, path=self.path, at=f"byte {offset}") from error
+        view[: len(data)] = data
+        return len(data)
+
+    def _too_short(self, offset: int, count: int, end: int) -> MalformedFileError:
+        return MalformedFileError(
+            f"the file ends at byte {end}, and bytes {offset} to {offset + count} are needed: "
+            "it is truncated, or it changed while it was being read",
+            path=self.path,
+            hint="download it again",
+        )
+
+
+def read_small_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The whole of a file of at most ``limit`` bytes.
+
+    Raises:
+        MalformedFileError: The file is larger.
+    """
+    with InputFile(path) as file:
+        if file.size > limit:
+            raise MalformedFileError(
+                f"the file has {file.size} bytes, and such a file has at most {limit}", path=path
+            )
+        return file.read_bytes(0, file.size)
+
+
+def _open_regular(path: Path) -> tuple[int, Stamp]:
+    """Opens a regular file; returns its descriptor and what tells it from another version of itself."""
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise MissingFileError(
+                "a symbolic link whose target is not there", path=path, hint="download the file again"
+            ) from error
+        raise MissingFileError("there is no such file", path=path) from error
+    except OSError as error:
+        reason = "symbolic links that form a loop" if error.errno == errno.ELOOP else error.strerror
+        raise InputError(f"cannot be opened: {reason}", path=path) from error
+    except ValueError as error:  # a NUL character, or one that the file system cannot encode
+        raise InputError(f"not a file name: {error}", path=path) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise InputError(f"{kind}, not a regular file", path=path)
+    return descriptor, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

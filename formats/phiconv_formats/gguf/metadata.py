@@ -1,0 +1,159 @@
+"""The metadata of a GGUF file: every key and value that llama.cpp's converter writes for the family.
+
+The order is the one that the route convert_hf_to_gguf.py, then llama-quantize, ends with, so that whole files can be
+compared. Where phiconv writes another value on purpose, docs/gguf.md says so and why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGUFWriter, Metadata
+from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
+from gguf.utility import size_label
+
+from phiconv_formats.gguf.model_card import read_model_card
+from phiconv_formats.gguf.names import ARCHITECTURE_NAMES
+from phiconv_formats.gguf.values import GgufValue
+from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from phiconv.model import Hyperparameters, Model, ModelCard
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["file_metadata"]
+
+_U32, _F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
+
+
+
+
+def _key_length(hp: Hyperparameters) -> int | None:
+    """Only where it is not what the runtime assumes."""
+    return None if hp.num_attention_heads * hp.head_dim == hp.hidden_size else hp.head_dim
+
+
+_Row = tuple[str, GGUFValueType, "Callable[[Hyperparameters], float | int | None]"]
+
+_SIZES: tuple[_Row, ...] = (
+    (Keys.LLM.EMBEDDING_LENGTH, _U32, lambda hp: hp.hidden_size),
+    (Keys.LLM.FEED_FORWARD_LENGTH, _U32, lambda hp: hp.intermediate_size),
+    (Keys.LLM.BLOCK_COUNT, _U32, lambda hp: hp.num_hidden_layers),
+    (Keys.Attention.HEAD_COUNT, _U32, lambda hp: hp.num_attention_heads),
+    (Keys.Attention.HEAD_COUNT_KV, _U32, lambda hp: hp.num_key_value_heads),
+)
+_CONTEXT: _Row = (Keys.LLM.CONTEXT_LENGTH, _U32, lambda hp: hp.max_position_embeddings)
+_ROTATED: _Row = (Keys.Rope.DIMENSION_COUNT, _U32, lambda hp: hp.rope.dimensions)
+_HEAD_SIZES: tuple[_Row, ...] = (
+    (Keys.Attention.KEY_LENGTH, _U32, _key_length),
+    (Keys.Attention.VALUE_LENGTH, _U32, _key_length),
+)
+_PHI3: tuple[_Row, ...] = (
+    _CONTEXT,
+    (Keys.Rope.SCALING_ORIG_CTX_LEN, _U32, lambda hp: hp.rope.original_context),
+    *_SIZES,
+    (Keys.Attention.LAYERNORM_RMS_EPS, _F32, lambda hp: hp.norm_epsilon),
+    _ROTATED,
+    (Keys.Rope.FREQ_BASE, _F32, lambda hp: hp.rope.theta),
+    # Zero is how the runtime tells Phi-4 from the others.
+    (Keys.Attention.SLIDING_WINDOW, _U32, lambda hp: hp.sliding_window or 0),
+)
+
+# Hyperparameters by llama.cpp's architecture; a None is left out.
+_KEYS: dict[str, tuple[_Row, ...]] = {
+    "phi2": (
+        _CONTEXT,
+        *_SIZES,
+        (Keys.Attention.LAYERNORM_EPS, _F32, lambda hp: hp.norm_epsilon),
+        _ROTATED,
+        # The runtime's default is 10000, and its converter leaves the key out.
+        (Keys.Rope.FREQ_BASE, _F32, lambda hp: None if hp.rope.theta == 10000 else hp.rope.theta),
+        *_HEAD_SIZES,
+    ),
+    "phi3": (*_PHI3, *_HEAD_SIZES),
+    "phimoe": (
+        *_PHI3,
+        (Keys.LLM.EXPERT_USED_COUNT, _U32, lambda hp: hp.experts.used if hp.experts else None),
+        (Keys.LLM.EXPERT_COUNT, _U32, lambda hp: hp.experts.count if hp.experts else None),
+        *_HEAD_SIZES,
+    ),
+}
+
+# generation_config.json -> an attribute of gguf's Metadata, and the type that its key has.
+_SAMPLING = {
+    "top_k": ("sampling_top_k", int),
+    "top_p": ("sampling_top_p", float),
+    "min_p": ("sampling_min_p", float),
+    "temperature": ("sampling_temp", float),
+    "repetition_penalty": ("sampling_penalty_repeat", float),
+}
+
+
+def file_metadata(model: Model, tensors: Sequence[OutputTensor], file_type: int) -> list[tuple[str, GgufValue]]:
+    """Every key of the file, in order.
+
+    Args:
+        model: The model; one of plain tensors gets only the last two keys and no architecture.
+        tensors: What will be stored; their number of weights names the size class.
+        file_type: llama.cpp's number of the recipe (``general.file_type``).
+    """
+    pairs: list[tuple[str, GgufValue]] = []
+    if model.architecture is not None and model.hyperparameters is not None:
+        name, hp = ARCHITECTURE_NAMES[model.architecture], model.hyperparameters
+        pairs.append((Keys.General.ARCHITECTURE, GgufValue(GGUFValueType.STRING, name)))
+        if hp.rope.long_factor:
+            key = Keys.Rope.SCALING_ATTN_FACTOR.format(arch=name)
+            pairs.append((key, GgufValue(_F32, hp.rope.short_mscale)))
+        pairs += _general(model, tensors)
+        for key, kind, value_of in _KEYS[name]:
+            if (value := value_of(hp)) is not None:
+                pairs.append((key.format(arch=name), GgufValue(kind, value)))
+        if model.tokenizer is not None:
+            pairs += tokenizer_metadata(model.tokenizer, architecture=model.architecture, vocab_size=hp.vocab_size)
+    pairs.append((Keys.General.QUANTIZATION_VERSION, GgufValue(_U32, GGML_QUANT_VERSION)))
+    pairs.append((Keys.General.FILE_TYPE, GgufValue(_U32, file_type)))
+    return pairs
+
+
+def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, GgufValue]]:
+    """``general.*``: name, origin and licence, by the heuristics of the `gguf` package."""
+    counts = _parameter_counts(tensors)
+    metadata = _describe(model.card, counts[0])
+    if metadata.name is None:
+        metadata.name = model.card.folder.name if model.card.folder else "model"
+    if model.tokenizer is not None:
+        metadata.name = name_for_runtime(metadata.name, model.tokenizer)
+    if metadata.size_label is None:
+        metadata.size_label = size_label(*counts)
+    collector = GGUFWriter(None, "")  # collects keys with their official names and types; never opened
+    collector.add_type("model")
+    metadata.set_gguf_meta_model(collector)
+    return [
+        (key, GgufValue(value.type, value.value, value.sub_type if value.type == GGUFValueType.ARRAY else None))
+        for key, value in collector.kv_data[0].items()
+        if key != Keys.General.ARCHITECTURE
+    ]
+
+
+def _describe(card: ModelCard, parameters: int) -> Metadata:
+    origin: dict[str, Any] = {}
+    if isinstance(name := card.config.get("_name_or_path"), str) and name:
+        origin["_name_or_path"] = name
+    folder = card.folder.resolve() if card.folder else None
+    readme = read_model_card(folder)
+    metadata = Metadata.apply_metadata_heuristic(Metadata(), readme, origin, folder, parameters)
+    for key, (attribute, kind) in _SAMPLING.items():
+        value = card.generation.get(key)
+        if type(value) in {int, float}:
+            setattr(metadata, attribute, kind(value))
+    return metadata
+
+
+def _parameter_counts(tensors: Sequence[OutputTensor]) -> tuple[int, int, int, int]:
+    """Weights in all, outside experts, of one expert, and the number of experts, as `gguf.size_label` wants them."""
+    experts = [t.tensor for t in tensors if t.role is not None and t.role.name.startswith("experts_")]
+    total = sum(t.tensor.size for t in tensors)
+    shared = total - sum(t.size for t in experts)
+    return total, shared, sum(t.size // t.shape[0] for t in experts), experts[0].shape[0] if experts else 0

@@ -1,0 +1,102 @@
+"""What llama.cpp calls things: architectures, tensors and metadata keys, per family.
+
+Names are those of the `gguf` package and of llama.cpp's own converter (conversion/phi.py); fused tensors stay fused
+as its graphs expect them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phiconv import ir
+from phiconv.errors import UnsupportedModelError
+from phiconv.model import Role
+from phiconv_formats.output import OutputTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from phiconv.model import Model
+
+__all__ = ["ARCHITECTURE_NAMES", "output_tensors"]
+
+ARCHITECTURE_NAMES = {"phi": "phi2", "phi3": "phi3", "phimoe": "phimoe"}
+"""phiconv's name of an architecture -> llama.cpp's."""
+
+_NAMES = {
+    "token_embedding": "token_embd",
+    "output_norm": "output_norm",
+    "output": "output",
+    "attn_norm": "attn_norm",
+    "attn_q": "attn_q",
+    "attn_k": "attn_k",
+    "attn_v": "attn_v",
+    "attn_output": "attn_output",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "ffn_gate",
+    "ffn_up": "ffn_up",
+    "ffn_down": "ffn_down",
+    "router": "ffn_gate_inp",
+    "experts_gate": "ffn_gate_exps",
+    "experts_up": "ffn_up_exps",
+    "experts_down": "ffn_down_exps",
+}
+
+# What the runtime wants in one matrix, by its first row's role: the name, and the roles in order.
+_JOINED = {
+    "phi3": {
+        "attn_q": ("attn_qkv", ("attn_q", "attn_k", "attn_v")),
+        "ffn_gate": ("ffn_up", ("ffn_gate", "ffn_up")),
+    },
+}
+
+
+def output_tensors(model: Model) -> list[OutputTensor]:
+    """The tensors of the GGUF in the order that llama-quantize writes: by layer, then by name.
+
+    Vectors, normalisations, biases and the router stay float32, as llama.cpp's converter keeps them.
+    """
+    if model.architecture is None:
+        return [_plain(name, tensor) for name, tensor in model.stored.items()]
+    if model.architecture not in ARCHITECTURE_NAMES:
+        raise UnsupportedModelError(f"llama.cpp does not know {model.architecture}", path=model.path)
+    return sorted(_model_tensors(model), key=lambda t: (-1 if t.role is None or t.role.layer is None else t.role.layer, t.name))
+
+
+def _model_tensors(model: Model) -> Iterator[OutputTensor]:
+    joined = _JOINED.get(model.architecture or "", {})
+    inner = {role for _, roles in joined.values() for role in roles[1:]}
+    for role, tensor in model.tensors.items():
+        if role.name in joined:
+            name, roles = joined[role.name]
+            parts = [model.tensors[role._replace(name=r)] for r in roles]
+            yield _named(_full_name(name, role), ir.concatenate(parts), role)
+        elif role.name not in inner:
+            yield _named(_full_name(_NAMES[role.name], role), tensor, role)
+    yield from _rope_factors(model)
+
+
+def _full_name(name: str, role: Role) -> str:
+    layer = "" if role.layer is None else f"blk.{role.layer}."
+    return f"{layer}{name}.{role.part}"
+
+
+def _named(name: str, tensor: ir.Tensor, role: Role) -> OutputTensor:
+    keep = len(tensor.shape) == 1 or role.part != "weight" or role.name == "router"
+    return OutputTensor(name, tensor, role, ir.F32 if keep else None)
+
+
+def _rope_factors(model: Model) -> Iterator[OutputTensor]:
+    """LongRoPE's two lists of divisors are tensors of the file."""
+    assert model.hyperparameters is not None  # noqa: S101 - set wherever an architecture is
+    rope = model.hyperparameters.rope
+    for name, factors in (("rope_factors_long", rope.long_factor), ("rope_factors_short", rope.short_factor)):
+        if factors:
+            yield OutputTensor(f"{name}.weight", ir.constant(factors, name), Role(name), ir.F32)
+
+
+def _plain(name: str, tensor: ir.Tensor) -> OutputTensor:
+    """A tensor of a file that is no known model: under its own name; only matrices of floats may be quantized."""
+    if isinstance(tensor.encoding, ir.RawEncoding):
+        return OutputTensor(name, tensor, None, tensor.encoding)
+    return OutputTensor(name, tensor, None, ir.F32 if len(tensor.shape) <= 1 else None)

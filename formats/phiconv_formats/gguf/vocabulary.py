@@ -1,0 +1,218 @@
+"""A tokenizer as GGUF metadata: the keys and values of llama.cpp's converter, in its order.
+
+Two things are worth knowing about the runtime (llama.cpp's llama-vocab.cpp):
+
+- The end of a generation is found by text: ``<|end|>``, ``<|im_end|>``, ``<|endoftext|>``, ``</s>`` and their like
+  always end it, beside ``eos_token_id``. So the eos of the tokenizer is written, as the converter does, and the
+  list of generation_config.json is not: all its ids that matter are among those tokens.
+- A file cannot say that a token swallows the white space after it (``rstrip``). The runtime knows it of Phi-3, by
+  the model's name; see `name_for_runtime`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import TYPE_CHECKING
+
+from gguf.constants import Keys
+
+from phiconv.errors import ConfigError, printable
+from phiconv.tokenizer import TokenType
+
+from .values import GgufValue, ValueType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from phiconv.tokenizer import SplitName, Tokenizer
+
+__all__ = ["name_for_runtime", "tokenizer_metadata"]
+
+_UNUSED_SCORE = -10000.0
+_ADDED_SCORE = -1000.0
+
+_ID_KEYS = {
+    "bos": Keys.Tokenizer.BOS_ID,
+    "eos": Keys.Tokenizer.EOS_ID,
+    "unk": Keys.Tokenizer.UNK_ID,
+    "sep": Keys.Tokenizer.SEP_ID,
+    "pad": Keys.Tokenizer.PAD_ID,
+    "mask": Keys.Tokenizer.MASK_ID,
+    "eot": Keys.Tokenizer.EOT_ID,
+}
+_ADD_KEYS = {"bos": Keys.Tokenizer.ADD_BOS, "eos": Keys.Tokenizer.ADD_EOS, "sep": Keys.Tokenizer.ADD_SEP}
+
+_PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gpt-4o"}
+"""The runtime's name of a split; it applies the same regular expression."""
+
+_PHI2 = "phi2"
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: int) -> list[tuple[str, GgufValue]]:
+    """Every ``tokenizer.*`` key of a GGUF file, in order.
+
+    Args:
+        tokenizer: What to write.
+        architecture: GGUF's name of the architecture: "phi2", "phi3", "phimoe".
+        vocab_size: Rows of the embedding; ids without a token become ``[PAD<id>]``.
+
+    Raises:
+        ConfigError: The runtime cannot tokenize like this tokenizer.
+    """
+    result: list[tuple[str, GgufValue]] = []
+    if architecture == _PHI2:
+        # Phi-2 was trained without bos; the converter says so first, among the model's own keys.
+        result.append((Keys.Tokenizer.ADD_BOS, GgufValue(ValueType.BOOL, tokenizer.add_bos or False)))
+    write = _sentencepiece if tokenizer.kind == "sentencepiece" else _byte_bpe
+    result += write(tokenizer, architecture, vocab_size)
+    for role, token_id in tokenizer.special_ids.items():
+        if role in _ID_KEYS:
+            result.append((_ID_KEYS[role], GgufValue(ValueType.UINT32, token_id)))
+    for role, add in tokenizer.add_special.items():
+        if role in _ADD_KEYS and (role, architecture) != ("bos", _PHI2):
+            result.append((_ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
+    return result + list(_chat_templates(tokenizer.chat_templates))
+
+
+def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) -> Iterator[tuple[str, GgufValue]]:
+    tokens = _texts(tokenizer, vocab_size)
+    missing = vocab_size - len(tokenizer)
+    types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * missing
+    scores = list(tokenizer.scores) + [_UNUSED_SCORE] * missing
+    for i, token in enumerate(tokenizer.tokens):
+        if token is None:
+            scores[i] = _UNUSED_SCORE
+        elif types[i] == TokenType.USER_DEFINED:
+            # The runtime cuts user-defined tokens out of the text and puts a space in front of what follows. That
+            # is right for added tokens only: SentencePiece's own user-defined pieces stay inside a word.
+            types[i] = int(TokenType.NORMAL)
+    for added in tokenizer.added:
+        scores[added.id] = _ADDED_SCORE
+        types[added.id] = int(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
+    yield Keys.Tokenizer.MODEL, GgufValue(ValueType.STRING, "llama")
+    yield Keys.Tokenizer.PRE, GgufValue(ValueType.STRING, "default")
+    yield Keys.Tokenizer.LIST, GgufValue(ValueType.ARRAY, tokens, ValueType.STRING)
+    yield Keys.Tokenizer.SCORES, GgufValue(ValueType.ARRAY, scores, ValueType.FLOAT32)
+    yield Keys.Tokenizer.TOKEN_TYPE, GgufValue(ValueType.ARRAY, types, ValueType.INT32)
+    if tokenizer.sentencepiece is not None and not tokenizer.sentencepiece.add_dummy_prefix:
+        # The runtime's default is the usual true, which is therefore not written.
+        yield Keys.Tokenizer.ADD_PREFIX, GgufValue(ValueType.BOOL, value=False)
+
+
+def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Iterator[tuple[str, GgufValue]]:
+    tokens = _texts(tokenizer, vocab_size)
+    types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * (vocab_size - len(tokenizer))
+    for added in tokenizer.added:
+        if added.special or _looks_special(added.content):
+            types[added.id] = int(TokenType.CONTROL)
+        else:
+            types[added.id] = int(TokenType.USER_DEFINED)
+            tokens[added.id] = added.content.replace("\u2581", " ")  # what it stands for in SentencePiece's spelling
+    _check_unique(tokens)
+    # Parts are joined with a space, so one inside a part is written as byte-level tokenizers write it.
+    merges = [f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}" for a, b in tokenizer.merges]
+    if not merges:
+        raise ConfigError("the tokenizer has no merges, and the runtime needs them")
+    yield Keys.Tokenizer.MODEL, GgufValue(ValueType.STRING, "gpt2")
+    yield Keys.Tokenizer.PRE, GgufValue(ValueType.STRING, _pre(tokenizer, architecture))
+    yield Keys.Tokenizer.LIST, GgufValue(ValueType.ARRAY, tokens, ValueType.STRING)
+    yield Keys.Tokenizer.TOKEN_TYPE, GgufValue(ValueType.ARRAY, types, ValueType.INT32)
+    yield Keys.Tokenizer.MERGES, GgufValue(ValueType.ARRAY, merges, ValueType.STRING)
+
+
+def _texts(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """The text of every row of the embedding."""
+    if len(tokenizer) > vocab_size:
+        raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, and the embedding has {vocab_size} rows")
+    tokens = [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokenizer.tokens)]
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
+    _check_unique(tokens)
+    return tokens
+
+
+def _check_unique(tokens: Sequence[str]) -> None:
+    # The runtime stops the whole process where two ids have one text.
+    if len(set(tokens)) == len(tokens):
+        return
+    seen: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        if token in seen:
+            message = f"the tokens {seen[token]} and {i} are both {printable(token, 60)!r}"
+            raise ConfigError(message, hint="correct the tokenizer files: the runtime refuses such a vocabulary")
+        seen[token] = i
+
+
+def _pre(tokenizer: Tokenizer, architecture: str) -> str:
+    split = tokenizer.split
+    if split is None or split.name is None:
+        raise ConfigError(
+            f"the tokenizer splits the text in a way that llama.cpp has no name for: {split.text if split else 'unknown'}",
+            at="pre_tokenizer", hint="use the tokenizer files of the original Phi model",
+        )  # fmt: skip
+    return "phi-2" if (split.name, architecture) == ("gpt2", _PHI2) else _PRE[split.name]
+
+
+def _looks_special(text: str) -> bool:
+    """Whether a token is meant as a control token although its file does not say so (the converter's list)."""
+    return (
+        text in {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
+        or (text.startswith("<|") and text.endswith("|>"))
+        or (text.startswith("<\uff5c") and text.endswith("\uff5c>"))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def _chat_templates(templates: Mapping[str, str]) -> Iterator[tuple[str, GgufValue]]:
+    names: dict[str, None] = {}
+    for name, template in templates.items():
+        safe = "".join(c if c in string.ascii_letters + string.digits else "_" for c in name)
+        if safe and name != "default" and safe not in names:
+            names[safe] = None
+            key = Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=safe)
+            yield key, GgufValue(ValueType.STRING, template)
+    if names:
+        yield Keys.Tokenizer.CHAT_TEMPLATES, GgufValue(ValueType.ARRAY, list(names), ValueType.STRING)
+    if "default" in templates:
+        yield Keys.Tokenizer.CHAT_TEMPLATE, GgufValue(ValueType.STRING, templates["default"])
+
+
+# ------------------------------------------------------------------------------------------------- the name
+
+_PHI3 = re.compile(r"(phi)(-?)(3)", re.IGNORECASE | re.ASCII)
+_PHI3_LOOSE = re.compile(r"(phi)[ _.]{0,2}(3)", re.IGNORECASE | re.ASCII)
+_NEVER_STRIP = ("<unk>", "<s>", "<|endoftext|>")
+_NAMED_BY_RUNTIME = ("</s>", *_NEVER_STRIP)
+
+
+def name_for_runtime(name: str, tokenizer: Tokenizer) -> str:
+    """``general.name``, changed as little as possible so that llama.cpp's ids are those of the tokenizer.
+
+    If the name holds "phi-3" or "phi3" (in any case), the runtime lets every control, user-defined and unknown token
+    swallow the white space after it, but for ``<unk>``, ``<s>`` and ``<|endoftext|>``. That is right for the Phi-3
+    tokenizers since July 2024 and wrong for the earlier ones; and a vocabulary without ``</s>`` or one of those three
+    cannot be loaded under such a name. No name makes the runtime strip for Phi-4 or Phi-4-mini, or strip on the left.
+
+    Args:
+        name: The name as the model's files give it.
+        tokenizer: Its added tokens say whether they strip.
+
+    Returns:
+        The name; "Phi 3" and "Phi-3" (or " (Phi-3)" at the end) exchanged where that gives more tokens their flag.
+    """
+    strips = _wants_phi3_rule(tokenizer)
+    if strips is None or strips == bool(_PHI3.search(name)):
+        return name
+    if not strips:
+        return _PHI3.sub(r"\1 \3", name)
+    changed = _PHI3_LOOSE.sub(r"\1-\2", name, count=1)
+    return changed if changed != name else f"{name} (Phi-3)".lstrip()
+
+
+def _wants_phi3_rule(tokenizer: Tokenizer) -> bool | None:
+    """Whether the runtime's rule for Phi-3 suits the added tokens better than stripping nothing; None for a tie."""
+    if not set(_NAMED_BY_RUNTIME) <= set(tokenizer.tokens):
+        return False
+    right = sum(token.rstrip for token in tokenizer.added if token.content not in _NEVER_STRIP)
+    wrong = sum(not token.rstrip for token in tokenizer.added if token.content not in _NEVER_STRIP)
+    return None if right == wrong else right > wrong

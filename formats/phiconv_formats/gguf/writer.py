@@ -1,0 +1,173 @@
+"""GGUF version 3, laid out in full before a weight is read; one file or several.
+
+Layout (ggml's docs/gguf.md): header, key/value pairs, tensor infos, padding, then the tensors, each at a multiple of
+the alignment and padded to it. A split file repeats the header; the metadata stands in the first one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gguf.constants import GGUFValueType, LlamaFileType
+
+from phiconv.errors import UnsupportedModelError, UsageError
+from phiconv_formats.gguf.metadata import file_metadata
+from phiconv_formats.gguf.packing import pack
+from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
+from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
+from phiconv_formats.output import OutputFile, Package, Segment, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from phiconv.ir import Encoded, Encoding
+    from phiconv.model import Model
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["FILE_TYPES", "package"]
+
+_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4
+_MAX_NAME = 63  # ggml's own reader wants room for a NUL in 64 bytes
+
+FILE_TYPES = {kind.name.removeprefix("ALL_").removeprefix("MOSTLY_"): kind.value for kind in LlamaFileType}
+"""``general.file_type`` by the name of the recipe, as llama-quantize spells it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor with its type and its size in the file, padding included."""
+
+    output: OutputTensor
+    type: GgmlType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.output.tensor.shape or (1,)
+
+    @property
+    def nbytes(self) -> int:
+        return _aligned(self.type.nbytes(self.shape))
+
+
+def package(
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    encodings: Sequence[Encoding],
+    *,
+    file_name: str,
+    recipe: str,
+    split_max_size: int | None = None,
+) -> Package:
+    """Lays the whole output out.
+
+    Args:
+        model: Where the metadata comes from.
+        tensors: What is stored, in order.
+        encodings: In which encoding, tensor by tensor.
+        file_name: The file's name; those of a split output are derived from it.
+        recipe: Name of the recipe, a key of `FILE_TYPES`.
+        split_max_size: Most bytes of tensors in one file; None for a single file.
+
+    Raises:
+        UnsupportedModelError: A tensor that GGUF cannot hold.
+        UsageError: A split size smaller than a tensor would make too many files.
+    """
+    entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
+    metadata = file_metadata(model, tensors, FILE_TYPES[recipe])
+    shards = _split(entries, split_max_size)
+    notes = [
+        f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"
+        for e in entries
+        if len(e.output.name.encode()) > _MAX_NAME
+    ]
+    if len(shards) == 1:
+        file, streams = _file(file_name, metadata, shards[0])
+        return Package((file,), tuple(streams), tuple(notes))
+    files: list[OutputFile] = []
+    all_streams: list[Stream] = []
+    for number, shard in enumerate(shards):
+        name = shard_name(file_name, number, len(shards))
+        extra = _split_metadata(number, len(shards), len(entries))
+        file, streams = _file(name, [*(metadata if number == 0 else []), *extra], shard)
+        files.append(file)
+        all_streams += streams
+    return Package(tuple(files), tuple(all_streams), tuple(notes))
+
+
+def shard_name(file_name: str, number: int, count: int) -> str:
+    """llama.cpp's name of one file of a split model, counted from 1."""
+    return f"{file_name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def _entry(output: OutputTensor, encoding: Encoding, model: Model) -> _Entry:
+    kind = TYPE_OF_ENCODING.get(encoding)
+    shape = output.tensor.shape
+    if kind is None:
+        problem = f"GGUF has no type for {encoding.name}"
+    elif len(shape) > _MAX_DIMENSIONS:
+        problem = f"GGUF holds at most {_MAX_DIMENSIONS} dimensions, not {len(shape)}"
+    elif output.tensor.size == 0:
+        problem = "GGUF cannot hold an empty tensor"
+    else:
+        return _Entry(output, kind)
+    raise UnsupportedModelError(problem, path=model.path, at=f"tensor {output.name}")
+
+
+def _file(
+    name: str, metadata: Sequence[tuple[str, GgufValue]], entries: Sequence[_Entry]
+) -> tuple[OutputFile, list[Stream]]:
+    infos, offset = [], 0
+    for entry in entries:
+        infos.append(serialize_tensor_info(entry.output.name, entry.shape, entry.type.id, offset))
+        offset += entry.nbytes
+    head = b"".join(
+        [serialize_header(len(entries), len(metadata)), *(serialize_kv(key, value) for key, value in metadata), *infos]
+    )
+    start = _aligned(len(head))
+    streams, at = [], start
+    for entry in entries:
+        streams.append(_stream(entry, name, at))
+        at += entry.nbytes
+    return OutputFile(name, start + offset, ((0, head),)), streams
+
+
+def _stream(entry: _Entry, file: str, offset: int) -> Stream:
+    tensor = entry.output.tensor
+    segment = Segment(file, offset, entry.type.row_bytes(tensor.columns))
+    return Stream(entry.output.name, tensor, entry.type.encoding, _pack_one, (segment,))
+
+
+def _split(entries: Sequence[_Entry], limit: int | None) -> list[list[_Entry]]:
+    """Tensors go to a file until the next one would not fit any more; a larger one has a file of its own."""
+    shards: list[list[_Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if limit is not None and shards[-1] and size + entry.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    if len(shards) > 0xFFFF:
+        raise UsageError(f"--split-max-size would make {len(shards)} files", hint="use a larger size")
+    return shards
+
+
+def _split_metadata(number: int, count: int, tensors: int) -> list[tuple[str, GgufValue]]:
+    return [
+        ("split.no", GgufValue(GGUFValueType.UINT16, number)),
+        ("split.count", GgufValue(GGUFValueType.UINT16, count)),
+        ("split.tensors.count", GgufValue(GGUFValueType.INT32, tensors)),
+    ]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _pack_one(encoded: Encoded) -> tuple[NDArray[np.uint8], ...]:
+    return (pack(encoded),)

@@ -1,0 +1,105 @@
+"""An output that is complete but for its weights: what a writer hands over, and the pipeline carries out.
+
+Every byte's place is fixed before a weight is read. So a dry run of the writer is the plan, with exact sizes; the
+weights can be streamed in any order and from any thread, and the bytes do not depend on either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from phiconv.ir import Encoded, Encoding, Tensor
+    from phiconv.model import Role
+
+__all__ = ["OutputFile", "OutputTensor", "Package", "Segment", "Stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor as the runtime wants it stored, before anybody has decided in which encoding.
+
+    Attributes:
+        name: Its name in the output.
+        tensor: Where its weights come from.
+        role: What it is for; where several weights are joined, the first one's; None in a file of plain tensors.
+        required: The encoding that the runtime insists on, or None where a recipe may choose.
+    """
+
+    name: str
+    tensor: Tensor
+    role: Role | None
+    required: Encoding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Where the packed rows of a tensor go: row ``i`` at byte ``offset + i * row_bytes`` of a file."""
+
+    file: str
+    offset: int
+    row_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A tensor on its way: rows are read, encoded, packed, and written to each segment.
+
+    Attributes:
+        name: Its name in the output.
+        tensor: The source.
+        encoding: What its rows are encoded to.
+        pack: Turns encoded rows into the bytes of each segment.
+        segments: Where those bytes go.
+    """
+
+    name: str
+    tensor: Tensor
+    encoding: Encoding
+    pack: Callable[[Encoded], tuple[NDArray, ...]]  # type: ignore[type-arg]
+    segments: tuple[Segment, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in the output."""
+        return sum(s.row_bytes for s in self.segments) * self.tensor.rows
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file of the output: its exact size, and the parts of it that need no weight.
+
+    Attributes:
+        name: File name, with no folder in it.
+        size: Bytes; what no chunk and no stream covers is zero.
+        chunks: Offsets and bytes.
+    """
+
+    name: str
+    size: int
+    chunks: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """The whole output.
+
+    Attributes:
+        files: The files; the last one to appear under its final name is the first, the one that a runtime opens.
+        streams: The tensors, in the order of the output.
+        notes: What the user should know about this output; one line each.
+    """
+
+    files: tuple[OutputFile, ...]
+    streams: tuple[Stream, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)

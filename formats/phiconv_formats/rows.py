@@ -1,0 +1,73 @@
+"""Rows of plain floats in a file: the tensors of safetensors, and the unquantized ones of GGUF."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv import ir
+from phiconv.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .files import InputFile
+
+__all__ = ["FileRows", "read_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRows:
+    """A matrix of floats, row after row, from a byte of a file on (an `ir.Source`).
+
+    Attributes:
+        file: The file.
+        offset: The byte where the first row starts.
+        row_bytes: Bytes from one row to the next.
+        encoding: What an element is; a tensor in a `RawEncoding` can be listed and not read.
+        name: The tensor, for messages.
+    """
+
+    file: InputFile
+    offset: int
+    row_bytes: int
+    encoding: ir.Encoding
+    name: str
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+        return f"{self.file.path}: {self.name}"
+
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """Reads rows ``start`` to ``stop`` into an array of their own.
+
+        Raises:
+            UnsupportedModelError: The elements are not floats.
+        """
+        if not isinstance(self.encoding, ir.FloatEncoding):
+            raise UnsupportedModelError(
+                f"stored as {self.encoding.name}, which phiconv cannot decode",
+                path=self.file.path,
+                at=self.name,
+                hint="convert from the original checkpoint",
+            )
+        dtype = self.encoding.dtype
+        data: NDArray[np.generic] = read_rows(self.file, self.offset, self.row_bytes, start, stop).view(dtype)
+        if sys.byteorder == "big" and dtype.byteorder == "=":
+            # The dtypes of ml_dtypes are in the machine's own order only.
+            return data.view(np.uint16).byteswap().view(dtype)
+        return data
+
+
+def read_rows(file: InputFile, offset: int, row_bytes: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """The bytes of rows ``start`` to ``stop``, shape (rows, row_bytes)."""
+    first, count = offset + start * row_bytes, (stop - start) * row_bytes
+    if first + count > file.size:  # before anything is allocated
+        file.read_bytes(first, count)
+    data = np.empty((stop - start, row_bytes), dtype=np.uint8)
+    file.read_into(first, data.data)
+    return data

@@ -1,0 +1,235 @@
+"""Safetensors: an 8-byte length, a JSON header, and the tensors one after the other.
+
+This reader checks every rule of the format before it hands out a tensor, so that what it returns can be read
+without another look. Sharded checkpoints (``model.safetensors.index.json``) open as one archive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phiconv import ir
+from phiconv.errors import MalformedFileError, MissingFileError, printable
+
+from .files import InputFile
+from .rows import FileRows
+from .strict_json import load_json_object, parse_json
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["Archive", "load_weight_map", "open_safetensors", "open_sharded"]
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_VALUES = 1_000_000  # about eight per tensor
+MAX_INDEX_BYTES = 50_000_000
+MAX_DIMENSIONS = 64
+
+_FLOATS = {"F64": ir.F64, "F32": ir.F32, "F16": ir.F16, "BF16": ir.BF16}
+_RAW_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64, "C64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+
+
+def _encoding(dtype: str, bits: int) -> ir.RawEncoding:
+    common = math.lcm(bits, 8)
+    return ir.RawEncoding(dtype.lower(), common // bits, common // 8)
+
+
+_ENCODINGS: dict[str, ir.Encoding] = {
+    **_FLOATS,
+    **{dtype: _encoding(dtype, bits) for dtype, bits in _RAW_BITS.items()},
+}
+_BITS = {**{dtype: 8 * encoding.dtype.itemsize for dtype, encoding in _FLOATS.items()}, **_RAW_BITS}
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """The tensors of one safetensors file, or of all shards of a checkpoint.
+
+    Attributes:
+        path: The file, or the index of the shards.
+        tensors: By name, in the order of the header; shard after shard, by file name.
+        metadata: What ``__metadata__`` says; of several shards, all together.
+        files: The files that hold the tensors.
+    """
+
+    path: Path
+    tensors: dict[str, ir.Tensor]
+    metadata: dict[str, str]
+    files: tuple[InputFile, ...]
+
+
+def open_safetensors(path: str | PathLike[str]) -> Archive:
+    """Opens one file and checks all of its header; reads no tensor.
+
+    Raises:
+        MalformedFileError: The file does not follow the format.
+    """
+    file = InputFile(path)
+    header, start = _read_header(file)
+    metadata = _metadata(header.pop("__metadata__", {}), file.path)
+    entries = [_Entry.parse(name, info, file.path) for name, info in header.items()]
+    _check_layout(entries, file, start)
+    tensors = {entry.name: entry.tensor(file, start) for entry in entries}
+    return Archive(file.path, tensors, metadata, (file,))
+
+
+def open_sharded(index_path: str | PathLike[str]) -> Archive:
+    """Opens all shards that a ``model.safetensors.index.json`` names, and checks that both say the same.
+
+    Raises:
+        MalformedFileError: The index or a shard does not follow its format, or they contradict each other.
+        MissingFileError: The index or a shard is not there.
+    """
+    index = Path(index_path)
+    weight_map = load_weight_map(index)
+    shards = [open_safetensors(index.parent / shard) for shard in sorted(set(weight_map.values()))]
+    tensors: dict[str, ir.Tensor] = {}
+    for shard in shards:
+        for name in shard.tensors:
+            told = weight_map.get(name)
+            if told != shard.path.name:
+                where = f"in {told}" if told else "in no shard"
+                message = f"the tensor is in this shard, and {index.name} says that it is {where}"
+                raise MalformedFileError(message, path=shard.path, at=_at(name), hint="download both again")
+        tensors.update(shard.tensors)
+    for name, told in weight_map.items():
+        if name not in tensors:
+            path, message = (
+                index.parent / told,
+                f"{index.name} says that the tensor is in this shard, and it is not",
+            )
+            raise MalformedFileError(message, path=path, at=_at(name), hint="download both again")
+    metadata = {key: value for shard in shards for key, value in shard.metadata.items()}
+    return Archive(index, tensors, metadata, tuple(file for shard in shards for file in shard.files))
+
+
+def load_weight_map(index_path: str | PathLike[str]) -> dict[str, str]:
+    """Which shard each tensor is in, from the index of a checkpoint of any format.
+
+    Every shard is a plain file name, and is there.
+
+    Raises:
+        MalformedFileError: It is not such an index, or it points out of its folder.
+        MissingFileError: The index or a shard is not there.
+    """
+    index = Path(index_path)
+    weight_map = load_json_object(index, limit=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        message = "expected an object that maps tensors to shards"
+        raise MalformedFileError(message, path=index, at="key weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_plain_name(shard):
+            message = f"{printable(shard, 80)} is not the name of a file in the same folder"
+            raise MalformedFileError(message, path=index, at=f"key weight_map, {_at(name)}")
+    missing = sorted(shard for shard in set(weight_map.values()) if not (index.parent / shard).exists())
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        message = f"{len(missing)} of {len(set(weight_map.values()))} shards are not there: {names}"
+        raise MissingFileError(message, path=index, hint=f"download {missing[0]} again into {index.parent}")
+    return weight_map
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One tensor of a header, every field checked by itself."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @staticmethod
+    def parse(name: str, info: Any, path: Path) -> _Entry:
+        def fail(message: str) -> MalformedFileError:
+            return MalformedFileError(message, path=path, at=_at(name))
+
+        if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
+            raise fail("expected an object with dtype, shape and data_offsets")
+        dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in _ENCODINGS:
+            raise fail(f"{printable(dtype, 40)} is not a dtype of safetensors")
+        if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+            raise fail("the shape is not a list of sizes")
+        if not _are_sizes(offsets) or len(offsets) != 2:
+            raise fail("data_offsets are not two byte offsets")
+        begin, end = offsets
+        if begin > end:
+            raise fail(f"data_offsets [{begin}, {end}] are reversed")
+        entry = _Entry(name, dtype, tuple(shape), begin, end)
+        bits = math.prod(shape) * _BITS[dtype]
+        if bits != 8 * (end - begin):
+            raise fail(
+                f"{dtype} of shape {shape} takes {-(-bits // 8)} bytes, and data_offsets hold {end - begin}"
+            )
+        return entry
+
+    def tensor(self, file: InputFile, start: int) -> ir.Tensor:
+        columns = self.shape[-1] if len(self.shape) > 1 else 1
+        row_bytes = columns * _BITS[self.dtype] // 8
+        source = FileRows(file, start + self.begin, row_bytes, _ENCODINGS[self.dtype], self.name)
+        return ir.Tensor.of(source, self.shape)
+
+
+def _read_header(file: InputFile) -> tuple[dict[str, Any], int]:
+    """The header, and the byte where the tensors start."""
+    if file.size < 8:
+        raise MalformedFileError(f"not a safetensors file: it has {file.size} bytes", path=file.path)
+    length = int.from_bytes(file.read_bytes(0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        message = f"not a safetensors file: a header of {length} bytes, where {MAX_HEADER_BYTES} are allowed"
+        raise MalformedFileError(message, path=file.path, at="byte 0")
+    if length > file.size - 8:
+        message = f"the header takes {length} bytes, and the file ends at byte {file.size}: it is truncated"
+        raise MalformedFileError(message, path=file.path, at="byte 0", hint="download it again")
+    data = file.read_bytes(8, length).rstrip(b" ")
+    if not data.startswith(b"{") or not data.endswith(b"}"):
+        message = "not a safetensors file: the header is no JSON object"
+        raise MalformedFileError(message, path=file.path, at="byte 8")
+    # It starts with "{", so the parser returns an object or raises.
+    return parse_json(data, path=file.path, at="header", max_values=MAX_HEADER_VALUES), 8 + length
+
+
+def _check_layout(entries: list[_Entry], file: InputFile, start: int) -> None:
+    """The tensors must cover the rest of the file: no gap, no byte twice, nothing behind the last one."""
+    at = 0
+    for entry in sorted(entries, key=lambda e: (e.begin, e.end)):
+        if entry.begin != at:
+            fault = "overlaps the tensor before it" if entry.begin < at else "leaves a gap before it"
+            message = f"starts at byte {entry.begin} of the data, where {at} is expected: it {fault}"
+            raise MalformedFileError(message, path=file.path, at=_at(entry.name))
+        at = entry.end
+        if at > file.size - start:
+            message = f"ends at byte {start + at} of the file, which has {file.size}: it is truncated"
+            raise MalformedFileError(message, path=file.path, at=_at(entry.name), hint="download it again")
+    if at != file.size - start:
+        message = f"{file.size - start - at} bytes follow the last tensor, and no tensor owns them"
+        raise MalformedFileError(message, path=file.path, at=f"byte {start + at}")
+
+
+def _metadata(value: Any, path: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise MalformedFileError("expected an object of strings", path=path, at="key __metadata__")
+    return value
+
+
+def _are_sizes(values: Any) -> bool:
+    # bool is an int to Python and not to the format.
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
+
+
+def _is_plain_name(name: str) -> bool:
+    # ":" is a drive, a stream or a URL; control characters are in no honest file name.
+    harmless = name.isprintable() and not set(name) & set("/\\:")
+    return harmless and name not in (".", "..") and 0 < len(name.encode()) < 256
+
+
+def _at(name: str) -> str:
+    return f"tensor {printable(name)}"

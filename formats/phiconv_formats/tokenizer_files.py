@@ -1,0 +1,328 @@
+"""The tokenizer of a Hugging Face model folder, from whichever of its many files are there.
+
+    tokenizer.model                     SentencePiece's own file: pieces and scores
+    tokenizer.json                      the `tokenizers` library: vocabulary, merges, split, added tokens
+    vocab.json, merges.txt              a byte-level vocabulary without the rest
+    tokenizer_config.json               added tokens with their flags, special tokens, chat template
+    added_tokens.json, special_tokens_map.json     older forms of the same
+    generation_config.json              the ids that end a generation
+    chat_template.jinja (or .json), additional_chat_templates/*.jinja
+
+Nothing in them is run: a chat template is text, and ``auto_map`` (remote code) is not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from phiconv.errors import ConfigError, MalformedFileError, MissingFileError, printable
+from phiconv.tokenizer import AddedToken, Kind, SentencePieceOptions, Split, Tokenizer, TokenType
+
+from .files import read_small_file
+from .sentencepiece_model import read_sentencepiece_model
+from .special_tokens import find_eos_ids, find_special_ids, read_special_tokens
+from .strict_json import load_json_object
+from .tokenizer_json import (
+    GPT2_SPLIT,
+    MAX_BYTES,
+    TokenizerJson,
+    check_vocabulary,
+    expect,
+    parse_merges,
+    read_added_token,
+    read_tokenizer_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["MAX_TOKENS", "read_tokenizer"]
+
+MAX_TOKENS = 1 << 22
+"""The largest vocabulary that is believed; that of Phi-4-mini has 200064 tokens."""
+
+_MAX_TEMPLATE = 4 << 20
+_MAX_SETTINGS = 16 << 20
+_MAX_TEMPLATES = 64
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_NO_MERGE = -1e9  # the score of Llama's own pieces that are not meant to be merged
+# GPT-2's split never leaves a sign and letters in one word (but for "'re"); those of the larger vocabularies do.
+_SIGN_AND_LETTERS = re.compile(r"(?!')[!-/:-@\[-`{-~][A-Za-z]{2}")
+
+
+@dataclass(slots=True)
+class _Base:
+    """A vocabulary before its added tokens."""
+
+    kind: Kind
+    tokens: list[str | None]
+    types: list[TokenType]
+    scores: list[float]
+    merges: tuple[tuple[str, str], ...] = ()
+    split: Split | None = None
+    sentencepiece: SentencePieceOptions | None = None
+
+
+def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) -> Tokenizer | None:
+    """Reads the tokenizer of a model folder.
+
+    Where tokenizer.model and a SentencePiece tokenizer.json are both there, the vocabulary and its scores come
+    from the former. From tokenizer.json alone the scores are made up such that they merge in the same order; a
+    vocabulary that lacks some of the merges that its tokens allow (none that comes from SentencePiece does) can
+    then still be merged differently by a runtime that has only scores.
+
+    Args:
+        folder: The model folder.
+        vocab_size: Rows of the embedding; no id may reach it.
+        config: The content of config.json.
+
+    Returns:
+        The tokenizer, or None if none of its files are there.
+
+    Raises:
+        MalformedFileError: A file is not what its name says.
+        MissingFileError: vocab.json is there without merges.txt, or the other way round.
+        ConfigError: A key has a wrong value, or files contradict each other.
+    """
+    if not 0 < vocab_size <= MAX_TOKENS:
+        raise ConfigError(f"a vocabulary of {vocab_size} tokens", path=folder / "config.json", at="vocab_size")
+    json_path = folder / "tokenizer.json"
+    parsed = read_tokenizer_json(json_path, vocab_size) if _there(json_path) else None
+    base = _read_base(folder, parsed, vocab_size)
+    if base is None:
+        return None
+    settings_path = folder / "tokenizer_config.json"
+    settings = _load_optional(settings_path)
+    special = read_special_tokens(settings, settings_path, parsed.post_processors if parsed else None)
+    map_path = folder / "special_tokens_map.json"
+    other = read_special_tokens(_load_optional(map_path), map_path, None)
+
+    added = _read_added(folder, settings, parsed, base.kind, vocab_size)
+    _apply(base, added.values())
+    ids = {token: i for i, token in enumerate(base.tokens) if token is not None}
+    if base.kind == "byte-bpe":
+        # A token of the vocabulary that has a role is found in the text as a whole, like an added one.
+        for text in special.texts.values():
+            if text in ids and ids[text] not in added:
+                added[ids[text]] = AddedToken(ids[text], text, special=True)
+        _apply(base, added.values())
+    first_ids = ids if parsed is None else {token.content: token.id for token in reversed(parsed.added)}
+    generation_path = folder / "generation_config.json"
+    return Tokenizer(
+        kind=base.kind,
+        tokens=tuple(base.tokens),
+        types=tuple(base.types),
+        scores=tuple(base.scores),
+        merges=base.merges,
+        added=tuple(added[i] for i in sorted(added)),
+        special_ids=find_special_ids((special.texts, other.texts), first_ids, ids, config, vocab_size),
+        eos_ids=find_eos_ids(_load_optional(generation_path), generation_path, vocab_size),
+        add_special=special.add,
+        chat_templates=_read_chat_templates(folder, settings, settings_path),
+        split=base.split,
+        sentencepiece=base.sentencepiece,
+    )
+
+
+def _there(path: Path) -> bool:
+    # A broken link counts: reading it says what is wrong.
+    return os.path.lexists(path)
+
+
+def _load_optional(path: Path) -> dict[str, Any]:
+    return load_json_object(path, limit=_MAX_SETTINGS) if _there(path) else {}
+
+
+# --------------------------------------------------------------------------------------------- the vocabulary
+
+
+def _read_base(folder: Path, parsed: TokenizerJson | None, vocab_size: int) -> _Base | None:
+    model_path = folder / "tokenizer.model"
+    if (parsed is None or parsed.kind == "sentencepiece") and _there(model_path):
+        return _base_of_model(model_path, parsed, vocab_size)
+    if parsed is not None:
+        return _base_of_json(parsed)
+    paths = folder / "vocab.json", folder / "merges.txt"
+    if not any(_there(path) for path in paths):
+        return None
+    for path in paths:
+        if not _there(path):
+            raise MissingFileError("vocab.json and merges.txt are needed together", path=path)
+    return _base_of_vocab_and_merges(*paths, vocab_size)
+
+
+def _base_of_model(path: Path, parsed: TokenizerJson | None, vocab_size: int) -> _Base:
+    model = read_sentencepiece_model(path)
+    if len(model.pieces) > vocab_size:
+        raise ConfigError(
+            f"{len(model.pieces)} pieces, and the embedding has {vocab_size} rows",
+            path=path, hint="take the tokenizer files that belong to these weights",
+        )  # fmt: skip
+    if parsed is not None:
+        replaced = {token.id for token in parsed.added}
+        for token, i in parsed.vocabulary.items():
+            if i not in replaced and i < len(model.pieces) and model.pieces[i] != token:
+                message = f"token {i} is {printable(model.pieces[i], 40)!r} here and another in tokenizer.json"
+                raise ConfigError(message, path=path, hint="remove the file that does not belong to these weights")
+    return _Base(
+        kind="sentencepiece",
+        tokens=list(model.pieces),
+        types=list(model.types),
+        scores=list(model.scores),
+        merges=parsed.merges if parsed else (),
+        sentencepiece=model.options,
+    )
+
+
+def _base_of_json(parsed: TokenizerJson) -> _Base:
+    size = 1 + max(parsed.vocabulary.values(), default=-1)
+    tokens: list[str | None] = [None] * size
+    types = [TokenType.UNUSED] * size
+    for token, i in parsed.vocabulary.items():
+        tokens[i], types[i] = token, TokenType.NORMAL
+    scores: list[float] = []
+    if parsed.kind == "sentencepiece":
+        scores = _scores(parsed, size)
+        for token, i in parsed.vocabulary.items():
+            if _BYTE_PIECE.fullmatch(token) and parsed.sentencepiece and parsed.sentencepiece.byte_fallback:
+                types[i] = TokenType.BYTE
+        if parsed.unknown in parsed.vocabulary:
+            types[parsed.vocabulary[parsed.unknown]] = TokenType.UNKNOWN
+    return _Base(parsed.kind, tokens, types, scores, parsed.merges, parsed.split, parsed.sentencepiece)
+
+
+def _scores(parsed: TokenizerJson, size: int) -> list[float]:
+    """SentencePiece scores that merge in the order of the merges.
+
+    A token is as good as the first merge that makes it. Llama's (and Phi-3's) own scores are the distance of
+    the id from the first merged token's, negated; so are these, as long as ids and merges have the same order.
+    """
+    made = dict.fromkeys(left + right for left, right in parsed.merges)
+    first = min((parsed.vocabulary[token] for token in made), default=size)
+    scores = [0.0] * size
+    for token, i in parsed.vocabulary.items():
+        if i >= first:
+            scores[i] = float(first - i) if len(token) == 1 else _NO_MERGE
+    last = 1.0
+    for token in made:
+        i = parsed.vocabulary[token]
+        last = scores[i] = min(last - 1.0, float(first - i))
+    return scores
+
+
+def _base_of_vocab_and_merges(vocab_path: Path, merges_path: Path, vocab_size: int) -> _Base:
+    vocabulary = load_json_object(vocab_path, limit=MAX_BYTES)
+    check_vocabulary(vocabulary, vocab_size, vocab_path, "vocabulary")
+    if any(_SIGN_AND_LETTERS.match(token) for token in vocabulary):
+        raise ConfigError(
+            "the text is not split as GPT-2 does it, and only tokenizer.json says how",
+            path=vocab_path, hint="add the model's tokenizer.json",
+        )  # fmt: skip
+    try:
+        lines = read_small_file(merges_path, MAX_BYTES).decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise MalformedFileError("not valid UTF-8", path=merges_path, at=f"byte {error.start}") from None
+    if lines[0].startswith("#"):
+        del lines[0]
+    stripped = (line.rstrip("\r") for line in lines)
+    merges = parse_merges((line for line in stripped if line), vocabulary, merges_path)
+    split = Split("gpt2", GPT2_SPLIT)
+    parsed = TokenizerJson("byte-bpe", vocabulary, merges, (), None, split, None, ())
+    return _base_of_json(parsed)
+
+
+# ------------------------------------------------------------------------------------------- the added tokens
+
+
+def _read_added(
+    folder: Path, settings: Mapping[str, Any], parsed: TokenizerJson | None, kind: Kind, vocab_size: int
+) -> dict[int, AddedToken]:
+    """Added tokens by id: tokenizer.json's, else tokenizer_config.json's, else added_tokens.json's."""
+    path = folder / "added_tokens.json"
+    older = _load_optional(path)
+    check_vocabulary(older, vocab_size, path, "added tokens")
+    added = {i: AddedToken(i, content) for content, i in older.items()}
+    path = folder / "tokenizer_config.json"
+    decoder: dict[int, AddedToken] = {}
+    key = "added_tokens_decoder"
+    for number, entry in expect(settings.get(key) or {}, dict, path, key).items():
+        if not re.fullmatch(r"[0-9]{1,9}", number):
+            raise ConfigError(f"the key {printable(number, 40)!r} is not a token id", path=path, at=key)
+        decoder[int(number)] = read_added_token(entry, path, f"{key}.{number}", int(number))
+    added |= decoder
+    for token in parsed.added if parsed else ():
+        added[token.id] = token
+        setting = decoder.get(token.id)
+        # The Hugging Face library takes a byte-level tokenizer's flags from tokenizer_config.json.
+        if kind == "byte-bpe" and setting is not None and setting.content == token.content:
+            added[token.id] = setting
+    for i, token in added.items():
+        if not 0 <= i < vocab_size:
+            raise ConfigError(
+                f"the added token {printable(token.content, 60)!r} has the id {i}, and the embedding has {vocab_size} rows",
+                path=folder, hint="take the tokenizer files that belong to these weights",
+            )  # fmt: skip
+        if not token.content:
+            raise ConfigError(f"the added token {i} is empty", path=folder)
+    return added
+
+
+def _apply(base: _Base, added: Iterable[AddedToken]) -> None:
+    """Puts added tokens over the vocabulary."""
+    for token in added:
+        missing = token.id + 1 - len(base.tokens)
+        if missing > 0:
+            base.tokens += [None] * missing
+            base.types += [TokenType.UNUSED] * missing
+            if base.kind == "sentencepiece":
+                base.scores += [0.0] * missing
+        base.tokens[token.id] = token.content
+        base.types[token.id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+
+
+# ----------------------------------------------------------------------------------------- the chat templates
+
+
+def _read_chat_templates(folder: Path, settings: Mapping[str, Any], settings_path: Path) -> dict[str, str]:
+    """Chat templates by name, from tokenizer_config.json or else from files of their own."""
+    value = settings.get("chat_template")
+    path = settings_path
+    if value is None and _there(folder / "chat_template.jinja"):
+        return _read_template_files(folder)
+    if value is None and _there(folder / "chat_template.json"):
+        path = folder / "chat_template.json"
+        value = load_json_object(path, limit=_MAX_TEMPLATE).get("chat_template")
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return {k: expect(v, str, path, f"chat_template.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        result = {}
+        for i, entry in enumerate(value):
+            at = f"chat_template[{i}]"
+            entry = expect(entry, dict, path, at)
+            name = expect(entry.get("name"), str, path, f"{at}.name")
+            result[name] = expect(entry.get("template"), str, path, f"{at}.template")
+        return result
+    return {"default": expect(value, str, path, "chat_template")}
+
+
+def _read_template_files(folder: Path) -> dict[str, str]:
+    paths = {"default": folder / "chat_template.jinja"}
+    others = folder / "additional_chat_templates"
+    names = sorted(others.glob("*.jinja")) if others.is_dir() else []
+    if len(names) > _MAX_TEMPLATES:
+        raise ConfigError(f"{len(names)} chat templates, and at most {_MAX_TEMPLATES} are read", path=others)
+    paths |= {path.stem: path for path in names}
+    result = {}
+    for name, path in paths.items():
+        try:
+            result[name] = read_small_file(path, _MAX_TEMPLATE).decode()
+        except UnicodeDecodeError as error:
+            raise MalformedFileError("not valid UTF-8", path=path, at=f"byte {error.start}") from None
+    return result

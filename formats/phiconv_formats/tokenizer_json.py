@@ -1,0 +1,251 @@
+"""tokenizer.json of the Hugging Face `tokenizers` library: the vocabulary, the merges, and what kind of tokenizer it is.
+
+The kind and the split of the text are read from the structure of the file (its pre-tokenizer and its normalizer),
+so that a fine-tune or a smaller vocabulary is recognised like the original.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from phiconv.errors import ConfigError, printable
+from phiconv.tokenizer import AddedToken, Kind, SentencePieceOptions, Split, SplitName
+
+from .strict_json import load_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+__all__ = ["GPT2_SPLIT", "MAX_BYTES", "TokenizerJson", "check_vocabulary", "expect", "parse_merges", "read_added_token",
+           "read_tokenizer_json"]  # fmt: skip
+
+MAX_BYTES = 64 << 20
+"""The largest tokenizer.json that is read; the largest of a Phi model has 15.5 MB."""
+
+T = TypeVar("T")
+
+_SPACE = "\u2581"
+_NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "an array", str: "a string"}
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _splits() -> dict[str, SplitName]:
+    """The known splits, each in the spellings that files have: an inline flag, or both cases of a letter."""
+    known: dict[str, SplitName] = {GPT2_SPLIT: "gpt2"}
+    for tail in ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"):
+        words = rf"{tail}|{_WORD}\p{{L}}+"
+        known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES] = "cl100k"
+        words = f"{_WORD}{_UPPER}*{_LOWER}+{tail}?|{_WORD}{_UPPER}+{_LOWER}*{tail}?"
+        known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES] = "o200k"
+    return known
+
+
+_SPLITS = _splits()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerJson:
+    """The parts of a tokenizer.json, checked.
+
+    Attributes:
+        vocabulary: Id by token, without the added tokens that are not in it.
+        unknown: The token for what has no other.
+        post_processors: Of the text's tokens; they say which special tokens are put around it.
+    """
+
+    kind: Kind
+    vocabulary: Mapping[str, int]
+    merges: tuple[tuple[str, str], ...]
+    added: tuple[AddedToken, ...]
+    unknown: str | None
+    split: Split | None
+    sentencepiece: SentencePieceOptions | None
+    post_processors: tuple[Mapping[str, Any], ...]
+
+
+def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
+    """Reads and checks a tokenizer.json.
+
+    Raises:
+        MalformedFileError: It is not strict JSON, or too large.
+        ConfigError: A key has a wrong value, or the tokenizer is of a kind that is not supported.
+    """
+    data = load_json_object(path, limit=MAX_BYTES)
+    model = expect(data.get("model"), dict, path, "model")
+    if model.get("type", "BPE") != "BPE":
+        kind = printable(expect(model["type"], str, path, "model.type"), 40)
+        raise ConfigError(f"a tokenizer of type {kind}, and only BPE is supported", path=path, at="model.type")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ConfigError("tokens that are written with a prefix or suffix are not supported", path=path, at=key)
+    vocabulary = expect(model.get("vocab"), dict, path, "model.vocab")
+    check_vocabulary(vocabulary, vocab_size, path, "model.vocab")
+    merges = parse_merges(expect(model.get("merges"), list, path, "model.merges"), vocabulary, path)
+    entries = expect(data.get("added_tokens") or [], list, path, "added_tokens")
+    added = tuple(read_added_token(entry, path, f"added_tokens[{i}]") for i, entry in enumerate(entries))
+    normalizers = _parts(data.get("normalizer"), "normalizers", path)
+    pre_tokenizers = _parts(data.get("pre_tokenizer"), "pretokenizers", path)
+    kind = _kind(model, normalizers, pre_tokenizers, path)
+    unknown = model.get("unk_token")
+    return TokenizerJson(
+        kind=kind,
+        vocabulary=vocabulary,
+        merges=merges,
+        added=added,
+        unknown=None if unknown is None else expect(unknown, str, path, "model.unk_token"),
+        split=_split(normalizers, pre_tokenizers, path) if kind == "byte-bpe" else None,
+        sentencepiece=_options(model, normalizers, pre_tokenizers, path) if kind == "sentencepiece" else None,
+        post_processors=tuple(_parts(data.get("post_processor"), "processors", path)),
+    )
+
+
+def expect(value: Any, kind: type[T], path: Path, at: str) -> T:
+    """``value``, which must be exactly of this JSON type (true is no integer)."""
+    if type(value) is not kind:
+        found = "null or nothing" if value is None else _NAMES.get(type(value), "a fraction")
+        raise ConfigError(f"expected {_NAMES[kind]}, found {found}", path=path, at=at)
+    return value
+
+
+def read_added_token(entry: Any, path: Path, at: str, token_id: int | None = None) -> AddedToken:
+    """An added token as tokenizer.json, or (with its id as a key) as tokenizer_config.json has it."""
+    entry = expect(entry, dict, path, at)
+    flags = {
+        name: expect(entry.get(name, False), bool, path, f"{at}.{name}")
+        for name in ("special", "lstrip", "rstrip", "normalized", "single_word")
+    }
+    number = expect(entry.get("id"), int, path, f"{at}.id") if token_id is None else token_id
+    return AddedToken(number, expect(entry.get("content"), str, path, f"{at}.content"), **flags)
+
+
+def check_vocabulary(vocabulary: Mapping[str, Any], vocab_size: int, path: Path, at: str) -> None:
+    """Refuses ids that are no integers, are there twice, or have no row in the embedding."""
+    ids = list(vocabulary.values())
+    if set(map(type, ids)) <= {int} and len(set(ids)) == len(ids):
+        if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+            return
+    seen: set[int] = set()
+    for token, number in vocabulary.items():
+        where = f"{at}[{printable(token, 60)!r}]"
+        expect(number, int, path, where)
+        if not 0 <= number < vocab_size:
+            raise ConfigError(
+                f"the id {number} has no row in the embedding of {vocab_size} tokens",
+                path=path, at=where, hint="take the tokenizer files that belong to these weights",
+            )  # fmt: skip
+        if number in seen:
+            raise ConfigError(f"the id {number} is there twice", path=path, at=where)
+        seen.add(number)
+
+
+def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Path) -> tuple[tuple[str, str], ...]:
+    """Merges as pairs, from pairs or from "a b"; both tokens and the joined one must be in the vocabulary."""
+    pairs: list[tuple[str, str]] = []
+    for index, merge in enumerate(merges):
+        pair = merge.split(" ") if type(merge) is str else merge
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+            raise ConfigError("a merge is not two tokens", path=path, at=f"merge {index}")
+        left, right = pair
+        if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            missing = next(t for t in (left, right, left + right) if t not in vocabulary)
+            raise ConfigError(
+                f"a merge needs the token {printable(missing, 60)!r}, which is not in the vocabulary",
+                path=path, at=f"merge {index}",
+            )  # fmt: skip
+        pairs.append((left, right))
+    return tuple(pairs)
+
+
+def _parts(value: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or post-processor; a sequence may hold sequences."""
+    parts: list[dict[str, Any]] = []
+    waiting = [] if value is None else [value]
+    while waiting:
+        part = expect(waiting.pop(), dict, path, key)
+        if part.get("type") == "Sequence":
+            waiting += reversed(expect(part.get(key), list, path, key))
+        else:
+            expect(part.get("type"), str, path, f"{key}.type")
+            parts.append(part)
+    return parts
+
+
+def _kind(
+    model: Mapping[str, Any], normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], path: Path
+) -> Kind:
+    if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
+        return "byte-bpe"
+    if any(part["type"] == "Metaspace" for part in pre_tokenizers) or any(
+        _SPACE in (part.get("content"), part.get("prepend")) for part in normalizers
+    ):
+        expect(model.get("byte_fallback", False), bool, path, "model.byte_fallback")
+        return "sentencepiece"
+    raise ConfigError(
+        "neither a byte-level tokenizer (ByteLevel) nor SentencePiece's (Metaspace or U+2581)",
+        path=path, at="pre_tokenizer",
+    )  # fmt: skip
+
+
+def _split(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], path: Path) -> Split:
+    text, name = " + ".join(_describe(part) for part in (*normalizers, *pre_tokenizers)), None
+    last = pre_tokenizers[-1]
+    # A normalizer would change the text before it is split, a prefix space would change its first word.
+    if last["type"] != "ByteLevel" or last.get("add_prefix_space", True) is not False or normalizers:
+        return Split(None, text)
+    use_regex = expect(last.get("use_regex", True), bool, path, "pre_tokenizer.use_regex")
+    if len(pre_tokenizers) == 1 and use_regex:
+        name = _SPLITS[GPT2_SPLIT]
+    if len(pre_tokenizers) == 2 and not use_regex:
+        first = pre_tokenizers[0]
+        # The words are what the expression finds, or what is left when everything else is removed.
+        cut = (first.get("behavior"), first.get("invert", False))
+        if first["type"] == "Split" and cut in (("Isolated", False), ("Removed", True)):  # noqa: PLR6201 - hostile
+            text = _regex(first) or text
+            name = _SPLITS.get(text)
+    return Split(name, text)
+
+
+def _describe(part: Mapping[str, Any]) -> str:
+    """One step of a tokenizer, for messages."""
+    regex = _regex(part)
+    return str(part["type"]) if regex is None else f"{part['type']}({regex})"
+
+
+def _regex(part: Mapping[str, Any]) -> str | None:
+    pattern = part.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    return regex if isinstance(regex, str) else None
+
+
+def _options(
+    model: Mapping[str, Any], normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], path: Path
+) -> SentencePieceOptions:
+    charsmap = b""
+    prefix = any(part["type"] == "Prepend" and part.get("prepend") == _SPACE for part in normalizers)
+    for part in pre_tokenizers:
+        if part["type"] == "Metaspace":
+            scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
+            prefix = prefix or scheme != "never"
+    for part in normalizers:
+        if part["type"] == "Precompiled":
+            text = expect(part.get("precompiled_charsmap"), str, path, "normalizer.precompiled_charsmap")
+            try:
+                charsmap = base64.b64decode(text, validate=True)
+            except (binascii.Error, ValueError):
+                raise ConfigError("not base64", path=path, at="normalizer.precompiled_charsmap") from None
+    return SentencePieceOptions(
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=any(re.fullmatch(r" \{2,\}", _regex(part) or "") for part in normalizers),
+        byte_fallback=bool(model.get("byte_fallback", False)),
+        charsmap=charsmap,
+    )

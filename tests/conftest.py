@@ -1,0 +1,64 @@
+"""What all tests share: the hypothesis profile, and how a refusal of a hostile file is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+from phiconv.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+settings.register_profile("phiconv", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("phiconv")
+
+
+@pytest.fixture
+def refused() -> Callable[..., InputError]:
+    """Checks that a call refuses its input with one clear line, soon, and without much memory."""
+
+    def check(
+        call: Callable[..., Any], *args: Any, says: str, kind: type[InputError] = InputError
+    ) -> InputError:
+        start = time.perf_counter()
+        with pytest.raises(kind) as caught:
+            call(*args)
+        assert time.perf_counter() - start < 1
+        message = str(caught.value)
+        assert says in message
+        assert message.isprintable()
+        assert caught.value.path is not None
+        tracemalloc.start()
+        try:
+            with pytest.raises(kind):
+                call(*args)
+            assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        finally:
+            tracemalloc.stop()
+        return caught.value
+
+    return check
+
+
+@pytest.fixture
+def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a safetensors file with any header: a dict, or the text itself."""
+
+    def write(
+        header: Any, data: bytes = b"", name: str = "model.safetensors", length: int | None = None
+    ) -> Path:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        path = tmp_path / name
+        path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+        return path
+
+    return write
