@@ -29,10 +29,10 @@ def refused() -> Callable[..., InputError]:
     def check(
         call: Callable[..., Any], *args: Any, says: str, kind: type[InputError] = InputError
     ) -> InputError:
-        start = time.perf_counter()
+        start = time.process_time()  # the machine may be busy with other things
         with pytest.raises(kind) as caught:
             call(*args)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         message = str(caught.value)
         assert says in message
         assert message.isprintable()

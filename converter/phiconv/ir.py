@@ -91,7 +91,7 @@ class BlockEncoding:
 
 @dataclass(frozen=True, slots=True)
 class RawEncoding:
-    """Elements that phiconv lists but does not compute with: integers, booleans, types it cannot decode yet."""
+    """Elements that phiconv lists and copies but does not compute with: integers, types that it cannot decode yet."""
 
     name: str
     block_size: int
@@ -161,7 +161,8 @@ class Blocks:
 
 
 Encoded: TypeAlias = "NDArray[np.generic] | Blocks"
-"""Rows of a tensor in memory: an array of the stored float type, shape (rows, columns), or `Blocks`."""
+"""Rows of a tensor in memory: an array of the stored float type, shape (rows, columns), or `Blocks`; of a
+`RawEncoding` the stored bytes, uint8 of shape (rows, bytes of a row)."""
 
 
 # -------------------------------------------------------------------------------------------------- tensors
@@ -255,7 +256,7 @@ class Tensor:
 
     def read(self, start: int, stop: int) -> Encoded:
         """Reads rows ``start`` to ``stop`` into memory of their own."""
-        pieces = _cut(self.runs, start, stop)
+        pieces = _cut(self.runs, start, stop) or (Run(self.runs[0].source, 0, 0),)
         if len(pieces) == 1:
             return pieces[0].source.read(pieces[0].start, pieces[0].stop)
         return _join([run.source.read(run.start, run.stop) for run in pieces], len(pieces))

@@ -102,7 +102,6 @@ class ModelCard:
     """What the files around the weights say about the model's name and origin, as read."""
 
     folder: Path | None = None
-    readme: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
 

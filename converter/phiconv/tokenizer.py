@@ -1,7 +1,7 @@
-"""What a tokenizer is, whatever files it came from; it does not tokenize, it says what a runtime's tokenizer needs.
+"""What a tokenizer is, whatever files it came from: what a runtime needs to tokenize like it.
 
-Kinds of tokenizers among the Phi models: SentencePiece BPE over characters with byte fallback (Phi-3), and BPE
-over bytes with a regular expression that splits the text first (Phi-1, Phi-2, Phi-4).
+The Phi models have two kinds: SentencePiece's BPE over characters, with bytes to fall back to (Phi-3), and
+BPE over bytes inside words that a regular expression finds (Phi-1, Phi-2, Phi-4).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Split:
     """How a byte-level tokenizer cuts the text into words, inside of which it merges.
 
     Attributes:
-        name: The known split that it is: GPT-2's, that of tiktoken's cl100k, or that of o200k; None for another.
+        name: Which known split it is: GPT-2's, or that of tiktoken's cl100k or o200k; None for another.
         text: What the file says, for messages: the regular expression, or the pre-tokenizer's settings.
     """
 
@@ -99,17 +99,17 @@ class Tokenizer:
 
     Attributes:
         kind: Which algorithm.
-        tokens: Text by id, None where the ids have a gap. SentencePiece writes a space as U+2581; a byte-level
-            tokenizer writes each byte as one character, GPT-2's way. Added tokens are plain text.
+        tokens: Text by id, None where the ids have a gap. SentencePiece writes a space as U+2581; byte-level
+            tokenizers write each byte as one character, GPT-2's way. Added tokens are plain text.
         types: Type by id, UNUSED in a gap; CONTROL or USER_DEFINED for added tokens.
         scores: Score by id, the highest merges first; empty for a byte-level tokenizer.
         merges: Pairs of tokens in the order in which they merge; may be empty for SentencePiece.
         added: Added tokens by id; they stand in ``tokens`` too.
-        special_ids: Id by role (see `ROLES`; also "eot", end of a turn), in the order in which they were found.
-        eos_ids: Every id that ends a generation, as the generation settings have it; empty if they do not say.
-        add_special: Whether a token is put before ("bos"), between ("sep") or after ("eos") the text, by role;
-            a role that no file mentions is not there.
-        chat_templates: Jinja text by name, the usual one under "default". They are data: nothing renders them.
+        special_ids: Id by role (see `ROLES`; also "eot", end of a turn), in the order they were found.
+        eos_ids: The ids that end a generation, as the generation settings say; empty if they do not.
+        add_special: Whether a token is put before ("bos"), between ("sep") or after ("eos") the text, by
+            role; a role that no file mentions is not there.
+        chat_templates: Jinja text by name, the usual one under "default". They are data, never rendered.
         split: Of a byte-level tokenizer.
         sentencepiece: Of a SentencePiece tokenizer.
     """

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv import ir
-from phiconv.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,13 +20,13 @@ __all__ = ["FileRows", "read_rows"]
 
 @dataclass(frozen=True, slots=True)
 class FileRows:
-    """A matrix of floats, row after row, from a byte of a file on (an `ir.Source`).
+    """A matrix of numbers, row after row, from a byte of a file on (an `ir.Source`).
 
     Attributes:
         file: The file.
         offset: The byte where the first row starts.
         row_bytes: Bytes from one row to the next.
-        encoding: What an element is; a tensor in a `RawEncoding` can be listed and not read.
+        encoding: What an element is; of a `RawEncoding` only the bytes can be read.
         name: The tensor, for messages.
     """
 
@@ -43,20 +42,12 @@ class FileRows:
         return f"{self.file.path}: {self.name}"
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """Reads rows ``start`` to ``stop`` into an array of their own.
-
-        Raises:
-            UnsupportedModelError: The elements are not floats.
-        """
+        """Reads rows ``start`` to ``stop`` into an array of their own; of a `RawEncoding`, their bytes."""
+        rows = read_rows(self.file, self.offset, self.row_bytes, start, stop)
         if not isinstance(self.encoding, ir.FloatEncoding):
-            raise UnsupportedModelError(
-                f"stored as {self.encoding.name}, which phiconv cannot decode",
-                path=self.file.path,
-                at=self.name,
-                hint="convert from the original checkpoint",
-            )
+            return rows
         dtype = self.encoding.dtype
-        data: NDArray[np.generic] = read_rows(self.file, self.offset, self.row_bytes, start, stop).view(dtype)
+        data: NDArray[np.generic] = rows.view(dtype)
         if sys.byteorder == "big" and dtype.byteorder == "=":
             # The dtypes of ml_dtypes are in the machine's own order only.
             return data.view(np.uint16).byteswap().view(dtype)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Archive", "load_weight_map", "open_safetensors", "open_sharded"]
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-MAX_HEADER_VALUES = 1_000_000  # about eight per tensor
+MAX_HEADER_VALUES = 250_000  # about eight per tensor; the largest files have some thousand tensors
 MAX_INDEX_BYTES = 50_000_000
 MAX_DIMENSIONS = 64
 
@@ -166,9 +166,8 @@ class _Entry:
         entry = _Entry(name, dtype, tuple(shape), begin, end)
         bits = math.prod(shape) * _BITS[dtype]
         if bits != 8 * (end - begin):
-            raise fail(
-                f"{dtype} of shape {shape} takes {-(-bits // 8)} bytes, and data_offsets hold {end - begin}"
-            )
+            what = f"{dtype} of shape {printable(shape, 90)}"
+            raise fail(f"{what} takes {-(-bits // 8)} bytes, and data_offsets hold {end - begin}")
         return entry
 
     def tensor(self, file: InputFile, start: int) -> ir.Tensor:

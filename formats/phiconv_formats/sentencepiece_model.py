@@ -5,8 +5,8 @@
     TrainerSpec      3 model_type, 35 byte_fallback
     NormalizerSpec   2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces
 
-(https://github.com/google/sentencepiece, src/sentencepiece_model.proto). Fields that are not listed do not change how
-text is tokenized, or cannot be told to a runtime, and are passed over.
+(https://github.com/google/sentencepiece, src/sentencepiece_model.proto). Fields that are not listed do not
+change how text is tokenized, or cannot be told to a runtime, and are passed over.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _read_piece(data: bytes, index: int) -> tuple[str, float, TokenType]:
     return text, value, TokenType(kind)
 
 
-def _read_options(trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes]) -> SentencePieceOptions:
+def _read_options(
+    trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes]
+) -> SentencePieceOptions:
     model_type = _integer(trainer.get(3, 1))
     if model_type != _BPE:
         raise _NotBpeError(_MODEL_TYPES.get(model_type, str(model_type)))
@@ -132,7 +134,10 @@ def _fields(data: bytes) -> Iterator[Field]:
     """The fields of a message, in their order."""
     at, end = 0, len(data)
     while at < end:
-        tag, at = _varint(data, at)
+        tag = data[at]
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(data, at - 1)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
             raise _WireError(f"a field with the number {number} before byte {at}")

@@ -1,14 +1,14 @@
 """Which tokens are special and what for, and which of them are put around the text.
 
-The files say it several times, and not always the same. The order of belief is that of llama.cpp's converter: the
-tokenizer's own files first, then config.json; what the post-processor of tokenizer.json does, before the flags of
-tokenizer_config.json. generation_config.json has the last word nowhere: its list of eos ids is kept beside the rest.
+The files say it several times, and not always the same. The order of belief is that of llama.cpp's converter:
+the tokenizer's own files come before config.json, and what the post-processor of tokenizer.json does comes
+before the flags of tokenizer_config.json. The eos ids of generation_config.json are kept beside the rest.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv.errors import ConfigError
 from phiconv.tokenizer import ROLES
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["SpecialTokens", "find_eos_ids", "find_special_ids", "read_special_tokens"]
+
+_Item: TypeAlias = "tuple[str | None, str | None]"  # a special token, or else the name of the text
 
 
 @dataclass(slots=True)
@@ -83,50 +85,57 @@ def _fill(texts: Mapping[str, str]) -> dict[str, str]:
 def _read_template(special: SpecialTokens, processor: Mapping[str, Any], path: Path) -> None:
     """What a TemplateProcessing puts before, between and after one and two texts."""
     single, pair = (_template(processor, key, path) for key in ("single", "pair"))
-    texts, first, last = special.texts, None, None
-    if len(single) > 1:
-        first, last = single[0][0], single[-1][0]
-        if first is not None:
-            texts.setdefault("bos", first)
-            if first != texts["bos"]:
-                texts.setdefault("cls", first)
-            special.add["bos"] = first in (texts["bos"], texts.get("cls"))
-        if last is not None:
-            if last != texts.get("eos"):
-                if "eos" in texts:  # what ends the text is the eos, so the other one ends a turn
-                    texts["eot"] = texts["eos"]
-                texts["eos"] = last
-            special.add["eos"] = True
-    if first is not None and pair and pair[0][0] == first:
-        pair = pair[1:]
-    if last is not None and pair and pair[-1][0] == last:
-        pair = pair[:-1]
-    between = [token for token, _ in pair[1:-1]]
-    if between and pair[0][1] == "A" and pair[-1][1] == "B":
-        known = [token is not None and token in (texts.get("sep"), texts.get("eos")) for token in between]
-        # A lone eos between two texts ends the first of them, if eos also ends the second.
-        special.add["sep"] = (known[0] and last is None) or (len(known) == 2 and known[1])
-        if special.add["sep"] and "eos" in texts:
-            texts.setdefault("sep", texts["eos"])
+    texts = special.texts
+    first, last = (single[0][0], single[-1][0]) if len(single) > 1 else (None, None)
+    if first is not None:
+        texts.setdefault("bos", first)
+        if first != texts["bos"]:
+            texts.setdefault("cls", first)
+        special.add["bos"] = first in (texts["bos"], texts.get("cls"))
+    if last is not None:
+        if last != texts.get("eos", last):  # what ends the text is the eos, so the other one ends a turn
+            texts["eot"] = texts["eos"]
+        texts["eos"] = last
+        special.add["eos"] = True
+    start = int(first is not None and pair[:1] != [] and pair[0][0] == first)
+    stop = len(pair) - int(last is not None and pair[-1:] != [] and pair[-1][0] == last)
+    _read_pair(special, pair[start:stop], ended=last is not None)
 
 
-def _template(processor: Mapping[str, Any], key: str, path: Path) -> list[tuple[str | None, str | None]]:
+def _read_pair(special: SpecialTokens, pair: Sequence[_Item], *, ended: bool) -> None:
+    """What a template puts between two texts."""
+    if len(pair) < 3 or (pair[0][1], pair[-1][1]) != ("A", "B"):
+        return
+    texts = special.texts
+    known = [token is not None and token in (texts.get("sep"), texts.get("eos")) for token, _ in pair[1:-1]]
+    # A lone eos between two texts ends the first of them, if eos also ends the second.
+    special.add["sep"] = (known[0] and not ended) or (len(known) == 2 and known[1])
+    if special.add["sep"] and "eos" in texts:
+        texts.setdefault("sep", texts["eos"])
+
+
+def _template(processor: Mapping[str, Any], key: str, path: Path) -> list[_Item]:
     """Items of a template: the special token, or else the name of the text."""
     items = []
     for item in expect(processor.get(key) or [], list, path, f"post_processor.{key}"):
         found: list[str | None] = []
         for kind in ("SpecialToken", "Sequence"):
             value = expect(item, dict, path, f"post_processor.{key}").get(kind)
-            name = None if value is None else expect(value, dict, path, f"post_processor.{key}.{kind}").get("id")
+            name = (
+                None if value is None else expect(value, dict, path, f"post_processor.{key}.{kind}").get("id")
+            )
             found.append(None if name is None else expect(name, str, path, f"post_processor.{key}.{kind}.id"))
         items.append((found[0], found[1]))
     return items
 
 
 def find_special_ids(
-    texts: Sequence[Mapping[str, str]], first_ids: Mapping[str, int], ids: Mapping[str, int], config: Mapping[str, Any],
+    texts: Sequence[Mapping[str, str]],
+    first_ids: Mapping[str, int],
+    ids: Mapping[str, int],
+    config: Mapping[str, Any],
     limit: int,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """Ids by role, from the first source that has one.
 
     Args:
@@ -147,9 +156,11 @@ def find_special_ids(
         value = config.get(key)
         if value is None and isinstance(inner, dict):
             value = inner.get(key)
-        if type(value) is int and role not in result:  # true is no id; a list belongs to the generation settings
+        # true is no id, and a list belongs to the generation settings.
+        if type(value) is int and role not in result:
             if value < 0:
-                raise ConfigError(f"a token id of {value}", path="config.json", at=key, hint="use null for none")
+                message = f"a token id of {value}"
+                raise ConfigError(message, path="config.json", at=key, hint="use null for none")
             if value < limit:
                 result[role] = value
     for source in texts:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, MalformedFileError, MissingFileError, printable
@@ -28,6 +28,7 @@ from .strict_json import load_json_object
 from .tokenizer_json import (
     GPT2_SPLIT,
     MAX_BYTES,
+    WRONG_FILES,
     TokenizerJson,
     check_vocabulary,
     expect,
@@ -51,7 +52,7 @@ _MAX_TEMPLATES = 64
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NO_MERGE = -1e9  # the score of Llama's own pieces that are not meant to be merged
-# GPT-2's split never leaves a sign and letters in one word (but for "'re"); those of the larger vocabularies do.
+# GPT-2's split never leaves a sign and letters in one word (but for "'re"); those of cl100k and o200k do.
 _SIGN_AND_LETTERS = re.compile(r"(?!')[!-/:-@\[-`{-~][A-Za-z]{2}")
 
 
@@ -71,10 +72,13 @@ class _Base:
 def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) -> Tokenizer | None:
     """Reads the tokenizer of a model folder.
 
-    Where tokenizer.model and a SentencePiece tokenizer.json are both there, the vocabulary and its scores come
-    from the former. From tokenizer.json alone the scores are made up such that they merge in the same order; a
-    vocabulary that lacks some of the merges that its tokens allow (none that comes from SentencePiece does) can
-    then still be merged differently by a runtime that has only scores.
+    Where tokenizer.model and a SentencePiece tokenizer.json are both there, the vocabulary and its scores
+    come from the former. From tokenizer.json alone the scores are made up such that they merge in the same
+    order. (A runtime that has only scores may still merge differently where the file lacks merges that its
+    tokens allow; none that was converted from SentencePiece does.)
+
+    Ids are those that the files say. Recent releases of the `tokenizers` library renumber added tokens that
+    are not in the vocabulary and leave a gap before them, which cannot be what the weights were trained with.
 
     Args:
         folder: The model folder.
@@ -90,7 +94,8 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
         ConfigError: A key has a wrong value, or files contradict each other.
     """
     if not 0 < vocab_size <= MAX_TOKENS:
-        raise ConfigError(f"a vocabulary of {vocab_size} tokens", path=folder / "config.json", at="vocab_size")
+        message = f"a vocabulary of {vocab_size} tokens"
+        raise ConfigError(message, path=folder / "config.json", at="vocab_size")
     json_path = folder / "tokenizer.json"
     parsed = read_tokenizer_json(json_path, vocab_size) if _there(json_path) else None
     base = _read_base(folder, parsed, vocab_size)
@@ -104,7 +109,8 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
 
     added = _read_added(folder, settings, parsed, base.kind, vocab_size)
     _apply(base, added.values())
-    ids = {token: i for i, token in enumerate(base.tokens) if token is not None}
+    roles = {*special.texts.values(), *other.texts.values()}
+    ids = {token: i for i, token in enumerate(base.tokens) if token in roles}
     if base.kind == "byte-bpe":
         # A token of the vocabulary that has a role is found in the text as a whole, like an added one.
         for text in special.texts.values():
@@ -159,16 +165,16 @@ def _read_base(folder: Path, parsed: TokenizerJson | None, vocab_size: int) -> _
 def _base_of_model(path: Path, parsed: TokenizerJson | None, vocab_size: int) -> _Base:
     model = read_sentencepiece_model(path)
     if len(model.pieces) > vocab_size:
-        raise ConfigError(
-            f"{len(model.pieces)} pieces, and the embedding has {vocab_size} rows",
-            path=path, hint="take the tokenizer files that belong to these weights",
-        )  # fmt: skip
+        message = f"{len(model.pieces)} pieces, and the embedding has {vocab_size} rows"
+        raise ConfigError(message, path=path, hint=WRONG_FILES)
     if parsed is not None:
         replaced = {token.id for token in parsed.added}
         for token, i in parsed.vocabulary.items():
             if i not in replaced and i < len(model.pieces) and model.pieces[i] != token:
-                message = f"token {i} is {printable(model.pieces[i], 40)!r} here and another in tokenizer.json"
-                raise ConfigError(message, path=path, hint="remove the file that does not belong to these weights")
+                message = f"token {i} is {printable(model.pieces[i], 40)!r}, and another in tokenizer.json"
+                raise ConfigError(
+                    message, path=path, hint="remove the one that does not belong to the weights"
+                )
     return _Base(
         kind="sentencepiece",
         tokens=list(model.pieces),
@@ -191,7 +197,7 @@ def _base_of_json(parsed: TokenizerJson) -> _Base:
         for token, i in parsed.vocabulary.items():
             if _BYTE_PIECE.fullmatch(token) and parsed.sentencepiece and parsed.sentencepiece.byte_fallback:
                 types[i] = TokenType.BYTE
-        if parsed.unknown in parsed.vocabulary:
+        if parsed.unknown is not None and parsed.unknown in parsed.vocabulary:
             types[parsed.vocabulary[parsed.unknown]] = TokenType.UNKNOWN
     return _Base(parsed.kind, tokens, types, scores, parsed.merges, parsed.split, parsed.sentencepiece)
 
@@ -199,8 +205,8 @@ def _base_of_json(parsed: TokenizerJson) -> _Base:
 def _scores(parsed: TokenizerJson, size: int) -> list[float]:
     """SentencePiece scores that merge in the order of the merges.
 
-    A token is as good as the first merge that makes it. Llama's (and Phi-3's) own scores are the distance of
-    the id from the first merged token's, negated; so are these, as long as ids and merges have the same order.
+    A token is as good as the first merge that makes it. Llama's (and Phi-3's) own scores are the distance
+    of the id from the first merged token's, negated; so are these, where ids and merges have one order.
     """
     made = dict.fromkeys(left + right for left, right in parsed.merges)
     first = min((parsed.vocabulary[token] for token in made), default=size)
@@ -219,10 +225,8 @@ def _base_of_vocab_and_merges(vocab_path: Path, merges_path: Path, vocab_size: i
     vocabulary = load_json_object(vocab_path, limit=MAX_BYTES)
     check_vocabulary(vocabulary, vocab_size, vocab_path, "vocabulary")
     if any(_SIGN_AND_LETTERS.match(token) for token in vocabulary):
-        raise ConfigError(
-            "the text is not split as GPT-2 does it, and only tokenizer.json says how",
-            path=vocab_path, hint="add the model's tokenizer.json",
-        )  # fmt: skip
+        message = "the text is not split as GPT-2 does it, and only tokenizer.json says how"
+        raise ConfigError(message, path=vocab_path, hint="add the model's tokenizer.json")
     try:
         lines = read_small_file(merges_path, MAX_BYTES).decode().split("\n")
     except UnicodeDecodeError as error:
@@ -263,10 +267,9 @@ def _read_added(
             added[token.id] = setting
     for i, token in added.items():
         if not 0 <= i < vocab_size:
-            raise ConfigError(
-                f"the added token {printable(token.content, 60)!r} has the id {i}, and the embedding has {vocab_size} rows",
-                path=folder, hint="take the tokenizer files that belong to these weights",
-            )  # fmt: skip
+            message = f"the added token {printable(token.content, 60)!r} has the id {i}, "
+            message += f"and the embedding has {vocab_size} rows"
+            raise ConfigError(message, path=folder, hint=WRONG_FILES)
         if not token.content:
             raise ConfigError(f"the added token {i} is empty", path=folder)
     return added
@@ -305,9 +308,9 @@ def _read_chat_templates(folder: Path, settings: Mapping[str, Any], settings_pat
         result = {}
         for i, entry in enumerate(value):
             at = f"chat_template[{i}]"
-            entry = expect(entry, dict, path, at)
-            name = expect(entry.get("name"), str, path, f"{at}.name")
-            result[name] = expect(entry.get("template"), str, path, f"{at}.template")
+            template = expect(entry, dict, path, at)
+            name = expect(template.get("name"), str, path, f"{at}.name")
+            result[name] = expect(template.get("template"), str, path, f"{at}.template")
         return result
     return {"default": expect(value, str, path, "chat_template")}
 

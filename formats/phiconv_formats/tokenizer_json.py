@@ -1,7 +1,7 @@
-"""tokenizer.json of the Hugging Face `tokenizers` library: the vocabulary, the merges, and what kind of tokenizer it is.
+"""tokenizer.json of the Hugging Face `tokenizers` library: vocabulary, merges, and the kind of tokenizer.
 
-The kind and the split of the text are read from the structure of the file (its pre-tokenizer and its normalizer),
-so that a fine-tune or a smaller vocabulary is recognised like the original.
+The kind and the split of the text are read from the structure of the file (its pre-tokenizer and its
+normalizer), so that a fine-tune or a smaller vocabulary is recognised like the original.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenizer import AddedToken, Kind, SentencePieceOptions, Split, SplitName
@@ -21,14 +21,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["GPT2_SPLIT", "MAX_BYTES", "TokenizerJson", "check_vocabulary", "expect", "parse_merges", "read_added_token",
-           "read_tokenizer_json"]  # fmt: skip
+__all__ = [
+    "GPT2_SPLIT",
+    "MAX_BYTES",
+    "WRONG_FILES",
+    "TokenizerJson",
+    "check_vocabulary",
+    "expect",
+    "parse_merges",
+    "read_added_token",
+    "read_tokenizer_json",
+]
 
 MAX_BYTES = 64 << 20
 """The largest tokenizer.json that is read; the largest of a Phi model has 15.5 MB."""
 
+WRONG_FILES = "take the tokenizer files that belong to these weights"
+"""What to do about a vocabulary that does not fit the model."""
+
 T = TypeVar("T")
 
+Merges: TypeAlias = "tuple[tuple[str, str], ...]"
+_Steps: TypeAlias = "list[dict[str, Any]]"
 _SPACE = "\u2581"
 _NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "an array", str: "a string"}
 
@@ -65,7 +79,7 @@ class TokenizerJson:
 
     kind: Kind
     vocabulary: Mapping[str, int]
-    merges: tuple[tuple[str, str], ...]
+    merges: Merges
     added: tuple[AddedToken, ...]
     unknown: str | None
     split: Split | None
@@ -84,10 +98,14 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
     model = expect(data.get("model"), dict, path, "model")
     if model.get("type", "BPE") != "BPE":
         kind = printable(expect(model["type"], str, path, "model.type"), 40)
-        raise ConfigError(f"a tokenizer of type {kind}, and only BPE is supported", path=path, at="model.type")
+        raise ConfigError(
+            f"a tokenizer of type {kind}, and only BPE is supported", path=path, at="model.type"
+        )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise ConfigError("tokens that are written with a prefix or suffix are not supported", path=path, at=key)
+            raise ConfigError(
+                "prefixes and suffixes of tokens are not supported", path=path, at=f"model.{key}"
+            )
     vocabulary = expect(model.get("vocab"), dict, path, "model.vocab")
     check_vocabulary(vocabulary, vocab_size, path, "model.vocab")
     merges = parse_merges(expect(model.get("merges"), list, path, "model.merges"), vocabulary, path)
@@ -95,7 +113,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
     added = tuple(read_added_token(entry, path, f"added_tokens[{i}]") for i, entry in enumerate(entries))
     normalizers = _parts(data.get("normalizer"), "normalizers", path)
     pre_tokenizers = _parts(data.get("pre_tokenizer"), "pretokenizers", path)
-    kind = _kind(model, normalizers, pre_tokenizers, path)
+    kind = _kind(normalizers, pre_tokenizers, path)
     unknown = model.get("unk_token")
     return TokenizerJson(
         kind=kind,
@@ -131,24 +149,23 @@ def read_added_token(entry: Any, path: Path, at: str, token_id: int | None = Non
 def check_vocabulary(vocabulary: Mapping[str, Any], vocab_size: int, path: Path, at: str) -> None:
     """Refuses ids that are no integers, are there twice, or have no row in the embedding."""
     ids = list(vocabulary.values())
-    if set(map(type, ids)) <= {int} and len(set(ids)) == len(ids):
-        if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
-            return
+    if not ids:
+        return
+    if set(map(type, ids)) == {int} and len(set(ids)) == len(ids) and 0 <= min(ids) <= max(ids) < vocab_size:
+        return
     seen: set[int] = set()
     for token, number in vocabulary.items():
         where = f"{at}[{printable(token, 60)!r}]"
         expect(number, int, path, where)
         if not 0 <= number < vocab_size:
-            raise ConfigError(
-                f"the id {number} has no row in the embedding of {vocab_size} tokens",
-                path=path, at=where, hint="take the tokenizer files that belong to these weights",
-            )  # fmt: skip
+            message = f"the id {number} has no row in the embedding of {vocab_size} tokens"
+            raise ConfigError(message, path=path, at=where, hint=WRONG_FILES)
         if number in seen:
             raise ConfigError(f"the id {number} is there twice", path=path, at=where)
         seen.add(number)
 
 
-def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Path) -> tuple[tuple[str, str], ...]:
+def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Path) -> Merges:
     """Merges as pairs, from pairs or from "a b"; both tokens and the joined one must be in the vocabulary."""
     pairs: list[tuple[str, str]] = []
     for index, merge in enumerate(merges):
@@ -157,18 +174,16 @@ def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Pat
             raise ConfigError("a merge is not two tokens", path=path, at=f"merge {index}")
         left, right = pair
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
-            missing = next(t for t in (left, right, left + right) if t not in vocabulary)
-            raise ConfigError(
-                f"a merge needs the token {printable(missing, 60)!r}, which is not in the vocabulary",
-                path=path, at=f"merge {index}",
-            )  # fmt: skip
+            missing = next(token for token in (left, right, left + right) if token not in vocabulary)
+            message = f"a merge needs the token {printable(missing, 60)!r}, which is not in the vocabulary"
+            raise ConfigError(message, path=path, at=f"merge {index}")
         pairs.append((left, right))
     return tuple(pairs)
 
 
-def _parts(value: Any, key: str, path: Path) -> list[dict[str, Any]]:
+def _parts(value: Any, key: str, path: Path) -> _Steps:
     """The steps of a normalizer, pre-tokenizer or post-processor; a sequence may hold sequences."""
-    parts: list[dict[str, Any]] = []
+    parts: _Steps = []
     waiting = [] if value is None else [value]
     while waiting:
         part = expect(waiting.pop(), dict, path, key)
@@ -180,24 +195,20 @@ def _parts(value: Any, key: str, path: Path) -> list[dict[str, Any]]:
     return parts
 
 
-def _kind(
-    model: Mapping[str, Any], normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], path: Path
-) -> Kind:
+def _kind(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Kind:
     if any(part["type"] == "ByteLevel" for part in pre_tokenizers):
         return "byte-bpe"
     if any(part["type"] == "Metaspace" for part in pre_tokenizers) or any(
         _SPACE in (part.get("content"), part.get("prepend")) for part in normalizers
     ):
-        expect(model.get("byte_fallback", False), bool, path, "model.byte_fallback")
         return "sentencepiece"
-    raise ConfigError(
-        "neither a byte-level tokenizer (ByteLevel) nor SentencePiece's (Metaspace or U+2581)",
-        path=path, at="pre_tokenizer",
-    )  # fmt: skip
+    message = "neither a byte-level tokenizer (ByteLevel) nor SentencePiece's (Metaspace or U+2581)"
+    raise ConfigError(message, path=path, at="pre_tokenizer")
 
 
-def _split(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], path: Path) -> Split:
-    text, name = " + ".join(_describe(part) for part in (*normalizers, *pre_tokenizers)), None
+def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
+    text = " + ".join(_describe(part) for part in (*normalizers, *pre_tokenizers))
+    name: SplitName | None = None
     last = pre_tokenizers[-1]
     # A normalizer would change the text before it is split, a prefix space would change its first word.
     if last["type"] != "ByteLevel" or last.get("add_prefix_space", True) is not False or normalizers:
@@ -209,7 +220,7 @@ def _split(normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any
         first = pre_tokenizers[0]
         # The words are what the expression finds, or what is left when everything else is removed.
         cut = (first.get("behavior"), first.get("invert", False))
-        if first["type"] == "Split" and cut in (("Isolated", False), ("Removed", True)):  # noqa: PLR6201 - hostile
+        if first["type"] == "Split" and cut in (("Isolated", False), ("Removed", True)):
             text = _regex(first) or text
             name = _SPLITS.get(text)
     return Split(name, text)
@@ -228,7 +239,7 @@ def _regex(part: Mapping[str, Any]) -> str | None:
 
 
 def _options(
-    model: Mapping[str, Any], normalizers: list[dict[str, Any]], pre_tokenizers: list[dict[str, Any]], path: Path
+    model: Mapping[str, Any], normalizers: _Steps, pre_tokenizers: _Steps, path: Path
 ) -> SentencePieceOptions:
     charsmap = b""
     prefix = any(part["type"] == "Prepend" and part.get("prepend") == _SPACE for part in normalizers)
@@ -246,6 +257,6 @@ def _options(
     return SentencePieceOptions(
         add_dummy_prefix=prefix,
         remove_extra_whitespaces=any(re.fullmatch(r" \{2,\}", _regex(part) or "") for part in normalizers),
-        byte_fallback=bool(model.get("byte_fallback", False)),
+        byte_fallback=expect(model.get("byte_fallback", False), bool, path, "model.byte_fallback"),
         charsmap=charsmap,
     )

@@ -18,6 +18,7 @@ from phiconv_formats.rows import FileRows
 
 DATA = bytes(range(256)) * 40
 
+needs_preadv = pytest.mark.skipif(not hasattr(os, "preadv"), reason="the system has no preadv")
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX file system")
 
 
@@ -36,12 +37,14 @@ def test_reads_at_any_offset_from_many_threads(path, monkeypatch, has_preadv):
     assert pieces == [DATA[start : start + 77] for start in range(0, len(DATA) - 77, 5)]
 
 
+@needs_preadv
 def test_short_reads_are_continued(path, monkeypatch):
     real = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [views[0][:13]], at))
     assert InputFile(path).read_bytes(3, 1000) == DATA[3:1003]
 
 
+@needs_preadv
 def test_an_error_of_the_device_is_an_input_error(path, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
@@ -124,6 +127,8 @@ def test_changed(path, tmp_path):
     assert file.changed()
     other = InputFile(path)
     assert not other.changed()
+    other.close()
+    file.close()
     path.unlink()
     assert other.changed()
 

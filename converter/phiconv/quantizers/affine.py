@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dequantize", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
 
-_BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0))
-
 
 @np.errstate(all="ignore")
 def q8_0(values: NDArray[Any]) -> Blocks:
@@ -38,12 +36,12 @@ def q8_0(values: NDArray[Any]) -> Blocks:
         values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
     """
     x = _tile(values, Q8_0)
-    largest: FloatArray = np.maximum(block_max(x), -block_min(x))
-    scale = np.abs(largest) / np.float32(127)  # abs: a positive zero where all are zero
+    scale: FloatArray = np.abs(np.maximum(block_max(x), -block_min(x)))  # abs for the sign of a zero
+    scale /= 127
     x *= spread(_reciprocal(scale))
-    # C's roundf: add a half with the sign of x, cut off. The largest float below a half does not lift a
-    # number just below k + 0.5 to k + 1; and where |x| is smaller yet, 2 x is cut off to 0 as well.
-    x += np.clip(x, -_BELOW_HALF, _BELOW_HALF, out=scratch("q8_0", x.shape, x.dtype))
+    # C's roundf: add a half with the sign of x, cut off. Just below k + 1, where it matters, the sum is exact
+    # unless |x| < 0.5; there x itself is added, and 2 x is cut off to 0 as it should be.
+    x += np.clip(x, -0.5, 0.5, out=scratch("q8_0", x.shape, x.dtype))
     return Blocks(Q8_0, x.astype(np.int8), narrow(scale, F16))
 
 

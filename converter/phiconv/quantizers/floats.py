@@ -86,28 +86,27 @@ def _look_up(source: NDArray[Any], table: NDArray[Any], target: NDArray[Any]) ->
 _SMALLEST = np.uint32(113 << 23)
 """The bits of 2**-14, the smallest normal float16."""
 
-_OVERFLOW = np.uint32(0x477FF000)
-"""The bits of 65520, the smallest float32 that rounds to infinity; larger bits are infinity and NaN."""
+_TOO_LARGE = np.uint32(143 << 23)
+"""The bits of 2**16, whose exponent is beyond float16; larger bits are larger numbers, infinity and NaN."""
 
 
 def _round_to_float16(x: FloatArray, target: NDArray[np.float16]) -> None:
     """Rounds a vector of float32 by one float32 addition.
 
     The spacing of float16 numbers at ``|x|`` is ``2**(e - 10)``, where ``e`` is the exponent of ``x`` but
-    at least -14. That is the spacing of float32 numbers at ``power = 2**(e + 13)``, so the sum
-    ``power + |x|`` is rounded just as float16 has to be, and its low bits count the spacings in ``|x|``: 1024 to 2048
-    of them, fewer for a subnormal. With ``e + 14`` added as the exponent above ten bits of mantissa that is
-    the float16: the leading 1024 of a normal number is the carry into its exponent, and so is the 2048 of
-    one rounded up.
+    at least -14. That is the spacing of float32 numbers at ``power = 2**(e + 13)``, so their sum is rounded
+    just as float16 has to be, and its low bits count the spacings in ``|x|``: 1024 to 2048 of them, fewer
+    for a subnormal. With ``e + 14`` added as the exponent above ten bits of mantissa that is the float16:
+    the leading 1024 of a normal number is the carry into its exponent, and so is the 2048 of one rounded up.
     """
     bits = x.view(np.uint32)
     magnitude, power, sign = scratch("float16", (3, x.size), np.uint32)
     np.bitwise_and(bits, 0x7FFFFFFF, out=magnitude)
-    if magnitude.max() >= _OVERFLOW:
+    if magnitude.max() >= _TOO_LARGE:
         np.copyto(target, x, casting="unsafe")
         return
     np.bitwise_and(bits, 0x7F800000, out=power)
-    np.clip(power, _SMALLEST, _OVERFLOW, out=power)
+    np.clip(power, _SMALLEST, _TOO_LARGE, out=power)
     # power's exponent field becomes e + 13 + 127, which is e + 12 in the six bits that a float16 has above
     # its mantissa. The 2 << 10 missing to e + 14 is in the sum from the start, far below its own exponent.
     power += (13 << 23) + 2048

@@ -111,7 +111,7 @@ def file_metadata(model: Model, tensors: Sequence[OutputTensor], file_type: int)
             if (value := value_of(hp)) is not None:
                 pairs.append((key.format(arch=name), GgufValue(kind, value)))
         if model.tokenizer is not None:
-            pairs += tokenizer_metadata(model.tokenizer, architecture=model.architecture, vocab_size=hp.vocab_size)
+            pairs += tokenizer_metadata(model.tokenizer, architecture=name, vocab_size=hp.vocab_size)
     pairs.append((Keys.General.QUANTIZATION_VERSION, GgufValue(_U32, GGML_QUANT_VERSION)))
     pairs.append((Keys.General.FILE_TYPE, GgufValue(_U32, file_type)))
     return pairs
@@ -131,7 +131,8 @@ def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, G
     collector.add_type("model")
     metadata.set_gguf_meta_model(collector)
     return [
-        (key, GgufValue(value.type, value.value, value.sub_type if value.type == GGUFValueType.ARRAY else None))
+        # The arrays among them (tags, languages) are lists of strings.
+        (key, GgufValue(value.type, value.value, GGUFValueType.STRING if value.type == GGUFValueType.ARRAY else None))
         for key, value in collector.kv_data[0].items()
         if key != Keys.General.ARCHITECTURE
     ]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockRows", "GgufFile", "GgufValue", "ValueType", "open_gguf"]
 
-MAX_KEYS = 100_000
-MAX_TENSORS = 100_000
+MAX_KEYS = 10_000
+MAX_TENSORS = 20_000
 MAX_ALIGNMENT = 1 << 20
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4

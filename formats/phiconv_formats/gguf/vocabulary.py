@@ -2,18 +2,18 @@
 
 Two things are worth knowing about the runtime (llama.cpp's llama-vocab.cpp):
 
-- The end of a generation is found by text: ``<|end|>``, ``<|im_end|>``, ``<|endoftext|>``, ``</s>`` and their like
-  always end it, beside ``eos_token_id``. So the eos of the tokenizer is written, as the converter does, and the
-  list of generation_config.json is not: all its ids that matter are among those tokens.
-- A file cannot say that a token swallows the white space after it (``rstrip``). The runtime knows it of Phi-3, by
-  the model's name; see `name_for_runtime`.
+- The end of a generation is found by text: ``<|end|>``, ``<|im_end|>``, ``<|endoftext|>``, ``</s>`` and their
+  like always end it, beside ``eos_token_id``. So the tokenizer's eos is written, as the converter does, and
+  the list of generation_config.json is not: the ids in it that end a turn are among those tokens.
+- A file cannot say that a token swallows the white space after it (``rstrip``). The runtime knows it of
+  Phi-3, by the model's name; see `name_for_runtime`.
 """
 
 from __future__ import annotations
 
 import re
 import string
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from gguf.constants import Keys
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from phiconv.tokenizer import SplitName, Tokenizer
 
 __all__ = ["name_for_runtime", "tokenizer_metadata"]
+
+KeyValue: TypeAlias = "tuple[str, GgufValue]"
 
 _UNUSED_SCORE = -10000.0
 _ADDED_SCORE = -1000.0
@@ -49,7 +51,7 @@ _PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gp
 _PHI2 = "phi2"
 
 
-def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: int) -> list[tuple[str, GgufValue]]:
+def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: int) -> list[KeyValue]:
     """Every ``tokenizer.*`` key of a GGUF file, in order.
 
     Args:
@@ -60,7 +62,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
     Raises:
         ConfigError: The runtime cannot tokenize like this tokenizer.
     """
-    result: list[tuple[str, GgufValue]] = []
+    result: list[KeyValue] = []
     if architecture == _PHI2:
         # Phi-2 was trained without bos; the converter says so first, among the model's own keys.
         result.append((Keys.Tokenizer.ADD_BOS, GgufValue(ValueType.BOOL, tokenizer.add_bos or False)))
@@ -75,7 +77,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
     return result + list(_chat_templates(tokenizer.chat_templates))
 
 
-def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) -> Iterator[tuple[str, GgufValue]]:
+def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     missing = vocab_size - len(tokenizer)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * missing
@@ -84,7 +86,7 @@ def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) ->
         if token is None:
             scores[i] = _UNUSED_SCORE
         elif types[i] == TokenType.USER_DEFINED:
-            # The runtime cuts user-defined tokens out of the text and puts a space in front of what follows. That
+            # The runtime cuts user-defined tokens out of the text and puts a space before what follows. That
             # is right for added tokens only: SentencePiece's own user-defined pieces stay inside a word.
             types[i] = int(TokenType.NORMAL)
     for added in tokenizer.added:
@@ -100,7 +102,7 @@ def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) ->
         yield Keys.Tokenizer.ADD_PREFIX, GgufValue(ValueType.BOOL, value=False)
 
 
-def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Iterator[tuple[str, GgufValue]]:
+def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * (vocab_size - len(tokenizer))
     for added in tokenizer.added:
@@ -108,7 +110,7 @@ def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Itera
             types[added.id] = int(TokenType.CONTROL)
         else:
             types[added.id] = int(TokenType.USER_DEFINED)
-            tokens[added.id] = added.content.replace("\u2581", " ")  # what it stands for in SentencePiece's spelling
+            tokens[added.id] = added.content.replace("\u2581", " ")
     _check_unique(tokens)
     # Parts are joined with a space, so one inside a part is written as byte-level tokenizers write it.
     merges = [f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}" for a, b in tokenizer.merges]
@@ -124,7 +126,8 @@ def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Itera
 def _texts(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
     """The text of every row of the embedding."""
     if len(tokenizer) > vocab_size:
-        raise ConfigError(f"the tokenizer has {len(tokenizer)} tokens, and the embedding has {vocab_size} rows")
+        message = f"the tokenizer has {len(tokenizer)} tokens, and the embedding has {vocab_size} rows"
+        raise ConfigError(message)
     tokens = [f"[PAD{i}]" if token is None else token for i, token in enumerate(tokenizer.tokens)]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), vocab_size)]
     _check_unique(tokens)
@@ -139,22 +142,22 @@ def _check_unique(tokens: Sequence[str]) -> None:
     for i, token in enumerate(tokens):
         if token in seen:
             message = f"the tokens {seen[token]} and {i} are both {printable(token, 60)!r}"
-            raise ConfigError(message, hint="correct the tokenizer files: the runtime refuses such a vocabulary")
+            raise ConfigError(message, hint="correct the tokenizer files: no runtime loads such a vocabulary")
         seen[token] = i
 
 
 def _pre(tokenizer: Tokenizer, architecture: str) -> str:
     split = tokenizer.split
     if split is None or split.name is None:
+        message = f"llama.cpp has no name for the way in which text is split: {split.text if split else '?'}"
         raise ConfigError(
-            f"the tokenizer splits the text in a way that llama.cpp has no name for: {split.text if split else 'unknown'}",
-            at="pre_tokenizer", hint="use the tokenizer files of the original Phi model",
-        )  # fmt: skip
+            message, at="pre_tokenizer", hint="use the tokenizer files of the original Phi model"
+        )
     return "phi-2" if (split.name, architecture) == ("gpt2", _PHI2) else _PRE[split.name]
 
 
 def _looks_special(text: str) -> bool:
-    """Whether a token is meant as a control token although its file does not say so (the converter's list)."""
+    """Whether a token is meant as a control token although its file does not say so."""
     return (
         text in {"<pad>", "<mask>", "<2mass>", "[@BOS@]"}
         or (text.startswith("<|") and text.endswith("|>"))
@@ -163,7 +166,7 @@ def _looks_special(text: str) -> bool:
     )
 
 
-def _chat_templates(templates: Mapping[str, str]) -> Iterator[tuple[str, GgufValue]]:
+def _chat_templates(templates: Mapping[str, str]) -> Iterator[KeyValue]:
     names: dict[str, None] = {}
     for name, template in templates.items():
         safe = "".join(c if c in string.ascii_letters + string.digits else "_" for c in name)
@@ -188,17 +191,19 @@ _NAMED_BY_RUNTIME = ("</s>", *_NEVER_STRIP)
 def name_for_runtime(name: str, tokenizer: Tokenizer) -> str:
     """``general.name``, changed as little as possible so that llama.cpp's ids are those of the tokenizer.
 
-    If the name holds "phi-3" or "phi3" (in any case), the runtime lets every control, user-defined and unknown token
-    swallow the white space after it, but for ``<unk>``, ``<s>`` and ``<|endoftext|>``. That is right for the Phi-3
-    tokenizers since July 2024 and wrong for the earlier ones; and a vocabulary without ``</s>`` or one of those three
-    cannot be loaded under such a name. No name makes the runtime strip for Phi-4 or Phi-4-mini, or strip on the left.
+    Where the name holds "phi-3" or "phi3" (in any case), the runtime lets every control, user-defined and
+    unknown token swallow the white space after it, but for ``<unk>``, ``<s>`` and ``<|endoftext|>``. That is
+    right for the Phi-3 tokenizers since July 2024, and wrong for earlier ones. A vocabulary without one of
+    those three or ``</s>`` cannot be loaded under such a name at all. No name makes the runtime strip for
+    Phi-4 or Phi-4-mini, and none makes it strip on the left.
 
     Args:
         name: The name as the model's files give it.
         tokenizer: Its added tokens say whether they strip.
 
     Returns:
-        The name; "Phi 3" and "Phi-3" (or " (Phi-3)" at the end) exchanged where that gives more tokens their flag.
+        The name, with "Phi 3" and "Phi-3" exchanged (or " (Phi-3)" appended) where that gives more of the
+        added tokens the flag that they should have.
     """
     strips = _wants_phi3_rule(tokenizer)
     if strips is None or strips == bool(_PHI3.search(name)):
@@ -210,9 +215,9 @@ def name_for_runtime(name: str, tokenizer: Tokenizer) -> str:
 
 
 def _wants_phi3_rule(tokenizer: Tokenizer) -> bool | None:
-    """Whether the runtime's rule for Phi-3 suits the added tokens better than stripping nothing; None for a tie."""
+    """Whether the runtime's rule for Phi-3 suits more added tokens than stripping nothing; None for a tie."""
     if not set(_NAMED_BY_RUNTIME) <= set(tokenizer.tokens):
         return False
-    right = sum(token.rstrip for token in tokenizer.added if token.content not in _NEVER_STRIP)
-    wrong = sum(not token.rstrip for token in tokenizer.added if token.content not in _NEVER_STRIP)
+    flags = [token.rstrip for token in tokenizer.added if token.content not in _NEVER_STRIP]
+    right, wrong = flags.count(True), flags.count(False)
     return None if right == wrong else right > wrong

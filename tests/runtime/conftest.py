@@ -1,0 +1,50 @@
+"""The real ggml, as the `xllamacpp` package brings it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+
+@pytest.fixture(scope="session")
+def ggml() -> ctypes.CDLL:
+    """The library, opened without importing the package; the test is skipped where it is not installed."""
+    spec = importlib.util.find_spec("xllamacpp")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    libraries = [file for folder in folders for file in Path(folder).glob("xllamacpp*.so")]
+    if not libraries:
+        pytest.skip("xllamacpp is not installed")
+    library = ctypes.CDLL(str(libraries[0]))
+    size, number, pointer = ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p
+    library.ggml_quantize_chunk.restype = size
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+    library.ggml_row_size.restype = size
+    library.ggml_row_size.argtypes = [ctypes.c_int, number]
+    return library
+
+
+@pytest.fixture(scope="session")
+def ggml_quantize(ggml: ctypes.CDLL) -> Callable[[NDArray[np.float32], str], NDArray[np.uint8]]:
+    """What ggml makes of float32 rows in a type of this name: a vector of bytes."""
+
+    def quantize(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
+        kind = GGMLQuantizationType[name.upper()].value
+        rows, columns = values.shape
+        values = np.ascontiguousarray(values, np.float32)
+        packed = np.zeros(rows * ggml.ggml_row_size(kind, columns), np.uint8)
+        used = ggml.ggml_quantize_chunk(kind, values.ctypes.data, packed.ctypes.data, 0, rows, columns, None)
+        assert used == packed.size
+        return packed
+
+    return quantize

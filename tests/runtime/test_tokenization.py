@@ -1,0 +1,158 @@
+"""llama.cpp, given the metadata that phiconv writes, tokenizes like the Hugging Face library."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+from pathlib import Path
+
+import pytest
+
+from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_header, serialize_kv
+from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
+from phiconv_formats.tokenizer_files import read_tokenizer
+
+pytestmark = pytest.mark.runtime
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+
+# The structure below is that of this release; another one may have moved its members.
+LAYOUT_OF = "2026.10.11549"
+
+PROSE = [
+    "Hello, world! It's 12345.678 degrees; I'VE we'll THEY'RE don't CAN'T.",
+    "naïve café Ünïcödé ŁÓDŹ straße İstanbul ǅ ʰello",
+    "東京特許許可局 日本語のテキスト 한국어 문장 中文，标点。 ภาษาไทย",
+    "🙂 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 👍🏽 ✅ ⚡️ \U0001f9d1\u200d\U0001f680",
+    "مرحبا بالعالم שלום עולם \u200fRTL\u200e mixed 123",
+    "e\u0301 a\u0308\u0323 n\u0303 Z\u0351\u036b\u0343 combining \u0300alone",
+    "runs  of   spaces    and     more          here                                   end",
+    "tabs\tand\t\ttabs\t\t\t\tand  \t mixed \t  ones",
+    "lines\n\nof\r\ntext\r\n\r\n\n\n  indented\n\tby tab\n \n  \n",
+    "control \x01\x02\x07\x0b\x0c\x1b[0m \x7f \x85 \u2028 \ufeff \ufffd",
+    "def f(x: int) -> str:\n    return f'{x!r:>10}'  # done\n\n\nclass A(B):\n\tpass\n",
+    "if (a <= b && c != d) { return *p++ ? x->y : ~z; } // #include <stdio.h>",
+    "1 12 123 1234 12345 123456 1.5e-10 0xDEADBEEF ½ ² ٣ Ⅷ 1,000,000",
+    "https://example.com/path?query=1&b=%20#frag user@host.org C:\\dir\\file",
+    " leading space", "trailing space ", " ", "  ", "\n", "\n ", "\t", "a", "▁ ▁▁", "Ġ Ċ",
+    "<0x0A> [PAD5] <unk> not tokens < | user | >",
+]  # fmt: skip
+
+CHAT = [
+    "<|user|>\nHi<|end|>\n<|assistant|>\n",
+    "<|system|>\nBe brief.<|end|>\n<|user|>\nWhat is  1+1?<|end|>\n<|assistant|>\nIt's 2.<|end|>\n<|endoftext|>",
+    "<|user|>Hi<|end|><|assistant|>",
+    "<|user|>   three spaces<|end|> one",
+    "text before<|end|>\n\n\n after",
+    "<|endoftext|>\nafter <|endoftext|> x",
+    "<|end|><|end|>\t<|end|>",
+    "broken <|user| > <|nobody|> <|end",
+]
+
+
+class ModelParams(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("devices", "tensor_buft_overrides")),
+        *((name, ctypes.c_int32) for name in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode", "main_gpu")),
+        *((name, ctypes.c_void_p) for name in ("tensor_split", "progress", "progress_data", "kv_overrides")),
+        *((name, ctypes.c_bool) for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "no_alloc", "load_mtp")),
+    )
+
+
+@pytest.fixture(scope="module")
+def llama(ggml):
+    found = importlib.metadata.version("xllamacpp")
+    if found != LAYOUT_OF:
+        pytest.skip(f"the layout of llama_model_params is that of xllamacpp {LAYOUT_OF}, not of {found}")
+    pointer, number = ctypes.c_void_p, ctypes.c_int32
+    for name, result, arguments in (
+        ("llama_model_default_params", ModelParams, []),
+        ("llama_model_load_from_file", pointer, [ctypes.c_char_p, ModelParams]),
+        ("llama_model_get_vocab", pointer, [pointer]),
+        ("llama_model_free", None, [pointer]),
+        ("llama_tokenize", number, [pointer, ctypes.c_char_p, number, pointer, number, ctypes.c_bool, ctypes.c_bool]),
+        ("llama_log_set", None, [pointer, pointer]),
+    ):
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, pointer)(lambda *_: None)
+    ggml.llama_log_set(quiet, None)
+    ggml.quiet = quiet  # the library calls it as long as it is loaded
+    ggml.llama_backend_init()
+    params = ggml.llama_model_default_params()
+    assert (params.use_extra_bufts, params.n_gpu_layers, params.vocab_only) == (True, -1, False)
+    return ggml
+
+
+@pytest.fixture
+def tokenize_with(llama, tmp_path):
+    """Loads a vocabulary under a name; returns its tokenizing function, or None if the runtime refuses it."""
+    models = []
+
+    def load(tokenizer, name, vocab_size):
+        metadata = [
+            ("general.architecture", GgufValue(ValueType.STRING, "phi3")),
+            ("general.name", GgufValue(ValueType.STRING, name)),
+            *tokenizer_metadata(tokenizer, architecture="phi3", vocab_size=vocab_size),
+        ]
+        path = tmp_path / "vocabulary.gguf"
+        path.write_bytes(serialize_header(0, len(metadata)) + b"".join(serialize_kv(*kv) for kv in metadata))
+        params = llama.llama_model_default_params()
+        params.vocab_only = True
+        model = llama.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            return None
+        models.append(model)
+
+        def tokenize(text):
+            data = text.encode()
+            ids = (ctypes.c_int32 * (len(data) + 8))()
+            vocabulary = llama.llama_model_get_vocab(model)
+            count = llama.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, True)
+            return list(ids[:count])
+
+        return tokenize
+
+    yield load
+    for model in models:
+        llama.llama_model_free(model)
+
+
+@pytest.fixture
+def reference():
+    """The Hugging Face library's tokenizer of a folder."""
+    tokenizers = pytest.importorskip("tokenizers")
+
+    def load(folder):
+        data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        for token in data["added_tokens"]:  # or else the library renumbers those after a gap
+            data["model"]["vocab"][token["content"]] = token["id"]
+        hugging_face = tokenizers.Tokenizer.from_str(json.dumps(data))
+        return lambda text: hugging_face.encode(text, add_special_tokens=False).ids
+
+    return load
+
+
+def open_fixture(name):
+    folder = FIXTURES / name
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return folder, read_tokenizer(folder, vocab_size=config["vocab_size"], config=config), config["vocab_size"]
+
+
+def differing(expected, actual, texts):
+    return [text for text in texts if expected(text) != actual(text)]
+
+
+@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
+def test_prose_has_the_ids_of_the_hugging_face_library(name, tokenize_with, reference):
+    folder, tokenizer, vocab_size = open_fixture(name)
+    page = (FIXTURES / "test.txt").read_text(encoding="utf-8")[:20000]
+    actual = tokenize_with(tokenizer, name_for_runtime("Phi", tokenizer), vocab_size)
+    assert differing(reference(folder), actual, [*PROSE, page, "\n".join(PROSE)]) == []
+
+
+def test_chat_has_the_ids_of_the_hugging_face_library(tokenize_with, reference):
+    folder, tokenizer, vocab_size = open_fixture("tiny-phi3")
+    actual = tokenize_with(tokenizer, name_for_runtime("Phi 3 Mini", tokenizer), vocab_size)
+    assert differing(reference(folder), actual, CHAT) == []
