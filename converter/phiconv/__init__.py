@@ -5,8 +5,8 @@
     model = phiconv.open_model("Phi-4-mini-instruct")
     phiconv.convert(model, "phi-4-mini.gguf", quant="q8")
 
-Everything public is listed here and lives in `phiconv.api` and `phiconv.errors`. It is imported when it is first
-used, so that ``import phiconv`` costs next to nothing.
+Everything public is listed here and lives in `phiconv.api` and `phiconv.errors`. It is imported when it is
+first used, so that ``import phiconv`` costs next to nothing.
 """
 
 from __future__ import annotations

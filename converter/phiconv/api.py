@@ -77,8 +77,8 @@ def convert(
         source: A path, as `open_model` takes it, or an open model.
         destination: A file whose suffix names the format (``x.gguf``), or a folder, with ``to``.
         to: The format, for a destination that does not name it.
-        quant: A preset (``q4``, ``q8``, ``f16``, ``bf16``, ``f32``) or the target's own name (``Q5_1``); by default
-            the precision that the source is stored in.
+        quant: A preset (``q4``, ``q8``, ``f16``, ``bf16``, ``f32``) or the target's own name (``Q5_1``); by
+            default the precision that the source is stored in.
         split_max_size: Most bytes of tensors in one file; None for a single file.
         jobs: Number of threads; by default one per processor.
         executor: Any `concurrent.futures.Executor` to work in, instead of threads of its own.
@@ -110,7 +110,8 @@ def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:
 
     Args:
         tensor: A tensor of a `Model`.
-        start, stop: Rows of the tensor seen as a matrix; by default all of them.
+        start: The first row, of the tensor seen as a matrix.
+        stop: The row after the last one; None for all that follow.
 
     Returns:
         float32: the tensor's own shape if all rows are read, (rows, columns) otherwise.

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
 
 __all__ = ["count_nonfinite", "first_nonfinite", "may_overflow"]
 
-# Sign cleared, every number at or above this pattern is infinite or NaN: all bits of the exponent are set.
-_EXPONENTS: dict[ir.Encoding, tuple[str, int]] = {
-    ir.BF16: ("<u2", 0x7F80),
-    ir.F16: ("<u2", 0x7C00),
-    ir.F32: ("<u4", 0x7F80_0000),
-    ir.F64: ("<u8", 0x7FF0_0000_0000_0000),
+# The exponent's bits: a number that has all of them is infinite or NaN.
+_EXPONENTS = {
+    ir.BF16.dtype: ("2", 0x7F80),
+    ir.F16.dtype: ("2", 0x7C00),
+    ir.F32.dtype: ("4", 0x7F80_0000),
+    ir.F64.dtype: ("8", 0x7FF0_0000_0000_0000),
 }
-_OF_DTYPE = {e.dtype: bits for e, bits in _EXPONENTS.items() if isinstance(e, ir.FloatEncoding)}
 
 
 def count_nonfinite(encoded: ir.Encoded) -> int:
@@ -28,12 +27,17 @@ def count_nonfinite(encoded: ir.Encoded) -> int:
     if isinstance(encoded, ir.Blocks):
         minima = 0 if encoded.minima is None else count_nonfinite(encoded.minima)
         return count_nonfinite(encoded.scales) + minima
-    bits = _OF_DTYPE.get(encoded.dtype)
-    if bits is None or encoded.size == 0:  # integers
+    width, exponent = _EXPONENTS.get(encoded.dtype, ("", 0))
+    if not width or encoded.size == 0:  # bytes of a `RawEncoding`
         return 0
-    integers, exponent = np.ascontiguousarray(encoded).view(bits[0]), bits[1]
-    magnitude = integers & integers.dtype.type((1 << (8 * integers.itemsize - 1)) - 1)
-    return 0 if magnitude.max() < exponent else int(np.count_nonzero(magnitude >= exponent))
+    values = np.ascontiguousarray(encoded)
+    # The largest number by sign: as signed integers the positive ones are the largest, as unsigned the negative
+    # ones. Two maxima need no memory of their own, and everything is finite nearly always.
+    signed, unsigned = values.view(f"<i{width}"), values.view(f"<u{width}")
+    sign = 1 << (8 * unsigned.itemsize - 1)
+    if signed.max() < exponent and unsigned.max() < exponent + sign:
+        return 0
+    return int(np.count_nonzero((unsigned & (sign - 1)) >= exponent))
 
 
 def first_nonfinite(values: NDArray[np.generic]) -> tuple[int, int]:

@@ -41,7 +41,9 @@ __all__ = [
 
 def printable(text: object, limit: int = 200) -> str:
     """Returns ``text`` on one line, control characters escaped, cut to about ``limit`` characters."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1]
+    )
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -57,7 +59,9 @@ class PhiconvError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, path: str | PathLike[str] | None = None, at: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, path: str | PathLike[str] | None = None, at: str = "", hint: str = ""
+    ) -> None:
         self.message = message
         self.path = path
         self.at = at

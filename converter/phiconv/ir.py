@@ -1,8 +1,9 @@
-"""The format-neutral tensor: what is stored (``Encoding``), a piece of it in memory (``Blocks``), and a lazily
-read whole (``Tensor``).
+"""The format-neutral tensor.
 
-Nothing here knows a file format, a model or a runtime. A reader makes `Tensor` objects from a `Source`; a
-quantizer turns float values into `Blocks`; a format's packer turns `Blocks` into its own bytes and back.
+How it is stored (``Encoding``), a piece of it in memory (``Blocks``), and a whole that is read lazily
+(``Tensor``). Nothing here knows a file format, a model or a runtime. A reader makes `Tensor` objects from a
+`Source`; a quantizer turns float values into `Blocks`; a format's packer turns `Blocks` into its own bytes
+and back.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class FloatEncoding:
 
 @dataclass(frozen=True, slots=True)
 class BlockEncoding:
-    """``block_size`` neighbouring weights of a row share a scale: ``weight = scale * (code - offset) + minimum``.
+    """``block_size`` neighbouring weights of a row share a scale.
+
+    It gives them back as ``weight = scale * (code - offset) + minimum``.
 
     Attributes:
         name: The name the field knows it by.
@@ -91,7 +94,7 @@ class BlockEncoding:
 
 @dataclass(frozen=True, slots=True)
 class RawEncoding:
-    """Elements that phiconv lists and copies but does not compute with: integers, types that it cannot decode yet."""
+    """Elements that phiconv lists and copies but cannot compute with: integers, types not decoded yet."""
 
     name: str
     block_size: int
@@ -125,10 +128,10 @@ Q8_0 = BlockEncoding("q8_0", 32, 8)
 class Blocks:
     """``n`` quantized blocks, unpacked: what the quantization says, not how a file stores it.
 
-    Codes are laid out *quads first*: ``codes[i, b, j]`` is weight ``4 * i + j`` of block ``b``. So every NumPy
-    operation over them is one long vector over the blocks, and four neighbouring codes are one 32-bit word for a
-    packer (``words``). Blocks follow each other as in the tensor, row by row; any range of them is a slice of
-    axis 1.
+    Codes are laid out *quads first*: ``codes[i, b, j]`` is weight ``4 * i + j`` of block ``b``. So every
+    NumPy operation over them is one long vector over the blocks, and four neighbouring codes are one 32-bit
+    word for a packer (``words``). Blocks follow each other as in the tensor, row by row; any range of them is
+    a slice of axis 1.
 
     Attributes:
         encoding: How codes, scales and minima give weights.
@@ -155,7 +158,11 @@ class Blocks:
         first = parts[0]
         if len(parts) == 1:
             return first
-        minima = None if first.minima is None else np.concatenate([p.minima for p in parts if p.minima is not None])
+        minima = (
+            None
+            if first.minima is None
+            else np.concatenate([p.minima for p in parts if p.minima is not None])
+        )
         codes = np.concatenate([p.codes for p in parts], axis=1)
         return Blocks(first.encoding, codes, np.concatenate([p.scales for p in parts]), minima)
 
@@ -199,8 +206,8 @@ class Run:
 class Tensor:
     """A tensor that is read when it is needed, and only the rows that are needed.
 
-    As a matrix it has ``rows`` rows of ``columns`` weights; the last dimension is the row. A vector counts as one
-    column, so that it can be cut anywhere. Slices and joins are views: they move no weight.
+    As a matrix it has ``rows`` rows of ``columns`` weights; the last dimension is the row. A vector counts as
+    one column, so that it can be cut anywhere. Slices and joins are views: they move no weight.
 
     Attributes:
         shape: The logical shape, outermost dimension first, in Python integers.
@@ -243,7 +250,7 @@ class Tensor:
 
     def slice_rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of a vector or a matrix, as a view."""
-        if not 0 <= start <= stop <= self.rows or len(self.shape) > 2:  # noqa: PLR2004
+        if not 0 <= start <= stop <= self.rows or len(self.shape) > 2:
             raise IndexError(f"rows {start}:{stop} of a tensor of shape {self.shape}")
         return Tensor((stop - start, *self.shape[1:]), _cut(self.runs, start, stop))
 
@@ -307,7 +314,7 @@ def _cut(runs: Iterable[Run], start: int, stop: int) -> tuple[Run, ...]:
 
 
 def _merge(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """Joins neighbouring runs of one source back into one, so that a fused tensor is read in one piece again."""
+    """Joins neighbouring runs of one source, so that a fused tensor is read in one piece again."""
     result: list[Run] = []
     for run in runs:
         if result and result[-1].source is run.source and result[-1].stop == run.start:

@@ -19,8 +19,8 @@ __all__ = ["Checkpoint", "Experts", "Hyperparameters", "Model", "ModelCard", "Ro
 class Role(NamedTuple):
     """What a weight is for: its canonical name, its layer, and whether it is the matrix or the bias.
 
-    Roles are always split (``attn_q``, ``attn_k``, ``attn_v``, ``ffn_gate``, ``ffn_up``), also where a checkpoint
-    stores them fused: those are row views of one stored tensor.
+    Roles are always split (``attn_q``, ``attn_k``, ``attn_v``, ``ffn_gate``, ``ffn_up``), also where a
+    checkpoint stores them fused: those are row views of one stored tensor.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Role(NamedTuple):
 class Rope:
     """Rotary position embedding over the first ``dimensions`` of each head, in halves (NeoX style).
 
-    With ``short_factor`` and ``long_factor`` it is LongRoPE (https://arxiv.org/abs/2402.13753): frequency ``i`` is
-    divided by the short factor ``i`` up to ``original_context`` positions, by the long one beyond.
+    With ``short_factor`` and ``long_factor`` it is LongRoPE (https://arxiv.org/abs/2402.13753): frequency
+    ``i`` is divided by the short factor ``i`` up to ``original_context`` positions, by the long one beyond.
 
     Attributes:
         dimensions: Rotated dimensions of a head, even.
@@ -57,7 +57,7 @@ class Rope:
 
     @staticmethod
     def longrope_mscale(context: int, original_context: int) -> float:
-        """LongRoPE's attention factor, sqrt(1 + ln(s) / ln(original_context)) for s = context / original_context."""
+        """LongRoPE's attention factor: sqrt(1 + ln(s) / ln(original)), where s = context / original."""
         scale = context / original_context
         return math.sqrt(1 + math.log(scale) / math.log(original_context)) if scale > 1 else 1.0
 

@@ -140,7 +140,9 @@ def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: s
 def _check_place(model: Model, folder: Path, file: Path) -> None:
     """Refuses to write over the source, into it, or to where nothing can be written."""
     if model.path.is_dir() and folder.resolve().is_relative_to(model.path.resolve()):
-        raise OutputError("the destination is inside the source folder", path=file, hint="choose another folder")
+        raise OutputError(
+            "the destination is inside the source folder", path=file, hint="choose another folder"
+        )
     if file.exists() and file.samefile(model.path):
         raise OutputError("the destination is the source", path=file, hint="choose another name")
     if not folder.is_dir():

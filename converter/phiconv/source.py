@@ -20,11 +20,11 @@ def open_model(path: str | PathLike[str]) -> Model:
     """Opens a model without reading its weights.
 
     Args:
-        path: A model folder, a ``.safetensors`` file (its siblings are found), an index of shards, or a ``.gguf``.
+        path: A model folder, a ``.safetensors`` file (its siblings are found), a shard index, or a ``.gguf``.
 
     Returns:
-        The model. Without a config.json, and for now for a GGUF, it is a file of plain tensors: ``architecture`` is
-        None and ``tensors`` is empty, while ``stored`` has every tensor.
+        The model. Without a config.json, and for now for a GGUF, it is a file of plain tensors:
+        ``architecture`` is None and ``tensors`` is empty, while ``stored`` has every tensor.
 
     Raises:
         MissingFileError: There is nothing there, or a part of it is missing.

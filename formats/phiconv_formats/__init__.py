@@ -1,7 +1,7 @@
 """Bytes on disk: one module or package per format, and the one list of them.
 
 A reader turns a path into a `phiconv.model.Checkpoint`; a writer turns a `phiconv.model.Model` into a
-`phiconv_formats.output.Package`, which the pipeline carries out. Formats are imported when they are first used.
+`phiconv_formats.output.Package`, which the pipeline carries out. Formats are imported when first used.
 """
 
 from __future__ import annotations
@@ -111,10 +111,14 @@ def find_reader(path: Path) -> Reader:
             "PyTorch checkpoints are not supported yet", path=path, hint="save it again as .safetensors"
         )
     for entry in FORMATS.values():
-        if entry.reader is not None and (path.name.endswith(entry.suffixes) or (path.is_dir() and entry.name == "safetensors")):
+        if entry.reader is not None and (
+            path.name.endswith(entry.suffixes) or (path.is_dir() and entry.name == "safetensors")
+        ):
             return entry.reader()
     suffixes = ", ".join(s for f in FORMATS.values() if f.reader for s in f.suffixes)
-    raise InputError("not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}")
+    raise InputError(
+        "not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}"
+    )
 
 
 def find_target(destination: Path, name: str | None) -> Format:

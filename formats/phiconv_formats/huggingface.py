@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: config.json, weights in safetensors, tokenizer files, generation_config.json."""
+"""A Hugging Face folder: config.json, weights in safetensors, tokenizer files, generation_config.json."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _CONFIG_LIMIT = 16 << 20
 def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a model folder, one of its ``.safetensors`` files, or its index.
 
-    A shard stands for the whole checkpoint: its index is found beside it. A file without config.json beside it is a
-    file of plain tensors.
+    A shard stands for the whole checkpoint: its index is found beside it. A file without config.json beside
+    it is a file of plain tensors.
 
     Raises:
         MissingFileError: A folder without weights or without config.json.
@@ -39,7 +39,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config_path = folder / "config.json"
     if path.is_dir() and not config_path.exists():
         raise MissingFileError(
-            "no config.json in this folder", path=path, hint="give the .safetensors file itself to convert plain tensors"
+            "no config.json in this folder",
+            path=path,
+            hint="give the .safetensors file itself to convert plain tensors",
         )
     archive = open_sharded(weights) if weights.name.endswith(".index.json") else open_safetensors(weights)
     config = _optional_json(config_path)
@@ -50,7 +52,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return read_tokenizer(folder, vocab_size=vocab_size, config=config)
 
     card = ModelCard(folder, config, _optional_json(folder / "generation_config.json") or {})
-    return Checkpoint(path, "safetensors", archive.tensors, config, config_path, tokenizer, card, archive.metadata)
+    return Checkpoint(
+        path, "safetensors", archive.tensors, config, config_path, tokenizer, card, archive.metadata
+    )
 
 
 def _find_weights(path: Path) -> Path:
@@ -64,9 +68,15 @@ def _find_weights(path: Path) -> Path:
             return candidates[0]
         if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
             raise UnsupportedModelError(
-                "only PyTorch weights in this folder, which are not supported yet", path=path, hint="save them again as .safetensors"
+                "only PyTorch weights in this folder, which are not supported yet",
+                path=path,
+                hint="save them again as .safetensors",
             )
-        found = f"{len(candidates)} .safetensors files, but neither {_SINGLE} nor {_INDEX}" if candidates else "no .safetensors file"
+        found = (
+            f"{len(candidates)} .safetensors files, but neither {_SINGLE} nor {_INDEX}"
+            if candidates
+            else "no .safetensors file"
+        )
         raise MissingFileError(f"{found} in this folder", path=path, hint="the download may be incomplete")
     index = path.parent / _INDEX
     if path.suffix == ".safetensors" and path.name != _SINGLE and index.exists():

@@ -1,7 +1,7 @@
 """An output that is complete but for its weights: what a writer hands over, and the pipeline carries out.
 
-Every byte's place is fixed before a weight is read. So a dry run of the writer is the plan, with exact sizes; the
-weights can be streamed in any order and from any thread, and the bytes do not depend on either.
+Every byte's place is fixed before a weight is read. So a dry run of the writer is the plan, with exact sizes;
+the weights can be streamed in any order and from any thread, and the bytes do not depend on either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class OutputTensor:
     Attributes:
         name: Its name in the output.
         tensor: Where its weights come from.
-        role: What it is for; where several weights are joined, the first one's; None in a file of plain tensors.
+        role: What it is for: the first one's where weights are joined, None in a file of plain tensors.
         required: The encoding that the runtime insists on, or None where a recipe may choose.
     """
 
@@ -90,7 +90,7 @@ class Package:
     """The whole output.
 
     Attributes:
-        files: The files; the last one to appear under its final name is the first, the one that a runtime opens.
+        files: The files. The first is the one that a runtime opens; it appears last under its final name.
         streams: The tensors, in the order of the output.
         notes: What the user should know about this output; one line each.
     """

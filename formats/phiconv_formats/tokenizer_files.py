@@ -231,7 +231,7 @@ def _base_of_vocab_and_merges(vocab_path: Path, merges_path: Path, vocab_size: i
         lines = read_small_file(merges_path, MAX_BYTES).decode().split("\n")
     except UnicodeDecodeError as error:
         raise MalformedFileError("not valid UTF-8", path=merges_path, at=f"byte {error.start}") from None
-    if lines[0].startswith("#"):
+    if lines[0].startswith("#version"):
         del lines[0]
     stripped = (line.rstrip("\r") for line in lines)
     merges = parse_merges((line for line in stripped if line), vocabulary, merges_path)

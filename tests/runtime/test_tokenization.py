@@ -1,10 +1,14 @@
 """llama.cpp, given the metadata that phiconv writes, tokenizes like the Hugging Face library."""
 
+# ruff: noqa: RUF001 - letters that look like others are what is tested
+
 from __future__ import annotations
 
 import ctypes
 import importlib.metadata
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,12 +40,13 @@ PROSE = [
     "1 12 123 1234 12345 123456 1.5e-10 0xDEADBEEF ½ ² ٣ Ⅷ 1,000,000",
     "https://example.com/path?query=1&b=%20#frag user@host.org C:\\dir\\file",
     " leading space", "trailing space ", " ", "  ", "\n", "\n ", "\t", "a", "▁ ▁▁", "Ġ Ċ",
+    "हिन्दी में বাংলা తెలుగు தமிழ் العَرَبِيَّة", "𝒜𝓫 𐐀𐐨 ①② 1２३4 'S 'ſ ’s \u3000全角\u00a0x",
     "<0x0A> [PAD5] <unk> not tokens < | user | >",
 ]  # fmt: skip
 
 CHAT = [
     "<|user|>\nHi<|end|>\n<|assistant|>\n",
-    "<|system|>\nBe brief.<|end|>\n<|user|>\nWhat is  1+1?<|end|>\n<|assistant|>\nIt's 2.<|end|>\n<|endoftext|>",
+    "<|system|>\nBe brief.<|end|>\n<|user|>\nWhat is  1+1?<|end|>\n<|assistant|>\nTwo.<|end|>\n<|endoftext|>",
     "<|user|>Hi<|end|><|assistant|>",
     "<|user|>   three spaces<|end|> one",
     "text before<|end|>\n\n\n after",
@@ -54,9 +59,15 @@ CHAT = [
 class ModelParams(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("devices", "tensor_buft_overrides")),
-        *((name, ctypes.c_int32) for name in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode", "main_gpu")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode", "main_gpu")
+        ),
         *((name, ctypes.c_void_p) for name in ("tensor_split", "progress", "progress_data", "kv_overrides")),
-        *((name, ctypes.c_bool) for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "no_alloc", "load_mtp")),
+        *(
+            (name, ctypes.c_bool)
+            for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "no_alloc", "load_mtp")
+        ),
     )
 
 
@@ -71,7 +82,11 @@ def llama(ggml):
         ("llama_model_load_from_file", pointer, [ctypes.c_char_p, ModelParams]),
         ("llama_model_get_vocab", pointer, [pointer]),
         ("llama_model_free", None, [pointer]),
-        ("llama_tokenize", number, [pointer, ctypes.c_char_p, number, pointer, number, ctypes.c_bool, ctypes.c_bool]),
+        (
+            "llama_tokenize",
+            number,
+            [pointer, ctypes.c_char_p, number, pointer, number, ctypes.c_bool, ctypes.c_bool],
+        ),
         ("llama_log_set", None, [pointer, pointer]),
     ):
         function = getattr(ggml, name)
@@ -137,7 +152,11 @@ def reference():
 def open_fixture(name):
     folder = FIXTURES / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return folder, read_tokenizer(folder, vocab_size=config["vocab_size"], config=config), config["vocab_size"]
+    return (
+        folder,
+        read_tokenizer(folder, vocab_size=config["vocab_size"], config=config),
+        config["vocab_size"],
+    )
 
 
 def differing(expected, actual, texts):
@@ -150,6 +169,43 @@ def test_prose_has_the_ids_of_the_hugging_face_library(name, tokenize_with, refe
     page = (FIXTURES / "test.txt").read_text(encoding="utf-8")[:20000]
     actual = tokenize_with(tokenizer, name_for_runtime("Phi", tokenizer), vocab_size)
     assert differing(reference(folder), actual, [*PROSE, page, "\n".join(PROSE)]) == []
+
+
+def test_chat_without_white_space_has_the_ids_also_where_tokens_strip(tokenize_with, reference):
+    # The runtime cannot be told that Phi-4-mini's tokens strip; its own chat template has nothing to strip.
+    folder, tokenizer, vocab_size = open_fixture("tiny-phi4mini")
+    actual = tokenize_with(tokenizer, name_for_runtime("My Phi-3 student", tokenizer), vocab_size)
+    texts = [
+        "<|system|>Be brief.<|end|><|user|>Hi  there\n<|end|><|assistant|>",
+        "<|tool|>[]<|/tool|><|end|>x",
+    ]
+    assert differing(reference(folder), actual, texts) == []
+    assert differing(reference(folder), actual, ["<|user|>\n"]) == ["<|user|>\n"]
+
+
+def test_the_name_decides_whether_tokens_strip(tokenize_with, reference):
+    folder, tokenizer, vocab_size = open_fixture("tiny-phi3")
+    expected = reference(folder)
+    plain = replace(tokenizer, added=tuple(replace(token, rstrip=False) for token in tokenizer.added))
+    assert name_for_runtime("Phi-3 April", plain) == "Phi 3 April"
+    assert differing(expected, tokenize_with(tokenizer, "phi3", vocab_size), CHAT) == []
+    assert differing(expected, tokenize_with(tokenizer, "Phi 3", vocab_size), CHAT[:1]) == CHAT[:1]
+
+
+def test_a_name_that_the_runtime_refuses_is_avoided(tokenize_with):
+    _, tokenizer, vocab_size = open_fixture("tiny-phi4mini")
+    assert tokenize_with(tokenizer, "Phi-3 student", vocab_size) is None
+    assert tokenize_with(tokenizer, name_for_runtime("Phi-3 student", tokenizer), vocab_size) is not None
+
+
+def test_sentencepiece_from_tokenizer_json_alone(tokenize_with, reference, tmp_path):
+    folder, _, vocab_size = open_fixture("tiny-phi3")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    tokenizer = read_tokenizer(tmp_path, vocab_size=vocab_size, config={})
+    actual = tokenize_with(tokenizer, name_for_runtime("Phi", tokenizer), vocab_size)
+    page = (FIXTURES / "test.txt").read_text(encoding="utf-8")[:20000]
+    assert differing(reference(folder), actual, [*PROSE, *CHAT, page]) == []
 
 
 def test_chat_has_the_ids_of_the_hugging_face_library(tokenize_with, reference):

@@ -86,12 +86,17 @@ def find(config: Config) -> Architecture:
     names = [*_class_names(config), config.get("model_type")[1]]
     names = [n for n in names if isinstance(n, str)]
     if not names:
-        raise config.error("architectures", "missing, and model_type too", "config.json must say what model this is")
+        raise config.error(
+            "architectures", "missing, and model_type too", "config.json must say what model this is"
+        )
     # model_type comes first where it is refused: the 2023 phi-2 is a PhiForCausalLM with other tensors.
     for aliases, title in _UNSUPPORTED.items():
         if any(name in aliases for name in names):
             raise UnsupportedModelError(
-                f"{title} is not supported yet", path=config.path, at=f"model {names[0]}", hint="see 'phiconv formats'"
+                f"{title} is not supported yet",
+                path=config.path,
+                at=f"model {names[0]}",
+                hint="see 'phiconv formats'",
             )
     for architecture in ARCHITECTURES.values():
         if names[0] in architecture.classes or (names[0] == architecture.name):
@@ -114,7 +119,7 @@ def _class_names(config: Config) -> list[object]:
 def read_weights(
     architecture: Architecture, hp: Hyperparameters, stored: Mapping[str, Tensor], path: Path
 ) -> dict[Role, Tensor]:
-    """Every weight of the model by role, as views of the stored tensors; see `phiconv.architectures.weights.bind`."""
+    """Every weight of the model by role, as views of the stored tensors (see `weights.bind`)."""
     # A tied head that is stored all the same is the embedding once more.
     ignored = (*_IGNORED, r"lm_head\.weight") if hp.tie_word_embeddings else _IGNORED
     return bind(architecture.weights(hp, stored), stored, path=path, ignored=ignored)

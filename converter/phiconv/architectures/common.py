@@ -13,7 +13,8 @@ __all__ = ["attention_sizes"]
 def attention_sizes(config: Config) -> tuple[int, int, int]:
     """Heads, key/value heads and dimensions of a head, checked against each other.
 
-    ``num_key_value_heads`` null means as many as heads (phi-1); ``head_dim`` is a key of its own in Phi-tiny-MoE.
+    ``num_key_value_heads`` null means as many as heads (phi-1); ``head_dim`` is a key of its own in
+    Phi-tiny-MoE.
     """
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", default=heads)

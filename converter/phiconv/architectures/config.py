@@ -21,8 +21,8 @@ _LARGEST = 1 << 31
 class Config:
     """A JSON object of a configuration file.
 
-    Every getter takes alternative names, the first present one wins, and a default; without a default the key must
-    be there. A null counts as absent.
+    Every getter takes alternative names, the first present one wins, and a default; without a default the key
+    must be there. A null counts as absent.
 
     Attributes:
         values: The object.
@@ -93,7 +93,9 @@ class Config:
         if not isinstance(value, list):
             raise self.error(name, "missing" if value is None else f"must be a list, not {value!r}")
         if len(value) != length:
-            raise self.error(name, f"has {len(value)} entries, but half of the rotated dimensions are {length}")
+            raise self.error(
+                name, f"has {len(value)} entries, but half of the rotated dimensions are {length}"
+            )
         return tuple(self._positive(f"{name}[{i}]", item) for i, item in enumerate(value))
 
     def section(self, name: str) -> Config | None:

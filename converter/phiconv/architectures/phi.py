@@ -1,4 +1,4 @@
-"""phi-1, phi-1.5 and phi-2: LayerNorm, parallel attention and GELU blocks, partial rotary, biases everywhere."""
+"""phi-1, phi-1.5, phi-2: LayerNorm, parallel attention and GELU blocks, partial rotary, biases everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def parse(config: Config) -> Hyperparameters:
     """Validates config.json of a ``PhiForCausalLM``."""
     config.choice("hidden_act", ("gelu_new", "gelu_pytorch_tanh"), "gelu_new")
     if config.boolean("qk_layernorm", default=False):
-        raise UnsupportedModelError("normalised queries and keys are not supported", path=config.path, at="key qk_layernorm")
+        raise UnsupportedModelError(
+            "normalised queries and keys are not supported", path=config.path, at="key qk_layernorm"
+        )
     heads, kv_heads, head_dim = attention_sizes(config)
     hidden_size = config.integer("hidden_size")
     return Hyperparameters(

@@ -1,8 +1,8 @@
-"""Phi-3.5-MoE, Phi-mini-MoE and Phi-tiny-MoE: LayerNorm (under the key ``rms_norm_eps``), biases in attention and
-head, experts chosen by a sparse mixer.
+"""Phi-3.5-MoE, Phi-mini-MoE and Phi-tiny-MoE.
 
-Experts are stored apart under Mixtral's names (``w1`` gate, ``w2`` down, ``w3`` up), or stacked as transformers 5
-holds them in memory (``mlp.experts.gate_up_proj``, gate rows first).
+LayerNorm (under the key ``rms_norm_eps``), biases in attention and head, experts chosen by a sparse mixer.
+Experts are stored apart under Mixtral's names (``w1`` gate, ``w2`` down, ``w3`` up), or stacked as
+transformers 5 holds them in memory (``mlp.experts.gate_up_proj``, gate rows first).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _separate_experts(hp: Hyperparameters, n: int, layer: str) -> Iterator[Weigh
 
 
 def _stacked_experts(hp: Hyperparameters, n: int, layer: str) -> Iterator[Weight]:
-    """transformers 5's names: one tensor for all experts, gate and up rows joined."""
+    """The names of transformers 5: one tensor for all experts, gate and up rows joined."""
     count, hidden, inter = _sizes(hp)
     yield plain(Role("router", n), f"{layer}.mlp.router.weight", count, hidden)
     name, shape = f"{layer}.mlp.experts.gate_up_proj", (count, 2 * inter, hidden)

@@ -1,7 +1,8 @@
 """Rotary embeddings from either style of config.json.
 
-Hub style: ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling: {type | rope_type, ...} | null`` at the top
-level. transformers 5 style: everything inside ``rope_parameters``. "su" is the first name of "longrope".
+Hub style: ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling: {type | rope_type, ...} | null`` at
+the top level. transformers 5 style: everything inside ``rope_parameters``. "su" is the first name of
+"longrope".
 """
 
 from __future__ import annotations
@@ -36,16 +37,23 @@ def parse_rope(
     rope = config.section("rope_parameters") or config.section("rope_scaling")
     inner = rope or type(config)({}, config.path)
     kind = inner.choice(inner.get("rope_type", "type")[0], _TYPES, "default")
-    factor = inner.number("partial_rotary_factor", default=config.number("partial_rotary_factor", default=partial_rotary_factor))
+    factor = inner.number(
+        "partial_rotary_factor", default=config.number("partial_rotary_factor", default=partial_rotary_factor)
+    )
     dimensions = int(head_dim * factor)
     if dimensions % 2 or not 0 < dimensions <= head_dim:
-        raise config.error("partial_rotary_factor", f"rotates {dimensions} of {head_dim} dimensions of a head; it must be an even number of them")
+        raise config.error(
+            "partial_rotary_factor",
+            f"rotates {dimensions} of {head_dim} dimensions of a head; it must be an even number of them",
+        )
     theta = inner.number("rope_theta", default=config.number("rope_theta", default=10000.0))
     key = "original_max_position_embeddings"
     original = inner.integer(key, default=config.integer(key, default=original_context or context))
     if kind == "default":
         if inner.get("long_factor", "short_factor")[1] is not None:
-            raise inner.error("rope_type", "missing beside long_factor and short_factor", "it should be \"longrope\"")
+            raise inner.error(
+                "rope_type", "missing beside long_factor and short_factor", 'it should be "longrope"'
+            )
         return Rope(dimensions, theta, original)
     mscale = inner.number("attention_factor", default=Rope.longrope_mscale(context, original))
     return Rope(

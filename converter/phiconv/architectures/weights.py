@@ -1,8 +1,8 @@
 """The table an architecture gives of its checkpoint: which stored rows make which weight.
 
-One form covers every layout that checkpoints use. A weight is a list of pieces, each some rows of a stored tensor:
-a plain tensor is one piece, a part of a fused one is one piece that is not the whole, experts stored apart are one
-piece each. Nothing is read; the result are views.
+One form covers every layout that checkpoints use. A weight is a list of pieces, each some rows of a stored
+tensor: a plain tensor is one piece, a part of a fused one is one piece that is not the whole, experts stored
+apart are one piece each. Nothing is read; the result are views.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Piece:
 class Weight:
     """One weight of the model: its role, its shape, and the stored rows that it is made of.
 
-    An optional weight may be missing from the checkpoint; the tensors decide, not the config's ``*_bias`` keys,
-    which are known to be wrong in published files.
+    An optional weight may be missing from the checkpoint; the tensors decide, not the config's ``*_bias``
+    keys, which are known to be wrong in published files.
     """
 
     role: Role
@@ -63,11 +63,11 @@ def bind(
         weights: The architecture's table.
         stored: The checkpoint's tensors by name.
         path: The checkpoint, for messages.
-        ignored: Regular expressions of stored names that carry no weight of their own (rotary tables and the like).
+        ignored: Regular expressions of stored names that carry no weight of their own (rotary tables).
 
     Raises:
-        MalformedFileError: A tensor is missing, has another shape than config.json says, is of a type that is no
-            weight, or is not known to the architecture.
+        MalformedFileError: A tensor is missing, has another shape than config.json says, is of a type that is
+            no weight, or is not known to the architecture.
     """
     result: dict[Role, Tensor] = {}
     used: set[str] = set()
@@ -79,7 +79,9 @@ def bind(
             result[weight.role] = concatenate(views).reshape(weight.shape)
         except ValueError:
             names = f"{weight.pieces[0].name} and its siblings"
-            raise MalformedFileError("parts of one weight have different types", path=path, at=names) from None
+            raise MalformedFileError(
+                "parts of one weight have different types", path=path, at=names
+            ) from None
         used.update(piece.name for piece in weight.pieces)
     unknown = [n for n in stored if n not in used and not any(re.fullmatch(p, n) for p in ignored)]
     if unknown:
@@ -95,15 +97,22 @@ def _piece(piece: Piece, stored: Mapping[str, Tensor], path: Path) -> Tensor:
     tensor = stored.get(piece.name)
     if tensor is None:
         raise MalformedFileError(
-            "this tensor is missing", path=path, at=f"tensor {piece.name}", hint="download the checkpoint again, or check config.json"
+            "this tensor is missing",
+            path=path,
+            at=f"tensor {piece.name}",
+            hint="download the checkpoint again, or check config.json",
         )
     if tensor.shape != piece.shape:
         raise ConfigError(
-            f"has shape {list(tensor.shape)}, but config.json asks for {list(piece.shape)}", path=path, at=f"tensor {piece.name}"
+            f"has shape {list(tensor.shape)}, but config.json asks for {list(piece.shape)}",
+            path=path,
+            at=f"tensor {piece.name}",
         )
     if isinstance(tensor.encoding, RawEncoding):
         raise MalformedFileError(
-            f"is stored as {tensor.encoding.name}, which is no weight type that phiconv reads yet", path=path, at=f"tensor {piece.name}"
+            f"is stored as {tensor.encoding.name}, which is no weight type that phiconv reads yet",
+            path=path,
+            at=f"tensor {piece.name}",
         )
     matrix = tensor.reshape((tensor.rows, tensor.columns)) if len(tensor.shape) > 1 else tensor
     return matrix.slice_rows(piece.start, piece.stop)

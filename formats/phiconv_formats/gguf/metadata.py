@@ -1,7 +1,7 @@
 """The metadata of a GGUF file: every key and value that llama.cpp's converter writes for the family.
 
-The order is the one that the route convert_hf_to_gguf.py, then llama-quantize, ends with, so that whole files can be
-compared. Where phiconv writes another value on purpose, docs/gguf.md says so and why.
+The order is the one that the route convert_hf_to_gguf.py, then llama-quantize, ends with, so that whole files
+can be compared. Where phiconv writes another value on purpose, docs/gguf.md says so and why.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["file_metadata"]
 
 _U32, _F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
-
-
 
 
 def _key_length(hp: Hyperparameters) -> int | None:
@@ -91,7 +89,9 @@ _SAMPLING = {
 }
 
 
-def file_metadata(model: Model, tensors: Sequence[OutputTensor], file_type: int) -> list[tuple[str, GgufValue]]:
+def file_metadata(
+    model: Model, tensors: Sequence[OutputTensor], file_type: int
+) -> list[tuple[str, GgufValue]]:
     """Every key of the file, in order.
 
     Args:
@@ -132,7 +132,12 @@ def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, G
     metadata.set_gguf_meta_model(collector)
     return [
         # The arrays among them (tags, languages) are lists of strings.
-        (key, GgufValue(value.type, value.value, GGUFValueType.STRING if value.type == GGUFValueType.ARRAY else None))
+        (
+            key,
+            GgufValue(
+                value.type, value.value, GGUFValueType.STRING if value.type == GGUFValueType.ARRAY else None
+            ),
+        )
         for key, value in collector.kv_data[0].items()
         if key != Keys.General.ARCHITECTURE
     ]
@@ -153,7 +158,7 @@ def _describe(card: ModelCard, parameters: int) -> Metadata:
 
 
 def _parameter_counts(tensors: Sequence[OutputTensor]) -> tuple[int, int, int, int]:
-    """Weights in all, outside experts, of one expert, and the number of experts, as `gguf.size_label` wants them."""
+    """What `gguf.size_label` takes: weights in all, outside experts, of one expert, and how many experts."""
     experts = [t.tensor for t in tensors if t.role is not None and t.role.name.startswith("experts_")]
     total = sum(t.tensor.size for t in tensors)
     shared = total - sum(t.size for t in experts)

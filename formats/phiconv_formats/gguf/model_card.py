@@ -1,4 +1,4 @@
-"""The YAML head of a model's README.md, cleaned: only what llama.cpp puts into ``general.*``, in the types it expects."""
+"""The YAML head of a model's README.md: only what llama.cpp puts into ``general.*``, in the right types."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _LIMIT = 4 << 20
 
 _TEXTS = (
     "name author version organization description finetune basename size_label url doi uuid repo_url "
-    "model_name model_author model_version model_organization model_description model_finetune model_basename "
-    "model_size_label model_url model_doi model_uuid model_repo_url model_creator model_type "
-    "license_name license_link"
+    "model_name model_author model_version model_organization model_description model_finetune "
+    "model_basename model_size_label model_url model_doi model_uuid model_repo_url model_creator "
+    "model_type license_name license_link"
 ).split()
 _TEXTS_OR_LISTS = (
     "license base_model base_models base_model_sources datasets dataset dataset_sources tags pipeline_tag "
@@ -38,7 +38,9 @@ def read_model_card(folder: Path | None) -> dict[str, Any]:
     if path is None or not path.is_file():
         return {}
     if path.stat().st_size > _LIMIT:
-        raise MalformedFileError(f"larger than {_LIMIT} bytes", path=path, hint="rename it, to convert without it")
+        raise MalformedFileError(
+            f"larger than {_LIMIT} bytes", path=path, hint="rename it, to convert without it"
+        )
     try:
         card = Metadata.load_model_card(folder)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -52,4 +54,6 @@ def read_model_card(folder: Path | None) -> dict[str, Any]:
 
 
 def _is_text_or_list(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value))
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    )

@@ -1,7 +1,7 @@
 """What llama.cpp calls things: architectures, tensors and metadata keys, per family.
 
-Names are those of the `gguf` package and of llama.cpp's own converter (conversion/phi.py); fused tensors stay fused
-as its graphs expect them.
+Names are those of the `gguf` package and of llama.cpp's own converter (conversion/phi.py); fused tensors stay
+fused as its graphs expect them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def output_tensors(model: Model) -> list[OutputTensor]:
         return [_plain(name, tensor) for name, tensor in model.stored.items()]
     if model.architecture not in ARCHITECTURE_NAMES:
         raise UnsupportedModelError(f"llama.cpp does not know {model.architecture}", path=model.path)
-    return sorted(_model_tensors(model), key=lambda t: (-1 if t.role is None or t.role.layer is None else t.role.layer, t.name))
+    return sorted(
+        _model_tensors(model),
+        key=lambda t: (-1 if t.role is None or t.role.layer is None else t.role.layer, t.name),
+    )
 
 
 def _model_tensors(model: Model) -> Iterator[OutputTensor]:
@@ -96,7 +99,7 @@ def _rope_factors(model: Model) -> Iterator[OutputTensor]:
 
 
 def _plain(name: str, tensor: ir.Tensor) -> OutputTensor:
-    """A tensor of a file that is no known model: under its own name; only matrices of floats may be quantized."""
+    """A tensor of a file that is no known model: its own name; only matrices of floats may be quantized."""
     if isinstance(tensor.encoding, ir.RawEncoding):
         return OutputTensor(name, tensor, None, tensor.encoding)
     return OutputTensor(name, tensor, None, ir.F32 if len(tensor.shape) <= 1 else None)

@@ -1,7 +1,7 @@
 """GGUF version 3, laid out in full before a weight is read; one file or several.
 
-Layout (ggml's docs/gguf.md): header, key/value pairs, tensor infos, padding, then the tensors, each at a multiple of
-the alignment and padded to it. A split file repeats the header; the metadata stands in the first one.
+Layout (ggml's docs/gguf.md): header, key/value pairs, tensor infos, padding, then the tensors, each at a
+multiple of the alignment and padded to it. A split file repeats the header; its first part has the metadata.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_k
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -126,7 +126,11 @@ def _file(
         infos.append(serialize_tensor_info(entry.output.name, entry.shape, entry.type.id, offset))
         offset += entry.nbytes
     head = b"".join(
-        [serialize_header(len(entries), len(metadata)), *(serialize_kv(key, value) for key, value in metadata), *infos]
+        [
+            serialize_header(len(entries), len(metadata)),
+            *(serialize_kv(key, value) for key, value in metadata),
+            *infos,
+        ]
     )
     start = _aligned(len(head))
     streams, at = [], start
