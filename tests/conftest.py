@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import struct
 import time
 import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,7 @@ from phiconv.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from types import ModuleType
 
 settings.register_profile("phiconv", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("phiconv")
@@ -62,3 +64,38 @@ def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_models() -> ModuleType:
+    """The script fixtures/make_models.py, as a module."""
+    path = Path(__file__).resolve().parent.parent / "fixtures" / "make_models.py"
+    spec = importlib.util.spec_from_file_location("make_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_model(make_models: ModuleType) -> Callable[..., Path]:
+    """``make_model(folder, kind, *, seed=0, **overrides)`` writes a model folder with random weights."""
+    function: Callable[..., Path] = make_models.make_model
+    return function
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of one kind of random model, or of a trained one of fixtures/; not to be written to."""
+    fixtures, root = Path(__file__).resolve().parent.parent / "fixtures", tmp_path_factory.mktemp("models")
+
+    def find(kind: str) -> Path:
+        if (fixtures / kind / "config.json").exists():
+            return fixtures / kind
+        folder = root / kind
+        return folder if folder.exists() else make_model(folder, kind, seed=7)
+
+    return find

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -14,7 +15,7 @@ import click
 from click_default_group import DefaultGroup
 
 from phiconv._version import __version__
-from phiconv.errors import PhiconvError
+from phiconv.errors import PhiconvError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +52,17 @@ def _reporting(command: Callable[P, R]) -> Callable[P, R]:
         except PhiconvError as error:
             click.echo(f"phiconv: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("phiconv: interrupted", err=True)
+            sys.exit(130)
         except MemoryError:
             click.echo("phiconv: out of memory; give --jobs 1", err=True)
+            sys.exit(1)
+        except Exception as error:
+            if os.environ.get("PHICONV_DEBUG"):
+                raise
+            what = f"{type(error).__name__}: {printable(error)}"
+            click.echo(f"phiconv: {what}; set PHICONV_DEBUG=1 to see where, and please report it", err=True)
             sys.exit(1)
 
     return wrapper

@@ -189,6 +189,9 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> Encoded:
         """Reads rows ``start`` to ``stop`` into memory of their own."""
 
+    def changed(self) -> bool:
+        """Whether what it reads is no longer what was opened."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -279,6 +282,9 @@ class _Constant:
 
     def read(self, start: int, stop: int) -> FloatArray:
         return np.array(self.values[start:stop], dtype="<f4").reshape(-1, 1)
+
+    def changed(self) -> bool:
+        return False
 
 
 def constant(values: Sequence[float], label: str) -> Tensor:

@@ -91,7 +91,7 @@ def partial_files(folder: Path, files: Sequence[OutputFile], *, force: bool) -> 
     """Creates temporary files for an output; renames them when the block ends well, removes them otherwise.
 
     Args:
-        folder: Where they go.
+        folder: Where they go; it is made if it is not there.
         files: Names and sizes.
         force: Replace files that exist.
 
@@ -105,9 +105,13 @@ def partial_files(folder: Path, files: Sequence[OutputFile], *, force: bool) -> 
     """
     final = [folder / f.name for f in files]
     _check_absent(final, force=force)
-    _check_space(folder, sum(f.size for f in files))
     made: dict[str, PartialFile] = {}
+    made_folder = False
     try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            made_folder = True
+        _check_space(folder, sum(f.size for f in files))
         for file, path in zip(files, final, strict=True):
             partial = PartialFile(path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial"), path)
             made[file.name] = partial
@@ -131,6 +135,9 @@ def partial_files(folder: Path, files: Sequence[OutputFile], *, force: bool) -> 
         for partial in made.values():
             partial.close()
             partial.path.unlink(missing_ok=True)
+        if made_folder:
+            with contextlib.suppress(OSError):  # it is not empty: the files are there
+                folder.rmdir()
 
 
 def _check_absent(paths: Sequence[Path], *, force: bool) -> None:

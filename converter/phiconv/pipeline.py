@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from phiconv import checks
-from phiconv.errors import WeightError
+from phiconv.errors import MalformedFileError, WeightError
 from phiconv.ir import FloatEncoding
 from phiconv.outputs import partial_files
 from phiconv.quantizers import encode
@@ -109,6 +109,7 @@ def run(
         context: AbstractContextManager[object] = pool if own else nullcontext()
         with context:
             _stream(package, files, pool, 2 * jobs, reports, progress, allow_nonfinite=allow_nonfinite)
+        _check_unchanged(package)
     return reports
 
 
@@ -155,6 +156,13 @@ def _stream(
         for task in running:
             task.cancel()
         wait(running)
+
+
+def _check_unchanged(package: Package) -> None:
+    """Half of one version of a file and half of another would be a model that nobody has trained."""
+    for source in {run.source for stream in package.streams for run in stream.tensor.runs}:
+        if source.changed():
+            raise MalformedFileError("changed while it was read", path=source.label, hint="convert it again")
 
 
 def _nonfinite(stream: Stream, values: Encoded, start: int) -> WeightError:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phiconv.errors import MissingFileError, OutputError, UsageError
+from phiconv.errors import MalformedFileError, MissingFileError, OutputError, UnsupportedModelError
 from phiconv.recipes import find_recipe
 from phiconv_formats import find_target
 
@@ -78,7 +78,7 @@ class Plan:
     @property
     def free_space(self) -> int:
         """Bytes that are free where the output goes."""
-        return shutil.disk_usage(self.folder).free
+        return shutil.disk_usage(_existing(self.folder)).free
 
 
 def make_plan(
@@ -96,18 +96,13 @@ def make_plan(
         UnsupportedModelError: A model that the target cannot hold.
         OutputError: A destination that cannot be written to.
     """
+    if destination.exists() and destination.samefile(model.path):
+        raise OutputError("the destination is the source", path=destination, hint="choose another name")
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
+    _check_model(model)
     tensors = writer.tensors(model)
-    if not tensors:
-        raise UsageError("there is no tensor to convert", path=model.path)
-    if model.architecture is not None and model.tokenizer is None:
-        raise MissingFileError(
-            "no tokenizer beside the weights",
-            path=model.path,
-            hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
-        )
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
     folder, file_name = _place(destination, target.suffixes, model, recipe.name)
     _check_place(model, folder, folder / file_name)
@@ -122,6 +117,22 @@ def make_plan(
     return Plan(model, folder, target.name, recipe.name, package, _tensor_plans(tensors, package))
 
 
+def _check_model(model: Model) -> None:
+    """Refuses a source that cannot become a whole model."""
+    if not model.stored:
+        raise MalformedFileError("there is no tensor to convert", path=model.path)
+    if model.format == "gguf":
+        raise UnsupportedModelError(
+            "a GGUF can be inspected, but not converted yet", path=model.path, hint="convert the original checkpoint"
+        )
+    if model.architecture is not None and model.tokenizer is None:
+        raise MissingFileError(
+            "no tokenizer beside the weights",
+            path=model.path,
+            hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
+        )
+
+
 def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
     return tuple(
         TensorPlan(t.name, t.tensor.shape, t.tensor.encoding, s.encoding, s.nbytes)
@@ -132,6 +143,8 @@ def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[Tensor
 def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:
     """Folder and file name of the output; in a folder the file is named after the model and the recipe."""
     if destination.name.endswith(suffixes) and not destination.is_dir():
+        if not destination.parent.is_dir():
+            raise OutputError("the folder of the destination does not exist", path=destination.parent, hint="make it first")
         return destination.parent, destination.name
     source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
     return destination, f"{source}-{recipe}{suffixes[0]}"
@@ -140,10 +153,15 @@ def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: s
 def _check_place(model: Model, folder: Path, file: Path) -> None:
     """Refuses to write over the source, into it, or to where nothing can be written."""
     if model.path.is_dir() and folder.resolve().is_relative_to(model.path.resolve()):
-        raise OutputError(
-            "the destination is inside the source folder", path=file, hint="choose another folder"
-        )
+        raise OutputError("the destination is inside the source folder", path=file, hint="choose another folder")
     if file.exists() and file.samefile(model.path):
         raise OutputError("the destination is the source", path=file, hint="choose another name")
-    if not folder.is_dir():
-        raise OutputError("the folder of the destination does not exist", path=folder, hint="make it first")
+    if not _existing(folder).is_dir():
+        raise OutputError("the folder of the destination is a file", path=folder, hint="choose another folder")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the one above it that is there: an output's own folder is made when it is needed."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder

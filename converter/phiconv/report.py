@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 # Buffers of one worker: a tile as stored, as float32, as codes and as packed bytes, and the quantizer's scratch.
-_MEMORY_PER_JOB = 16 << 20
-_MEMORY_BASE = 96 << 20
+_MEMORY_PER_JOB = 8 << 20
+_MEMORY_BASE = 40 << 20
 
 
 def size_text(count: float) -> str:

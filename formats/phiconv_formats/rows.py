@@ -53,6 +53,10 @@ class FileRows:
             return data.view(np.uint16).byteswap().view(dtype)
         return data
 
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self.file.changed()
+
 
 def read_rows(file: InputFile, offset: int, row_bytes: int, start: int, stop: int) -> NDArray[np.uint8]:
     """The bytes of rows ``start`` to ``stop``, shape (rows, row_bytes)."""

@@ -1,7 +1,5 @@
 """llama.cpp, given the metadata that phiconv writes, tokenizes like the Hugging Face library."""
 
-# ruff: noqa: RUF001 - letters that look like others are what is tested
-
 from __future__ import annotations
 
 import ctypes

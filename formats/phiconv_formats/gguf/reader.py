@@ -107,6 +107,10 @@ class BlockRows:
         data = read_rows(self.file, self.offset, self.type.block_bytes, first, last)
         return unpack(data.reshape(-1), self.encoding)
 
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self.file.changed()
+
 
 def open_gguf(path: str | PathLike[str]) -> GgufFile:
     """Opens a GGUF file, and with the first part of a split one (``-00001-of-00003.gguf``) all others.
