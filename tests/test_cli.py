@@ -86,7 +86,9 @@ def test_version(cli):
     assert cli("--version")[1] == f"phiconv, version {phiconv.__version__}\n"
 
 
-@pytest.mark.parametrize("argument", ["--help", "convert --help", "plan --help", "inspect --help", "formats --help"])
+@pytest.mark.parametrize(
+    "argument", ["--help", "convert --help", "plan --help", "inspect --help", "formats --help"]
+)
 def test_help(cli, argument):
     code, stdout, _ = cli(*argument.split())
     assert code == 0
@@ -137,7 +139,12 @@ def test_plan_is_exact_and_reads_no_weight(cli, tmp_path, copy):
 def test_inspect_folder(cli):
     code, stdout, _ = cli("inspect", FIXTURE)
     assert code == 0
-    for words in ("phi3", "5.8M parameters in 39 tensors", "sentencepiece", "model.layers.5.mlp.down_proj.weight"):
+    for words in (
+        "phi3",
+        "5.8M parameters in 39 tensors",
+        "sentencepiece",
+        "model.layers.5.mlp.down_proj.weight",
+    ):
         assert words in stdout
     assert json.loads(cli("inspect", FIXTURE, "--json")[1])["hyperparameters"]["num_key_value_heads"] == 4
 
@@ -146,7 +153,12 @@ def test_inspect_gguf(cli):
     cli(PHI4MINI, "o.gguf", "--q8")
     code, stdout, _ = cli("inspect", "o.gguf")
     assert code == 0
-    for words in ("tokenizer.ggml.pre = 'gpt-4o'", "rope_factors_long.weight", "q8_0", "phi3.rope.dimension_count = 24"):
+    for words in (
+        "tokenizer.ggml.pre = 'gpt-4o'",
+        "rope_factors_long.weight",
+        "q8_0",
+        "phi3.rope.dimension_count = 24",
+    ):
         assert words in stdout
     inspected = json.loads(cli("inspect", "o.gguf", "--json", "--no-tensors")[1])
     assert inspected["metadata"]["phi3.attention.head_count_kv"] == 4
@@ -187,7 +199,12 @@ def test_missing_source(fails):
 
 def test_destination_is_the_source(fails, copy, tmp_path):
     folder = copy()
-    fails(folder / "model.safetensors", folder / "model.safetensors", "--force", says="the destination is the source")
+    fails(
+        folder / "model.safetensors",
+        folder / "model.safetensors",
+        "--force",
+        says="the destination is the source",
+    )
     fails(folder, folder, "--to", "gguf", says="the destination is the source")
     fails(folder, folder / "o.gguf", says="inside the source folder")
     fails(folder, folder / "deep" / "o.gguf", "--force", says="does not exist")
@@ -222,7 +239,11 @@ def test_unknown_architecture(fails, copy):
     config = json.loads((folder / "config.json").read_text())
     config["architectures"], config["model_type"] = ["LlamaForCausalLM"], "llama"
     (folder / "config.json").write_text(json.dumps(config))
-    fails(folder, "o.gguf", says="LlamaForCausalLM: this architecture is not supported; supported are PhiForCausalLM")
+    fails(
+        folder,
+        "o.gguf",
+        says="LlamaForCausalLM: this architecture is not supported; supported are PhiForCausalLM",
+    )
 
 
 def _damage(folder, value):
@@ -263,7 +284,11 @@ def test_hostile_name_cannot_drive_a_terminal(cli, tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"a\x1b[2Jb\nc": np.full((4, 32), np.nan, np.float32)}, tmp_path / "w.safetensors")
-    for arguments in (("w.safetensors", "o.gguf"), ("inspect", "w.safetensors"), ("plan", "w.safetensors", "o.gguf")):
+    for arguments in (
+        ("w.safetensors", "o.gguf"),
+        ("inspect", "w.safetensors"),
+        ("plan", "w.safetensors", "o.gguf"),
+    ):
         _, stdout, stderr = cli(*arguments)
         assert "\x1b" not in stdout + stderr
         assert "a\\x1b[2Jb\\nc" in stdout + stderr

@@ -105,8 +105,10 @@ def test_nonfinite_weights_are_refused(tmp_path, value, target, dtype):
     values = np.ones((700, 512), dtype=np.float32)
     values[600, 11] = value
     stored = {e.dtype: e for e in (ir.F32, ir.F16, ir.BF16)}[np.dtype(dtype)]
-    package = package_of(values.astype(dtype), stored, target, {ir.F32: 2048, ir.F16: 1024, ir.Q4_0: 288}[target])
-    with pytest.raises(phiconv.WeightError, match="row 600, column 11.*--allow-nonfinite"):
+    package = package_of(
+        values.astype(dtype), stored, target, {ir.F32: 2048, ir.F16: 1024, ir.Q4_0: 288}[target]
+    )
+    with pytest.raises(phiconv.WeightError, match=r"row 600, column 11.*--allow-nonfinite"):
         run(package, tmp_path)
     assert left_behind(tmp_path) == []
     reports, _ = run(package, tmp_path, allow_nonfinite=True)
@@ -117,7 +119,7 @@ def test_overflow_is_counted_over_the_whole_tensor(tmp_path):
     values = np.ones((40_000, 256), dtype=np.float32)
     values[[0, 20_000, 39_999], 5] = [1e6, -70000, 65504]
     package = package_of(values, ir.F32, ir.F16, 512)
-    with pytest.raises(phiconv.WeightError, match="2 weights are too large for f16.*--bf16"):
+    with pytest.raises(phiconv.WeightError, match=r"2 weights are too large for f16.*--bf16"):
         run(package, tmp_path)
     assert left_behind(tmp_path) == []
     reports, _ = run(package, tmp_path, allow_nonfinite=True)
@@ -210,7 +212,7 @@ def test_too_little_space_is_known_before_the_work(tmp_path, monkeypatch):
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(phiconv.DiskFullError, match="needs 0.01 GB, and 0.00 GB are free"):
+    with pytest.raises(phiconv.DiskFullError, match=r"needs 0\.01 GB, and 0\.00 GB are free"):
         phiconv.convert(FIXTURE, tmp_path / "o.gguf")
     assert left_behind(tmp_path) == []
 

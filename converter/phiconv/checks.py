@@ -31,8 +31,8 @@ def count_nonfinite(encoded: ir.Encoded) -> int:
     if not width or encoded.size == 0:  # bytes of a `RawEncoding`
         return 0
     values = np.ascontiguousarray(encoded)
-    # The largest number by sign: as signed integers the positive ones are the largest, as unsigned the negative
-    # ones. Two maxima need no memory of their own, and everything is finite nearly always.
+    # As signed integers the positive numbers are the largest, as unsigned the negative ones. Two maxima need
+    # no memory of their own, and everything is finite nearly always.
     signed, unsigned = values.view(f"<i{width}"), values.view(f"<u{width}")
     sign = 1 << (8 * unsigned.itemsize - 1)
     if signed.max() < exponent and unsigned.max() < exponent + sign:

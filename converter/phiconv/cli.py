@@ -9,7 +9,7 @@ import signal
 import sys
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 import click
 from click_default_group import DefaultGroup
@@ -30,16 +30,12 @@ R = TypeVar("R")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-class _Size(click.ParamType):
+def size(text: str) -> int:
     """Bytes: a number with K, M, G or T behind it, in powers of 1000 as llama.cpp's tools count them."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value), re.IGNORECASE)
-        if match is None or not (size := int(float(match[1]) * _UNITS[match[2].upper()])):
-            self.fail(f"{value!r} is no size; write it like 2G or 500M", param, ctx)
-        return size
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text, re.IGNORECASE)
+    if match is None or not (value := int(float(match[1]) * _UNITS[match[2].upper()])):
+        raise click.BadParameter(f"{text!r} is no size; write it like 2G or 500M")
+    return value
 
 
 def _reporting(command: Callable[P, R]) -> Callable[P, R]:
@@ -86,8 +82,10 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
         click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder."),
         *(click.option(f"--{n}", "quant", flag_value=n, help=text) for n, text in presets.items()),
         click.option("--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1."),
-        click.option("--pure", is_flag=True, help="Every matrix in the type named (as all recipes are, so far)."),
-        click.option("--split-max-size", type=_Size(), help="Split the output, e.g. 2G."),
+        click.option(
+            "--pure", is_flag=True, help="Every matrix in the type named (as all recipes are, so far)."
+        ),
+        click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
         _JSON,
     ]
     for decorator in reversed(decorators):
@@ -103,13 +101,13 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
 )
 @click.version_option(__version__, prog_name="phiconv")
 def main() -> None:
-    """Convert and quantize Phi language models, offline.
+    r"""Convert and quantize Phi language models, offline.
 
     \b
     phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
 
-    SOURCE is a model folder, a .safetensors file (its siblings are found) or an index of shards. DEST names the
-    format by its suffix (x.gguf), or is a folder, with --to.
+    SOURCE is a model folder, a .safetensors file (its siblings are found) or an index of shards. DEST names
+    the format by its suffix (x.gguf), or is a folder, with --to.
     """
     # An interrupted run cleans up behind itself, also when it is asked to end.
     signal.signal(signal.SIGTERM, _stop)
@@ -125,7 +123,9 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001
 @_conversion_options
 @click.option("--force", "-f", is_flag=True, help="Replace DEST if it exists.")
 @click.option("--jobs", "-j", type=click.IntRange(1, 1024), help="Threads; by default one per processor.")
-@click.option("--allow-nonfinite", is_flag=True, help="Convert NaN, infinity and overflows instead of refusing them.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Convert NaN, infinity and overflows instead of refusing them."
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress, no summary.")
 @_reporting
 def convert(

@@ -1,7 +1,7 @@
 """Files that appear under their names only when they are complete.
 
-Each is written under a temporary name in the same folder and renamed at the end. Whatever goes wrong before, even a
-kill, leaves nothing under the final name; whatever can be caught leaves nothing at all.
+Each is written under a temporary name in the same folder and renamed at the end. Whatever goes wrong before,
+even a kill, leaves nothing under the final name; whatever can be caught leaves nothing at all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PartialFile:
             self.close()
 
     def create(self, size: int) -> None:
-        """Creates the file and reserves its space, so that a full disk shows before the work and not after it."""
+        """Creates the file and reserves its space: a full disk shows before the work and not after it."""
         self._descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             os.posix_fallocate(self._descriptor, 0, size)
@@ -87,7 +87,9 @@ class PartialFile:
 
 
 @contextlib.contextmanager
-def partial_files(folder: Path, files: Sequence[OutputFile], *, force: bool) -> Iterator[dict[str, PartialFile]]:
+def partial_files(
+    folder: Path, files: Sequence[OutputFile], *, force: bool
+) -> Iterator[dict[str, PartialFile]]:
     """Creates temporary files for an output; renames them when the block ends well, removes them otherwise.
 
     Args:
@@ -162,12 +164,16 @@ def _explain(error: OSError, folder: Path) -> OutputError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError("the disk is full", path=folder, hint="make room, or choose another folder")
     if error.errno == errno.EFBIG:
-        return OutputError("the file system holds no file of this size", path=folder, hint="give --split-max-size 2G")
-    return OutputError(error.strerror or str(error), path=error.filename or folder, hint="check the destination")
+        return OutputError(
+            "the file system holds no file of this size", path=folder, hint="give --split-max-size 2G"
+        )
+    return OutputError(
+        error.strerror or str(error), path=error.filename or folder, hint="check the destination"
+    )
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the renames themselves last; a folder cannot be opened everywhere, and then there is nothing to do."""
+    """Makes the renames themselves last; where a folder cannot be opened there is nothing to do."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

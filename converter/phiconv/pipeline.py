@@ -1,8 +1,8 @@
 """The streaming engine: carries a `Package` out in bounded memory, in any executor.
 
-A tensor is cut into spans of rows, a span into tiles that fit a processor's cache. A worker reads a tile, encodes it,
-packs it and writes it to its place; so memory is a few tiles per worker whatever the model's size, and the bytes do
-not depend on the number of workers.
+A tensor is cut into spans of rows, a span into tiles that fit a processor's cache. A worker reads a tile,
+encodes it, packs it and writes it to its place. So memory is a few tiles per worker whatever the model's
+size, and the bytes do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 
 from phiconv import checks
 from phiconv.errors import MalformedFileError, WeightError
-from phiconv.ir import FloatEncoding
+from phiconv.ir import Blocks, FloatEncoding
 from phiconv.outputs import partial_files
-from phiconv.quantizers import encode
+from phiconv.quantizers import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "TensorReport", "run"]
 
 TILE = 1 << 18
-"""Weights that a worker handles at once: large enough that NumPy's overhead vanishes, small enough for the L2 cache."""
+"""Weights handled at once: enough that NumPy's overhead vanishes, few enough for the L2 cache."""
 
 _SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
 
@@ -86,8 +86,8 @@ def run(
     Args:
         package: The output without its weights.
         folder: Where it goes; it must exist.
-        executor: Any executor; by default a pool of ``jobs`` threads. NumPy leaves the interpreter free while it
-            works, so threads are as good as processes here.
+        executor: Any executor; by default a pool of ``jobs`` threads. NumPy leaves the interpreter free while
+            it works, so threads are as good as processes here.
         jobs: Number of threads, and twice as many tasks are under way at once; by default one per processor.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
@@ -126,8 +126,8 @@ def _stream(
     """Keeps ``limit`` tasks under way until all are done or one fails."""
     total = sum(s.tensor.size for s in package.streams)
     left = [0] * len(package.streams)
-    for span in _spans(package):
-        left[span.index] += 1
+    for each in _spans(package):
+        left[each.index] += 1
     done = 0
     spans = _spans(package)
     running: dict[Future[tuple[int, int]], _Span] = {}
@@ -195,6 +195,14 @@ def _spans(package: Package) -> Iterator[_Span]:
             yield _Span(index, start, stop, (stop - start) * columns)
 
 
+def _encode(values: Encoded, stream: Stream) -> Encoded:
+    """What is stored in the wanted encoding already is copied."""
+    if stream.tensor.encoding == stream.encoding:
+        return values
+    floats = decode(values, stream.tensor.columns) if isinstance(values, Blocks) else values
+    return encode(floats, stream.encoding)
+
+
 def _convert_span(
     stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
 ) -> tuple[int, int]:
@@ -208,7 +216,7 @@ def _convert_span(
         if bad and not allow_nonfinite:
             raise _nonfinite(stream, values, start)
         nonfinite += bad
-        encoded = values if stream.tensor.encoding == stream.encoding else encode(values, stream.encoding)
+        encoded = _encode(values, stream)
         if checks.may_overflow(stream.tensor.encoding, stream.encoding):
             overflows += max(checks.count_nonfinite(encoded) - bad, 0)
         for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):

@@ -123,7 +123,9 @@ def _check_model(model: Model) -> None:
         raise MalformedFileError("there is no tensor to convert", path=model.path)
     if model.format == "gguf":
         raise UnsupportedModelError(
-            "a GGUF can be inspected, but not converted yet", path=model.path, hint="convert the original checkpoint"
+            "a GGUF can be inspected, but not converted yet",
+            path=model.path,
+            hint="convert the original checkpoint",
         )
     if model.architecture is not None and model.tokenizer is None:
         raise MissingFileError(
@@ -144,7 +146,9 @@ def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: s
     """Folder and file name of the output; in a folder the file is named after the model and the recipe."""
     if destination.name.endswith(suffixes) and not destination.is_dir():
         if not destination.parent.is_dir():
-            raise OutputError("the folder of the destination does not exist", path=destination.parent, hint="make it first")
+            raise OutputError(
+                "the folder of the destination does not exist", path=destination.parent, hint="make it first"
+            )
         return destination.parent, destination.name
     source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
     return destination, f"{source}-{recipe}{suffixes[0]}"
@@ -153,11 +157,15 @@ def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: s
 def _check_place(model: Model, folder: Path, file: Path) -> None:
     """Refuses to write over the source, into it, or to where nothing can be written."""
     if model.path.is_dir() and folder.resolve().is_relative_to(model.path.resolve()):
-        raise OutputError("the destination is inside the source folder", path=file, hint="choose another folder")
+        raise OutputError(
+            "the destination is inside the source folder", path=file, hint="choose another folder"
+        )
     if file.exists() and file.samefile(model.path):
         raise OutputError("the destination is the source", path=file, hint="choose another name")
     if not _existing(folder).is_dir():
-        raise OutputError("the folder of the destination is a file", path=folder, hint="choose another folder")
+        raise OutputError(
+            "the folder of the destination is a file", path=folder, hint="choose another folder"
+        )
 
 
 def _existing(folder: Path) -> Path:

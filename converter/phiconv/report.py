@@ -14,7 +14,7 @@ from phiconv.errors import printable
 from phiconv_formats import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from phiconv.api import Result
     from phiconv.ir import Tensor
@@ -34,7 +34,7 @@ __all__ = [
     "result_object",
 ]
 
-# Buffers of one worker: a tile as stored, as float32, as codes and as packed bytes, and the quantizer's scratch.
+# Buffers of one worker: a tile as stored, as float32, as codes, as packed bytes, and the quantizer's scratch.
 _MEMORY_PER_JOB = 8 << 20
 _MEMORY_BASE = 40 << 20
 
@@ -61,10 +61,13 @@ def _shape_text(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _table(rows: list[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
     """Aligned columns; those in ``right`` are numbers."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))] if rows else []
-    cells = ([c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows)
+    cells = (
+        [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))]
+        for r in rows
+    )
     return ["  " + "  ".join(row).rstrip() for row in cells]
 
 
@@ -82,11 +85,18 @@ def inspect_object(model: Model, *, tensors: bool = True) -> dict[str, Any]:
         "types": dict(_types(model.stored.values())),
         "hyperparameters": _hyperparameters(model),
         "tokenizer": _tokenizer(model),
-        "metadata": {k: v if not isinstance(v, list) else f"{len(v)} items" for k, v in model.metadata.items()},
+        "metadata": {
+            k: v if not isinstance(v, list) else f"{len(v)} items" for k, v in model.metadata.items()
+        },
     }
     if tensors:
         result["tensors"] = [
-            {"name": n, "shape": list(t.shape), "type": t.encoding.name, "bits_per_weight": t.encoding.bits_per_weight}
+            {
+                "name": n,
+                "shape": list(t.shape),
+                "type": t.encoding.name,
+                "bits_per_weight": t.encoding.bits_per_weight,
+            }
             for n, t in model.stored.items()
         ]
     return result
@@ -100,7 +110,8 @@ def inspect_lines(model: Model, *, tensors: bool = True) -> list[str]:
     types = ", ".join(f"{count} {name}" for name, count in _types(stored).most_common())
     lines = [
         f"{model.path}: {model.format}, {model.architecture or 'plain tensors'}",
-        f"  {count_text(model.size)} parameters in {len(stored)} tensors ({types}), {size_text(nbytes)}, {bits:.2f} bits per weight",
+        f"  {count_text(model.size)} parameters in {len(stored)} tensors ({types})",
+        f"  {size_text(nbytes)}, {bits:.2f} bits per weight",
     ]
     lines += [f"  {key}: {printable(value)}" for key, value in (_hyperparameters(model) or {}).items()]
     if tokenizer := _tokenizer(model):
@@ -173,14 +184,22 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         "source": str(plan.model.path),
         "target": plan.target,
         "recipe": plan.recipe,
-        "files": [{"path": str(p), "bytes": f.size} for p, f in zip(plan.files, plan.package.files, strict=True)],
+        "files": [
+            {"path": str(p), "bytes": f.size} for p, f in zip(plan.files, plan.package.files, strict=True)
+        ],
         "bytes": plan.size,
         "bits_per_weight": plan.bits_per_weight,
         "free_bytes": plan.free_space,
         "memory_bytes": _memory(plan),
         "notes": list(plan.package.notes),
         "tensors": [
-            {"name": t.name, "shape": list(t.shape), "from": t.stored.name, "to": t.encoding.name, "bytes": t.nbytes}
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "from": t.stored.name,
+                "to": t.encoding.name,
+                "bytes": t.nbytes,
+            }
             for t in plan.tensors
         ],
     }
@@ -196,8 +215,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{plan.model.path} -> {plan.target} {plan.recipe}",
         *_table(rows, frozenset({5})),
         *(f"{path}: {file.size} bytes" for path, file in zip(plan.files, plan.package.files, strict=True)),
-        f"{size_text(plan.size)} ({plan.bits_per_weight:.2f} bits per weight), {size_text(plan.free_space)} free; "
-        f"memory about {size_text(_memory(plan))}",
+        f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
+        f"{size_text(plan.free_space)} free; memory about {size_text(_memory(plan))}",
         *(f"note: {printable(n)}" for n in plan.package.notes),
     ]
 
@@ -232,10 +251,16 @@ def result_object(result: Result) -> dict[str, Any]:
 def result_lines(result: Result) -> list[str]:
     """A finished conversion, for people."""
     plan = result.plan
-    names = str(result.files[0]) if len(result.files) == 1 else f"{result.files[0]} and {len(result.files) - 1} more"
+    names = (
+        str(result.files[0])
+        if len(result.files) == 1
+        else f"{result.files[0]} and {len(result.files) - 1} more"
+    )
     lines = [
-        f"{printable(names)}: {plan.recipe}, {size_text(result.size)}, {plan.bits_per_weight:.2f} bits per weight, "
-        f"{result.seconds:.1f} s"
+        (
+            f"{printable(names)}: {plan.recipe}, {size_text(result.size)}, "
+            f"{plan.bits_per_weight:.2f} bits per weight, {result.seconds:.1f} s"
+        )
     ]
     for tensor in result.tensors:
         if tensor.nonfinite:
@@ -252,12 +277,20 @@ def formats_object() -> dict[str, Any]:
     """What phiconv reads and writes, for ``--json``."""
     return {
         "formats": [
-            {"name": f.name, "title": f.title, "suffixes": list(f.suffixes), "read": f.reader is not None, "write": f.writer is not None}
+            {
+                "name": f.name,
+                "title": f.title,
+                "suffixes": list(f.suffixes),
+                "read": f.reader is not None,
+                "write": f.writer is not None,
+            }
             for f in FORMATS.values()
         ],
         "presets": recipes.PRESETS,
         "quantizations": {target: list(names) for target, names in recipes.RECIPES.items()},
-        "architectures": {a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()},
+        "architectures": {
+            a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()
+        },
     }
 
 
@@ -280,7 +313,7 @@ def formats_lines() -> list[str]:
 
 @contextlib.contextmanager
 def progress_display(*, quiet: bool) -> Iterator[Progress | None]:
-    """Progress on stderr: a bar on a terminal, a plain line every few seconds otherwise, nothing if ``quiet``."""
+    """Progress on stderr: a bar on a terminal, else a line every few seconds, nothing if ``quiet``."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
