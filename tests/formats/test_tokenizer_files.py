@@ -280,7 +280,7 @@ def test_wrong_tokenizer_json(copy, refused, change, says):
         ("tokenizer_config.json", {"bos_token": 3}, "bos_token: expected a string"),
         ("tokenizer_config.json", {"bos_token": {"content": []}}, "bos_token.content: expected a string"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {}}}, "is not a token id"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"9": 3}}, "added_tokens_decoder.9: expected an object"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9": 3}}, "decoder.9: expected an object"),
         ("tokenizer_config.json", {"added_tokens_decoder": []}, None),
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template: expected a string"),
         ("tokenizer_config.json", {"chat_template": [5]}, "chat_template[0]: expected an object"),

@@ -1,4 +1,4 @@
-"""Quantizes GGUF files with the `llama_model_quantize` of a released llama.cpp, as the tool llama-quantize does.
+"""Quantizes GGUF files with the `llama_model_quantize` of a released llama.cpp: the tool llama-quantize.
 
     python llama_release.py LIBRARIES SOURCE FOLDER TYPE ...
 
@@ -54,7 +54,7 @@ def load(folder: Path) -> ctypes.CDLL:
     return llama
 
 
-def main() -> int:
+def main() -> None:
     libraries, source, folder, *types = sys.argv[1:]
     llama = load(Path(libraries))
     for name in types:
@@ -63,10 +63,8 @@ def main() -> int:
         params.nthread, params.ftype, params.pure = 1, FILE_TYPES[name], True
         target = Path(folder) / f"{name}.gguf"
         if llama.llama_model_quantize(source.encode(), str(target).encode(), ctypes.byref(params)):
-            print(f"llama_model_quantize refused {source} as {name}", file=sys.stderr)
-            return 1
-    return 0
+            sys.exit(f"llama_model_quantize refused {source} as {name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Config"]
 
 _LARGEST = 1 << 31
+_LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32, which is what files and runtimes keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,6 @@ class Config:
         return Config(value, self.path, f"{self.prefix}{name}.")
 
     def _positive(self, name: str, value: object) -> float:
-        if type(value) not in {int, float} or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+        if type(value) not in {int, float} or not 0 < value <= _LARGEST_FLOAT:  # type: ignore[operator]
             raise self.error(name, f"must be a positive number, not {value!r}")
         return float(value)  # type: ignore[arg-type]

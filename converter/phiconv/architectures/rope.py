@@ -48,7 +48,9 @@ def parse_rope(
         )
     theta = inner.number("rope_theta", default=config.number("rope_theta", default=10000.0))
     key = "original_max_position_embeddings"
-    original = inner.integer(key, default=config.integer(key, default=original_context or context))
+    # At least 2: LongRoPE divides by its logarithm.
+    outer = config.integer(key, default=original_context or context, least=2)
+    original = inner.integer(key, default=outer, least=2)
     if kind == "default":
         if inner.get("long_factor", "short_factor")[1] is not None:
             raise inner.error(

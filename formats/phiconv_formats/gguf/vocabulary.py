@@ -1,12 +1,14 @@
 """A tokenizer as GGUF metadata: the keys and values of llama.cpp's converter, in its order.
 
-Two things are worth knowing about the runtime (llama.cpp's llama-vocab.cpp):
+Three things are worth knowing about the runtime (llama.cpp's llama-vocab.cpp):
 
 - The end of a generation is found by text: ``<|end|>``, ``<|im_end|>``, ``<|endoftext|>``, ``</s>`` and their
   like always end it, beside ``eos_token_id``. So the tokenizer's eos is written, as the converter does, and
   the list of generation_config.json is not: the ids in it that end a turn are among those tokens.
 - A file cannot say that a token swallows the white space after it (``rstrip``). The runtime knows it of
   Phi-3, by the model's name; see `name_for_runtime`.
+- The runtime's regular expression for "gpt-4o" knows no combining marks, so Phi-4-mini's ids differ from the
+  Hugging Face library's for Hindi, Bengali, Tamil, Thai, Khmer and other scripts that need them.
 """
 
 from __future__ import annotations

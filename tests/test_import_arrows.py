@@ -1,0 +1,178 @@
+"""Imports run one way: from the command line down to the tensors, and never back."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOTS = (ROOT / "converter", ROOT / "formats")
+
+BASE = {"phiconv.errors", "phiconv.ir"}
+DATA = {*BASE, "phiconv.model", "phiconv.tokenizer"}
+
+# Which modules of ours a module may import. A package stands for all that is in it, and may import itself;
+# imports for types only count too.
+ARROWS: dict[str, set[str]] = {
+    "phiconv._version": set(),
+    "phiconv.errors": set(),
+    "phiconv.tokenizer": set(),
+    "phiconv.ir": {"phiconv.errors"},
+    "phiconv.model": {*BASE, "phiconv.tokenizer"},
+    "phiconv_formats": DATA,
+    "phiconv.architectures": DATA,
+    "phiconv.quantizers": BASE,
+    "phiconv.checks": BASE,
+    "phiconv.recipes": {*DATA, "phiconv_formats"},
+    "phiconv.outputs": {"phiconv.errors", "phiconv_formats"},
+    "phiconv.source": {*DATA, "phiconv.architectures", "phiconv_formats"},
+    "phiconv.planning": {*DATA, "phiconv.recipes", "phiconv_formats"},
+    "phiconv.pipeline": {*BASE, "phiconv.checks", "phiconv.outputs", "phiconv.quantizers", "phiconv_formats"},
+    "phiconv.api": {*DATA, "phiconv.pipeline", "phiconv.planning", "phiconv.quantizers", "phiconv.source"},
+    "phiconv.report": {
+        *DATA,
+        "phiconv.api",
+        "phiconv.architectures",
+        "phiconv.pipeline",
+        "phiconv.planning",
+        "phiconv.recipes",
+        "phiconv_formats",
+    },
+    "phiconv.cli": {"phiconv._version", "phiconv.api", "phiconv.errors", "phiconv.report"},
+    "phiconv": {"phiconv._version", "phiconv.api", "phiconv.errors"},
+    "phiconv.__main__": {"phiconv.cli"},
+}
+
+PACKAGES = ("phiconv.architectures", "phiconv.quantizers", "phiconv_formats")
+
+# Libraries that one place has to itself.
+ONLY_IN = {
+    "click": "phiconv.cli",
+    "click_default_group": "phiconv.cli",
+    "rich": "phiconv.report",
+    "gguf": "phiconv_formats.gguf",
+    "yaml": "phiconv_formats.gguf",
+}
+
+# What would open a connection, start a process, or run what a file says.
+NOWHERE = {
+    "asyncio", "ftplib", "http", "importlib", "jinja2", "marshal", "multiprocessing", "pickle", "requests",
+    "runpy", "shelve", "smtplib", "socket", "ssl", "subprocess", "torch", "transformers", "urllib", "xmlrpc",
+}  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by name."""
+    found = {}
+    for root in ROOTS:
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, text: str, known: set[str], *, is_package: bool) -> set[str]:
+    """Full names of the modules that a module's text imports."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = name.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parts, base] if base else parts)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in known else base)
+    return found
+
+
+def group(module: str) -> str | None:
+    """The entry of `ARROWS` that a module belongs to."""
+    if module in ARROWS:
+        return module
+    return next((package for package in PACKAGES if module.startswith(f"{package}.")), None)
+
+
+def violations(name: str, text: str, known: set[str], *, is_package: bool = False) -> list[str]:
+    """What a module imports against the tables."""
+    own = group(name)
+    if own is None:
+        return [f"{name} is not in the table"]
+    wrong = []
+    for module in sorted(imports(name, text, known, is_package=is_package)):
+        top = module.split(".")[0]
+        if top in ("phiconv", "phiconv_formats"):
+            if group(module) not in {own, *ARROWS[own]}:
+                wrong.append(f"{name} imports {module}")
+        elif top in NOWHERE:
+            wrong.append(f"{name} imports {module}, which nothing may")
+        elif top in ONLY_IN and not f"{name}.".startswith(f"{ONLY_IN[top]}."):
+            wrong.append(f"{name} imports {module}, which only {ONLY_IN[top]} may")
+    return wrong
+
+
+def test_imports_follow_the_arrows():
+    known = modules()
+    wrong = [
+        line
+        for name, path in known.items()
+        for line in violations(
+            name, path.read_text(encoding="utf-8"), set(known), is_package=path.name == "__init__.py"
+        )
+    ]
+    assert wrong == []
+
+
+def test_the_table_has_no_circle_and_no_ghost():
+    # phiconv itself is the front door: it shows what phiconv.api has.
+    assert list(TopologicalSorter(ARROWS).static_order())
+    assert set(ARROWS) <= set(modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("phiconv_formats.gguf.writer", "from phiconv.pipeline import run", "imports phiconv.pipeline"),
+        ("phiconv_formats.gguf.writer", "from phiconv import recipes", "imports phiconv.recipes"),
+        ("phiconv_formats.gguf.writer", "import phiconv", "imports phiconv"),
+        ("phiconv_formats.rows", "def f():\n    from phiconv.quantizers import encode", "phiconv.quantizers"),
+        ("phiconv.quantizers.affine", "from phiconv.model import Model", "imports phiconv.model"),
+        ("phiconv.ir", "import phiconv_formats.gguf.types", "imports phiconv_formats.gguf.types"),
+        ("phiconv.errors", "from .ir import Tensor", "imports phiconv.ir"),
+        ("phiconv.planning", "import click", "which only phiconv.cli may"),
+        ("phiconv.source", "import urllib.request", "which nothing may"),
+        ("phiconv.brand_new", "", "is not in the table"),
+    ],
+)
+def test_the_checker_sees(name, text, fault):
+    found = violations(name, text, set(modules()))
+    assert len(found) == 1
+    assert fault in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("phiconv_formats.gguf.writer", "from .types import GgmlType\nfrom phiconv import ir\nimport numpy"),
+        ("phiconv_formats.gguf.writer", "from ..output import Package\nfrom gguf import constants"),
+        (
+            "phiconv.quantizers.affine",
+            "from phiconv.quantizers.tiles import quads\nfrom phiconv.ir import Q4_0",
+        ),
+        ("phiconv.cli", "def f():\n    from phiconv import api\n    import click"),
+    ],
+)
+def test_the_checker_lets_pass(name, text):
+    assert violations(name, text, set(modules())) == []
+
+
+def test_relative_imports_of_a_package():
+    text = "from .reader import open_gguf\nfrom ..files import InputFile\nfrom . import types"
+    expected = {"phiconv_formats.gguf.reader", "phiconv_formats.files", "phiconv_formats.gguf.types"}
+    assert imports("phiconv_formats.gguf", text, set(modules()), is_package=True) == expected
