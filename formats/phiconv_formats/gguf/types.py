@@ -1,4 +1,4 @@
-"""The tensor types of ggml: ids and block sizes as the `gguf` package has them, and what each means to phiconv."""
+"""The tensor types of ggml: ids and block sizes as the `gguf` package has them, and what each means."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ class GgmlType:
 
 
 _ENCODINGS: dict[str, ir.Encoding] = {
-    e.name.upper(): e
-    for e in (ir.F64, ir.F32, ir.F16, ir.BF16, ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0)
+    e.name.upper(): e for e in (ir.F64, ir.F32, ir.F16, ir.BF16, ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0)
 }
 
 
