@@ -190,6 +190,11 @@ def test_attention_factor():
     assert parse(mini(8192, None, scaling(48, attention_factor=1.5))).rope.short_mscale == 1.5
 
 
+def test_a_factor_replaces_the_ratio_of_the_contexts():
+    rope = parse(mini(131072, 262144, scaling(48, factor=2.0))).rope
+    assert rope.long_mscale == pytest.approx(math.sqrt(1 + math.log(2) / math.log(4096)), rel=1e-12)
+
+
 @pytest.mark.parametrize("classes", [["PhimoeForCausalLM"], ["PhiMoEForCausalLM"], [], None])
 def test_names_of_phimoe(classes):
     config = MODELS["Phi-tiny-MoE"][0] | {"architectures": classes}
@@ -286,7 +291,7 @@ def test_bad_rope_scaling_names_the_file_and_the_key(key, value):
 
 
 def test_factors_without_a_type_are_refused():
-    with pytest.raises(ConfigError, match="long_factor"):
+    with pytest.raises(ConfigError, match="long and short factors"):
         parse(PHI4MINI | rope(type=None))
 
 
