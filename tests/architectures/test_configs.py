@@ -188,11 +188,10 @@ def test_attention_factor():
     assert parse(mini(8192, None, scaling(48))).rope.long_mscale == pytest.approx(math.sqrt(1 + 1 / 12))
     assert parse(mini(2048, None, scaling(48))).rope.long_mscale == 1.0
     assert parse(mini(8192, None, scaling(48, attention_factor=1.5))).rope.short_mscale == 1.5
-
-
-def test_a_factor_replaces_the_ratio_of_the_contexts():
-    rope = parse(mini(131072, 262144, scaling(48, factor=2.0))).rope
-    assert rope.long_mscale == pytest.approx(math.sqrt(1 + math.log(2) / math.log(4096)), rel=1e-12)
+    # A factor replaces the ratio of the contexts.
+    assert parse(mini(8192, None, scaling(48, factor=16.0))).rope.long_mscale == pytest.approx(
+        math.sqrt(4 / 3)
+    )
 
 
 @pytest.mark.parametrize("classes", [["PhimoeForCausalLM"], ["PhiMoEForCausalLM"], [], None])
