@@ -29,9 +29,10 @@ from phiconv.errors import (
 )
 
 if TYPE_CHECKING:
-    from phiconv.api import Model, Plan, Result, convert, open_model, plan, read
+    from phiconv.api import Choices, Model, Plan, Result, convert, open_model, plan, read
 
 __all__ = [
+    "Choices",
     "ConfigError",
     "DiskFullError",
     "InputError",
@@ -53,7 +54,7 @@ __all__ = [
     "read",
 ]
 
-_LAZY = ("Model", "Plan", "Result", "convert", "open_model", "plan", "read")
+_LAZY = ("Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read")
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ from phiconv.ir import RawEncoding
 from phiconv.model import Model
 from phiconv.planning import Plan, make_plan
 from phiconv.quantizers import decode
+from phiconv.recipes import Choices
 from phiconv.source import open_model
+from phiconv_formats.gguf.imatrix import read_imatrix
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from phiconv.ir import FloatArray, Tensor
     from phiconv.pipeline import Progress, TensorReport
 
-__all__ = ["Model", "Plan", "Result", "convert", "open_model", "plan", "read"]
+__all__ = ["Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,20 @@ def plan(
     to: str | None = None,
     quant: str | None = None,
     split_max_size: int | None = None,
+    choices: Choices | None = None,
+    imatrix: str | PathLike[str] | None = None,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
 
     The arguments and errors are those of `convert`.
     """
     model = source if isinstance(source, Model) else open_model(source)
-    return make_plan(model, Path(destination), to=to, quant=quant, split_max_size=split_max_size)
+    choices = choices or Choices()
+    if imatrix is not None:
+        choices = replace(choices, importance=read_imatrix(imatrix))
+    return make_plan(
+        model, Path(destination), to=to, quant=quant, split_max_size=split_max_size, choices=choices
+    )
 
 
 def convert(
@@ -67,6 +76,8 @@ def convert(
     to: str | None = None,
     quant: str | None = None,
     split_max_size: int | None = None,
+    choices: Choices | None = None,
+    imatrix: str | PathLike[str] | None = None,
     jobs: int | None = None,
     executor: Executor | None = None,
     force: bool = False,
@@ -82,6 +93,8 @@ def convert(
         quant: A preset (``q4``, ``q8``, ``f16``, ``bf16``, ``f32``) or the target's own name (``Q5_1``); by
             default the precision that the source is stored in.
         split_max_size: Most bytes of tensors in one file; None for a single file.
+        choices: What you want otherwise than the recipe, tensor by tensor.
+        imatrix: An importance matrix, as llama-imatrix writes it; it goes into ``choices``.
         jobs: Number of threads; by default one per processor.
         executor: Any `concurrent.futures.Executor` to work in, instead of threads of its own.
         force: Replace files that exist.
@@ -94,7 +107,15 @@ def convert(
         UsageError: Options that do not go together.
     """
     started = time.perf_counter()
-    made = plan(source, destination, to=to, quant=quant, split_max_size=split_max_size)
+    made = plan(
+        source,
+        destination,
+        to=to,
+        quant=quant,
+        split_max_size=split_max_size,
+        choices=choices,
+        imatrix=imatrix,
+    )
     reports = pipeline.run(
         made.package,
         made.folder,

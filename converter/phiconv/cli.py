@@ -9,7 +9,7 @@ import signal
 import sys
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from click_default_group import DefaultGroup
@@ -20,7 +20,7 @@ from phiconv.errors import PhiconvError, printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from phiconv.api import Plan, Result
+    from phiconv.api import Choices, Plan, Result
 
 __all__ = ["main"]
 
@@ -133,13 +133,14 @@ def convert(
     dest: Path,
     to: str | None,
     quant: str | None,
-    pure: bool,  # noqa: ARG001 - every recipe is pure until there are mixed ones
     split_max_size: int | None,
+    imatrix: Path | None,
     as_json: bool,
     force: bool,
     jobs: int | None,
     allow_nonfinite: bool,
     quiet: bool,
+    **choices: Any,
 ) -> None:
     """Convert a model (the default command)."""
     from phiconv import api
@@ -152,12 +153,21 @@ def convert(
             to=to,
             quant=quant,
             split_max_size=split_max_size,
+            choices=_choices(**choices),
+            imatrix=imatrix,
             jobs=jobs,
             force=force,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
         )
     _print_result(result, as_json=as_json, quiet=quiet)
+
+
+def _choices(*, tensor_types: tuple[str, ...], **others: Any) -> Choices:
+    """What the options say otherwise than the recipe."""
+    from phiconv.recipes import Choices, override
+
+    return Choices(tensor_types=tuple(override(text) for text in tensor_types), **others)
 
 
 def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
@@ -180,15 +190,24 @@ def plan(
     dest: Path,
     to: str | None,
     quant: str | None,
-    pure: bool,  # noqa: ARG001 - every recipe is pure until there are mixed ones
     split_max_size: int | None,
+    imatrix: Path | None,
     as_json: bool,
+    **choices: Any,
 ) -> None:
     """Show what a conversion would write, without reading a weight."""
     from phiconv import api
     from phiconv.report import plan_lines, plan_object
 
-    made: Plan = api.plan(source, dest, to=to, quant=quant, split_max_size=split_max_size)
+    made: Plan = api.plan(
+        source,
+        dest,
+        to=to,
+        quant=quant,
+        split_max_size=split_max_size,
+        choices=_choices(**choices),
+        imatrix=imatrix,
+    )
     click.echo(json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made)))
 
 

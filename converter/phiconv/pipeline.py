@@ -195,28 +195,39 @@ def _spans(package: Package) -> Iterator[_Span]:
             yield _Span(index, start, stop, (stop - start) * columns)
 
 
-def _encode(values: Encoded, stream: Stream) -> Encoded:
+def _tiles(stream: Stream, span: _Span) -> Iterator[tuple[int, int]]:
+    """The rows of each tile; where there are importance weights, a tile lies in one matrix."""
+    step = max(TILE // max(stream.tensor.columns, 1), 1)
+    matrix = stream.tensor.rows if stream.importance is None else stream.tensor.shape[-2]
+    start = span.start
+    while start < span.stop:
+        stop = min(start + step, span.stop, (start // matrix + 1) * matrix)
+        yield start, stop
+        start = stop
+
+
+def _encode(values: Encoded, stream: Stream, start: int) -> Encoded:
     """What is stored in the wanted encoding already is copied."""
     if stream.tensor.encoding == stream.encoding:
         return values
     floats = decode(values, stream.tensor.columns) if isinstance(values, Blocks) else values
-    return encode(floats, stream.encoding)
+    if stream.importance is None:
+        return encode(floats, stream.encoding)
+    return encode(floats, stream.encoding, stream.importance[start // stream.tensor.shape[-2]])
 
 
 def _convert_span(
     stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
 ) -> tuple[int, int]:
     """Converts the rows of one task; returns how many weights were not finite, and how many overflowed."""
-    step = max(TILE // max(stream.tensor.columns, 1), 1)
     nonfinite = overflows = 0
-    for start in range(span.start, span.stop, step):
-        stop = min(start + step, span.stop)
+    for start, stop in _tiles(stream, span):
         values = stream.tensor.read(start, stop)
         bad = checks.count_nonfinite(values)
         if bad and not allow_nonfinite:
             raise _nonfinite(stream, values, start)
         nonfinite += bad
-        encoded = _encode(values, stream)
+        encoded = _encode(values, stream, start)
         if checks.may_overflow(stream.tensor.encoding, stream.encoding):
             overflows += max(checks.count_nonfinite(encoded) - bad, 0)
         for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):

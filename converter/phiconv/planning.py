@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phiconv.errors import MalformedFileError, MissingFileError, OutputError, UnsupportedModelError
-from phiconv.recipes import find_recipe
+from phiconv.ir import FloatEncoding
+from phiconv.recipes import Choices, assign, find_recipe
 from phiconv_formats import find_target
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor, Package
@@ -88,6 +90,7 @@ def make_plan(
     to: str | None = None,
     quant: str | None = None,
     split_max_size: int | None = None,
+    choices: Choices | None = None,
 ) -> Plan:
     """Plans a conversion; see `phiconv.convert` for the arguments.
 
@@ -103,18 +106,21 @@ def make_plan(
     writer = target.writer()
     _check_model(model)
     tensors = writer.tensors(model)
+    choices = choices or Choices()
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
-    folder, file_name = _place(destination, target.suffixes, model, recipe.name)
+    folder, file_name = _place(destination, target.suffixes, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
         tensors,
-        [recipe.choose(t) for t in tensors],
+        assign(target.name, recipe, model, tensors, choices),
         file_name=file_name,
-        recipe=recipe.name,
+        recipe=recipe,
         split_max_size=split_max_size,
+        importance=choices.importance,
     )
-    return Plan(model, folder, target.name, recipe.name, package, _tensor_plans(tensors, package))
+    package = _weigh(package, choices.importance)
+    return Plan(model, folder, target.name, recipe, package, _tensor_plans(tensors, package))
 
 
 def _check_model(model: Model) -> None:
@@ -133,6 +139,17 @@ def _check_model(model: Model) -> None:
             path=model.path,
             hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
         )
+
+
+def _weigh(package: Package, importance: ImportanceMatrix | None) -> Package:
+    """Gives every quantized tensor its importance weights."""
+    if importance is None:
+        return package
+    streams = [
+        s if isinstance(s.encoding, FloatEncoding) else replace(s, importance=importance.of(s.name, s.tensor))
+        for s in package.streams
+    ]
+    return replace(package, streams=tuple(streams))
 
 
 def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:

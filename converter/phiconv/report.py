@@ -269,8 +269,8 @@ def formats_object() -> dict[str, Any]:
             }
             for f in FORMATS.values()
         ],
-        "presets": recipes.PRESETS,
-        "quantizations": {target: list(names) for target, names in recipes.RECIPES.items()},
+        "presets": {target: module.PRESETS for target, module in recipes.TARGETS.items()},
+        "quantizations": {target: list(module.DEFAULTS) for target, module in recipes.TARGETS.items()},
         "architectures": {
             a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()
         },
@@ -283,9 +283,10 @@ def formats_lines() -> list[str]:
     for f in FORMATS.values():
         ways = " and ".join(w for w, can in (("read", f.reader), ("written", f.writer)) if can)
         lines.append(f"  {f.name} ({', '.join(f.suffixes)}): {ways}; {f.title}")
-    for target, presets in recipes.PRESETS.items():
-        lines.append(f"Presets for {target}: " + ", ".join(f"--{k} = {v}" for k, v in presets.items()))
-        lines.append(f"Quantizations for {target} (--quant): {', '.join(recipes.RECIPES[target])}")
+    for target, module in recipes.TARGETS.items():
+        presets = ", ".join(f"--{name} = {recipe}" for name, recipe in module.PRESETS.items())
+        lines.append(f"Presets for {target}: {presets}")
+        lines.append(f"Quantizations for {target} (--quant): {', '.join(module.DEFAULTS)}")
     lines.append("Models:")
     lines += [f"  {a.name} ({', '.join(a.classes)}): {a.title}" for a in ARCHITECTURES.values()]
     return lines

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
     from phiconv.model import Checkpoint, Model
     from phiconv_formats.output import OutputTensor, Package
@@ -44,6 +45,7 @@ class Writer(Protocol):
         file_name: str,
         recipe: str,
         split_max_size: int | None = None,
+        importance: ImportanceMatrix | None = None,
     ) -> Package:
         """The whole output, but for the weights."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from phiconv.ir import Encoded, Encoding, Tensor
+    from phiconv.ir import Encoded, Encoding, FloatArray, Tensor
     from phiconv.model import Role
 
 __all__ = ["OutputFile", "OutputTensor", "Package", "Segment", "Stream"]
@@ -56,6 +56,8 @@ class Stream:
         encoding: What its rows are encoded to.
         pack: Turns encoded rows into the bytes of each segment.
         segments: Where those bytes go.
+        importance: Importance weights, float32 of shape (matrices, columns), one matrix after the other; or
+            None.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Stream:
     encoding: Encoding
     pack: Callable[[Encoded], tuple[NDArray, ...]]  # type: ignore[type-arg]
     segments: tuple[Segment, ...]
+    importance: FloatArray | None = None
 
     @property
     def nbytes(self) -> int:

@@ -20,6 +20,7 @@ from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from phiconv.importance import ImportanceMatrix
     from phiconv.model import Hyperparameters, Model, ModelCard
     from phiconv_formats.output import OutputTensor
 
@@ -90,7 +91,7 @@ _SAMPLING = {
 
 
 def file_metadata(
-    model: Model, tensors: Sequence[OutputTensor], file_type: int
+    model: Model, tensors: Sequence[OutputTensor], file_type: int, importance: ImportanceMatrix | None = None
 ) -> list[tuple[str, GgufValue]]:
     """Every key of the file, in order.
 
@@ -98,6 +99,7 @@ def file_metadata(
         model: The model; one of plain tensors gets only the last two keys and no architecture.
         tensors: What will be stored; their number of weights names the size class.
         file_type: llama.cpp's number of the recipe (``general.file_type``).
+        importance: The importance matrix that the weights were quantized with, if any.
     """
     pairs: list[tuple[str, GgufValue]] = []
     if model.architecture is not None and model.hyperparameters is not None:
@@ -114,6 +116,18 @@ def file_metadata(
             pairs += tokenizer_metadata(model.tokenizer, architecture=name, vocab_size=hp.vocab_size)
     pairs.append((Keys.General.QUANTIZATION_VERSION, GgufValue(_U32, GGML_QUANT_VERSION)))
     pairs.append((Keys.General.FILE_TYPE, GgufValue(_U32, file_type)))
+    return pairs + (_importance(importance) if importance else [])
+
+
+def _importance(importance: ImportanceMatrix) -> list[tuple[str, GgufValue]]:
+    """What llama-quantize says of the importance matrix; of the file only the name, not where it was."""
+    string = GGUFValueType.STRING
+    pairs = [("quantize.imatrix.file", GgufValue(string, importance.path.name))]
+    if importance.datasets:
+        pairs.append(("quantize.imatrix.dataset", GgufValue(string, importance.datasets[0])))
+    pairs.append(("quantize.imatrix.entries_count", GgufValue(_U32, len(importance.weights))))
+    if importance.chunks:
+        pairs.append(("quantize.imatrix.chunks_count", GgufValue(_U32, importance.chunks)))
     return pairs
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoded, Encoding
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor
@@ -63,6 +64,7 @@ def package(
     file_name: str,
     recipe: str,
     split_max_size: int | None = None,
+    importance: ImportanceMatrix | None = None,
 ) -> Package:
     """Lays the whole output out.
 
@@ -73,13 +75,14 @@ def package(
         file_name: The file's name; those of a split output are derived from it.
         recipe: Name of the recipe, a key of `FILE_TYPES`.
         split_max_size: Most bytes of tensors in one file; None for a single file.
+        importance: The importance matrix that is used; the metadata names it.
 
     Raises:
         UnsupportedModelError: A tensor that GGUF cannot hold.
         UsageError: A split size smaller than a tensor would make too many files.
     """
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
-    metadata = file_metadata(model, tensors, FILE_TYPES[recipe])
+    metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
     shards = _split(entries, split_max_size)
     notes = runtime_notes(model) + [
         f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"

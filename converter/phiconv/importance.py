@@ -1,0 +1,55 @@
+"""An importance matrix: how much each column of a matrix matters, measured on some text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from phiconv.ir import FloatArray, Tensor
+
+__all__ = ["ImportanceMatrix"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceMatrix:
+    """Mean squared activations, as llama-imatrix collects them.
+
+    Attributes:
+        path: The file.
+        weights: Finite float32 values by the tensor's name in the output, flat: of a stack of matrices one
+            after the other.
+        datasets: What it was measured on, as far as the file says.
+        chunks: How many chunks of text; 0 if the file does not say.
+    """
+
+    path: Path
+    weights: Mapping[str, FloatArray]
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+
+    def of(self, name: str, tensor: Tensor) -> FloatArray | None:
+        """The weights of a tensor, shape (matrices, columns); None where there are none.
+
+        Raises:
+            InputError: There are too many or too few: the file belongs to another model.
+        """
+        flat = self.weights.get(name)
+        matrices = tensor.shape[0] if len(tensor.shape) > 2 else 1
+        if flat is None or flat.size == matrices * tensor.columns:
+            return None if flat is None else flat.reshape(matrices, tensor.columns)
+        if (
+            name == "token_embd.weight"
+        ):  # llama-quantize passes it over, since other tools write it in another size
+            return None
+        raise InputError(
+            f"has {flat.size} importance weights, and the tensor needs {matrices} x {tensor.columns}",
+            path=self.path,
+            at=f"tensor {name}",
+            hint="the importance matrix belongs to another model",
+        )

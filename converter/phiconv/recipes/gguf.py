@@ -1,0 +1,379 @@
+"""The recipes of llama-quantize: which type each tensor of a GGUF gets, one rule a line.
+
+Facts from llama.cpp's src/llama-quant.cpp (release v0.5.0), as far as they concern the Phi architectures. A
+recipe has a default type; the first rule that fits a tensor replaces it. Rows that do not divide into blocks
+get the fallback.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv.errors import UsageError
+from phiconv.ir import FloatEncoding
+from phiconv.quantizers import QUANTIZERS
+from phiconv_formats.gguf.types import GGML_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from phiconv.ir import Encoding
+    from phiconv.model import Model
+    from phiconv.recipes import Choices
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["ALIASES", "DEFAULTS", "PRESETS", "assign", "encoding_of", "needs_importance"]
+
+PRESETS = {"q4": "Q4_K_M", "q8": "Q8_0", "f16": "F16", "bf16": "BF16", "f32": "F32"}
+"""What ``--q4``, ``--q8`` and so on mean."""
+
+_ALL = {
+    "F32": "F32", "F16": "F16", "BF16": "BF16",
+    "Q8_0": "Q8_0", "Q5_1": "Q5_1", "Q5_0": "Q5_0", "Q4_1": "Q4_1", "Q4_0": "Q4_0",
+    "Q6_K": "Q6_K", "Q5_K_M": "Q5_K", "Q5_K_S": "Q5_K", "Q4_K_M": "Q4_K", "Q4_K_S": "Q4_K",
+    "Q3_K_L": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_S": "Q3_K", "Q2_K": "Q2_K", "Q2_K_S": "Q2_K",
+    "IQ4_NL": "IQ4_NL", "IQ4_XS": "IQ4_XS",
+    "IQ3_M": "IQ3_S", "IQ3_S": "IQ3_S", "IQ3_XS": "IQ3_S", "IQ3_XXS": "IQ3_XXS",
+    "IQ2_M": "IQ2_S", "IQ2_S": "IQ2_XS", "IQ2_XS": "IQ2_XS", "IQ2_XXS": "IQ2_XXS",
+    "IQ1_M": "IQ1_M", "IQ1_S": "IQ1_S", "TQ2_0": "TQ2_0", "TQ1_0": "TQ1_0", "MXFP4_MOE": "MXFP4",
+}  # fmt: skip
+
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""What llama-quantize takes for a recipe's name."""
+
+_TYPES = {t.name.upper(): t.encoding for t in GGML_TYPES.values()}
+
+_NEED_IMPORTANCE = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
+
+# Types for rows that do not divide into blocks of 256; if they do not divide by 32 either, float16.
+_FALLBACKS = {
+    "IQ1_S": "IQ4_NL", "IQ1_M": "IQ4_NL", "IQ2_XXS": "IQ4_NL", "IQ2_XS": "IQ4_NL", "IQ2_S": "IQ4_NL",
+    "IQ3_XXS": "IQ4_NL", "IQ3_S": "IQ4_NL", "IQ4_XS": "IQ4_NL",
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
+    "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+}  # fmt: skip
+
+# Part of a tensor's name -> its category; the first that is found.
+_CATEGORIES = {
+    "attn_qkv.weight": "attn_v",  # counts as the value matrix, the most sensitive part of it
+    "attn_v.weight": "attn_v",
+    "attn_k.weight": "attn_k",
+    "attn_q.weight": "attn_q",
+    "attn_output.weight": "attn_output",
+    "ffn_up": "ffn_up",
+    "ffn_gate": "ffn_gate",
+    "ffn_down": "ffn_down",
+}
+
+
+# -------------------------------------------------------------------------------------------- conditions
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a rule may ask about.
+
+    Attributes:
+        index, count: Number of the tensor among those of its category, and how many there are.
+        gqa: Attention heads per key/value head.
+        experts: Experts of the model, 0 if it is dense.
+        stacked: The tensor holds the matrices of several experts.
+        importance: There is an importance matrix.
+        divides: Its rows divide into blocks of the recipe's default type.
+    """
+
+    index: int
+    count: int
+    gqa: int
+    experts: int
+    stacked: bool
+    importance: bool
+    divides: bool
+
+
+def _always(_: _Place) -> bool:
+    return True
+
+
+def _gqa_4(p: _Place) -> bool:
+    return p.gqa >= 4
+
+
+def _gqa_or_experts_4(p: _Place) -> bool:
+    return p.gqa >= 4 or p.experts >= 4
+
+
+def _experts_8(p: _Place) -> bool:
+    return p.experts == 8  # Mixtral's number
+
+
+def _stacked(p: _Place) -> bool:
+    return p.stacked
+
+
+def _uneven(p: _Place) -> bool:
+    return not p.divides
+
+
+def _first_2(p: _Place) -> bool:
+    return p.index < 2
+
+
+def _first_4(p: _Place) -> bool:
+    return p.index < 4
+
+
+def _first_eighth(p: _Place) -> bool:
+    return p.index < p.count // 8
+
+
+def _first_eighth_unweighted(p: _Place) -> bool:
+    return _first_eighth(p) and not p.importance
+
+
+def _first_eighth_weighted(p: _Place) -> bool:
+    return _first_eighth(p) and p.importance
+
+
+def _first_sixteenth(p: _Place) -> bool:
+    return p.index < p.count // 16
+
+
+def _middle(p: _Place) -> bool:
+    return p.count // 8 <= p.index < 7 * p.count // 8
+
+
+def _more_bits(p: _Place) -> bool:
+    """The first and the last eighth of the layers, and every third between."""
+    return not _middle(p) or (p.index - p.count // 8) % 3 == 2
+
+
+def _more_bits_experts_8(p: _Place) -> bool:
+    return _experts_8(p) and _more_bits(p)
+
+
+# ------------------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """In these recipes ("" for all), a tensor of this category ("" for any) gets this type, where it applies."""
+
+    recipes: str
+    category: str
+    type: str
+    where: Callable[[_Place], bool] = _always
+
+    def fits(self, recipe: str, category: str, place: _Place) -> bool:
+        return (
+            (not self.recipes or recipe in self.recipes.split())
+            and self.category in {"", category}
+            and self.where(place)
+        )
+
+
+_LOW = "IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ1_S IQ1_M"
+
+_RULES = (
+    # The output matrix; also the embedding, where it is both.
+    _Rule("MXFP4_MOE", "output", "Q8_0"),
+    _Rule("", "output", "Q8_0", _uneven),
+    _Rule(f"{_LOW} IQ3_XXS", "output", "Q5_K"),
+    _Rule("Q8_0", "output", "Q8_0"),
+    _Rule("", "output", "Q6_K"),
+    _Rule("MXFP4_MOE", "", "MXFP4", _stacked),
+    _Rule("MXFP4_MOE", "", "Q8_0"),
+    _Rule("IQ2_XXS IQ2_XS IQ1_S IQ1_M", "token_embd", "Q2_K"),
+    _Rule("IQ2_S IQ2_M IQ3_XXS", "token_embd", "IQ3_S"),
+    _Rule("TQ1_0 TQ2_0", "token_embd", "Q4_K"),
+    # Below three bits.
+    _Rule(_LOW, "attn_v", "Q4_K", _gqa_or_experts_4),
+    _Rule("IQ2_S IQ2_M", "attn_v", "IQ3_S"),
+    _Rule(_LOW, "attn_v", "Q2_K"),
+    _Rule(_LOW, "attn_k", "Q4_K", _experts_8),
+    _Rule("IQ2_S IQ2_M", "ffn_down", "IQ3_S", _first_eighth),
+    _Rule(_LOW, "ffn_down", "Q2_K", _first_eighth),
+    _Rule(_LOW, "attn_output", "Q5_K", _experts_8),
+    _Rule("IQ1_S IQ1_M", "attn_output", "IQ2_XXS"),
+    _Rule("IQ2_S IQ2_M", "attn_output", "IQ3_S"),
+    # Values.
+    _Rule("", "attn_v", "Q8_0", _experts_8),
+    _Rule("Q2_K", "attn_v", "Q4_K", _gqa_4),
+    _Rule("Q2_K", "attn_v", "Q3_K"),
+    _Rule("Q2_K_S IQ3_XXS IQ3_XS IQ3_S", "attn_v", "Q4_K", _gqa_4),
+    _Rule("IQ3_M", "attn_v", "Q4_K"),
+    _Rule("Q3_K_M", "attn_v", "Q5_K", _first_2),
+    _Rule("Q3_K_M", "attn_v", "Q4_K"),
+    _Rule("Q3_K_L", "attn_v", "Q5_K"),
+    _Rule("IQ4_NL IQ4_XS", "attn_v", "Q5_K", _gqa_4),
+    _Rule("Q4_K_M Q5_K_M", "attn_v", "Q6_K", _more_bits),
+    _Rule("Q4_K_S", "attn_v", "Q5_K", _first_4),
+    # Keys and queries.
+    _Rule("", "attn_k", "Q8_0", _experts_8),
+    _Rule("IQ3_XS", "attn_k", "IQ3_XXS"),
+    _Rule("IQ3_XS", "attn_q", "IQ3_XXS"),
+    _Rule("IQ3_XXS", "attn_k", "IQ2_S"),
+    _Rule("IQ3_XXS", "attn_q", "IQ2_S"),
+    # The way out of the feed-forward part.
+    _Rule("Q2_K", "ffn_down", "Q3_K"),
+    _Rule("Q2_K_S", "ffn_down", "Q4_K", _first_eighth),
+    _Rule("Q3_K_M", "ffn_down", "Q5_K", _first_sixteenth),
+    _Rule("Q3_K_M", "ffn_down", "Q4_K"),
+    _Rule("IQ3_M", "ffn_down", "Q4_K", _first_eighth),
+    _Rule("IQ3_M", "ffn_down", "Q4_K", _more_bits_experts_8),
+    _Rule("Q3_K_L", "ffn_down", "Q5_K"),
+    _Rule("Q4_K_M Q5_K_M", "ffn_down", "Q6_K", _more_bits),
+    _Rule("IQ4_NL IQ4_XS", "ffn_down", "Q5_K", _first_eighth_unweighted),
+    _Rule("Q4_K_S", "ffn_down", "Q5_K", _first_eighth),
+    _Rule("Q4_0", "ffn_down", "Q4_1", _first_eighth_weighted),
+    _Rule("Q5_0", "ffn_down", "Q5_1", _first_eighth_weighted),
+    # The way out of the attention.
+    _Rule(
+        "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS",
+        "attn_output",
+        "Q5_K",
+        _experts_8,
+    ),
+    _Rule("", "attn_output", "", _experts_8),  # no other rule for them
+    _Rule("Q2_K", "attn_output", "Q3_K"),
+    _Rule("IQ3_XXS", "attn_output", "IQ3_S"),
+    _Rule("Q3_K_M IQ3_M", "attn_output", "Q4_K"),
+    _Rule("Q3_K_L", "attn_output", "Q5_K"),
+    # The way into the feed-forward part.
+    _Rule("IQ3_XS", "ffn_gate", "IQ3_XXS", _middle),
+    _Rule("IQ3_XS", "ffn_up", "IQ3_XXS", _middle),
+)
+
+
+def _can(name: str) -> bool:
+    encoding = _TYPES[name]
+    return isinstance(encoding, FloatEncoding) or encoding in QUANTIZERS
+
+
+def _types(recipe: str) -> set[str]:
+    """Every type that the recipe may need."""
+    rules = [r.type for r in _RULES if r.type and recipe in r.recipes.split()]
+    return {_ALL[recipe], *rules}
+
+
+DEFAULTS = {name: default for name, default in _ALL.items() if all(map(_can, _types(name)))}
+"""Every recipe, by its name, and its default type."""
+
+
+def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> list[Encoding]:
+    """The encoding of every tensor.
+
+    Args:
+        recipe: A key of `DEFAULTS`.
+        model: Its shape decides some rules.
+        tensors: What will be stored, in llama-quantize's order: rules count them.
+        choices: What the user wants otherwise.
+
+    Raises:
+        UsageError: A type that phiconv cannot quantize to, or one that needs an importance matrix.
+    """
+    mixer = _Mixer(recipe, model, [_category(t.name) for t in tensors], choices)
+    result = []
+    for tensor in tensors:
+        encoding = tensor.required or _encoding(tensor, _category(tensor.name), mixer, choices)
+        known = choices.importance.weights if choices.importance else {}
+        if needs_importance(recipe, encoding, tensor.name) and tensor.name not in known:
+            raise UsageError(
+                f"{encoding.name} makes no usable model without importance weights for {tensor.name}",
+                hint="give --imatrix, or choose a larger type",
+            )
+        result.append(encoding)
+    return result
+
+
+def needs_importance(recipe: str, encoding: Encoding, name: str) -> bool:
+    """Whether llama-quantize refuses this type for this tensor without an importance matrix."""
+    kind = encoding.name.upper()
+    return name not in {"token_embd.weight", "output.weight"} and (
+        kind in _NEED_IMPORTANCE or (kind == "Q2_K" and recipe == "Q2_K_S")
+    )
+
+
+def _encoding(tensor: OutputTensor, category: str, mixer: _Mixer, choices: Choices) -> Encoding:
+    """Options for the two ends come first, then those by name, then the recipe; whatever it is must fit."""
+    default = DEFAULTS[mixer.recipe]
+    if category == "output" and choices.leave_output_tensor:
+        return tensor.tensor.encoding
+    if category == "output" and choices.output_tensor_type:
+        return encoding_of(choices.output_tensor_type)
+    if category == "token_embd" and choices.token_embedding_type:
+        return encoding_of(choices.token_embedding_type)
+    for pattern, name in choices.tensor_types:
+        if pattern.search(tensor.name):
+            return encoding_of(_fitting(name.upper(), tensor.tensor.columns))
+    if choices.pure or default in {"F32", "F16", "BF16"}:
+        return encoding_of(_fitting(default, tensor.tensor.columns))
+    return encoding_of(_fitting(mixer.choose(tensor, category), tensor.tensor.columns))
+
+
+class _Mixer:
+    """A recipe at work on one model: it counts the tensors of each category that it has chosen for."""
+
+    def __init__(self, recipe: str, model: Model, categories: Sequence[str], choices: Choices) -> None:
+        self.recipe = recipe
+        self.choices = choices
+        self.tied = "output" not in categories
+        self.values = categories.count("attn_v")
+        self.seen: Counter[str] = Counter()
+        self.hp = model.hyperparameters
+
+    def choose(self, tensor: OutputTensor, category: str) -> str:
+        if self.tied and category == "token_embd":
+            if self.choices.output_tensor_type:
+                return self.choices.output_tensor_type.upper()
+            category = "output"
+        place = self.place(tensor, category)
+        self.seen[category] += 1
+        for rule in _RULES:
+            if rule.fits(self.recipe, category, place):
+                return rule.type or DEFAULTS[self.recipe]
+        return DEFAULTS[self.recipe]
+
+    def place(self, tensor: OutputTensor, category: str) -> _Place:
+        hp, index = self.hp, self.seen[category]
+        layers = hp.num_hidden_layers if hp else 0
+        if hp and hp.experts and category.startswith("ffn_") and tensor.role is not None:
+            index = tensor.role.layer or 0
+        return _Place(
+            index=index,
+            count=self.values if category == "attn_v" else layers,
+            gqa=hp.num_attention_heads // hp.num_key_value_heads if hp else 1,
+            experts=hp.experts.count if hp and hp.experts else 0,
+            stacked=len(tensor.tensor.shape) > 2,
+            importance=self.choices.importance is not None,
+            divides=tensor.tensor.columns % encoding_of(DEFAULTS[self.recipe]).block_size == 0,
+        )
+
+
+def _category(name: str) -> str:
+    if name in {"output.weight", "token_embd.weight"}:
+        return name.removesuffix(".weight")
+    return next((category for part, category in _CATEGORIES.items() if part in name), "other")
+
+
+def _fitting(name: str, columns: int) -> str:
+    """The type, or what rows that do not divide into its blocks get instead."""
+    for candidate in (name, _FALLBACKS.get(name, name)):
+        if columns % encoding_of(candidate).block_size == 0:
+            return candidate
+    return "F16"
+
+
+def encoding_of(name: str) -> Encoding:
+    """The encoding of a tensor type by its name in llama.cpp.
+
+    Raises:
+        UsageError: There is no such type, or phiconv cannot quantize to it.
+    """
+    encoding = _TYPES.get(name.upper())
+    if encoding is None or not _can(name.upper()):
+        known = ", ".join(filter(_can, _TYPES))
+        raise UsageError(f"no tensor can be quantized to {name!r}", hint=f"one of {known}")
+    return encoding
