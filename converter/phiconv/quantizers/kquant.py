@@ -23,7 +23,7 @@ from phiconv.quantizers.descent import descend, fit_positive
 from phiconv.quantizers.elements import elements, spread_importance, to_quads
 from phiconv.quantizers.floats import narrow, widen
 from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.search import TINY, AffineSearch, extreme, fit_affine, fit_linear, nearest
+from phiconv.quantizers.search import TINY, AffineSearch, extreme, fit_affine, fit_linear, nearest, total
 from phiconv.quantizers.tiles import from_quads, spread
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
         fit = fit_linear(_groups(x), _groups(weights), Q3_K.offset)
         found = fit.codes(_groups(x), Q3_K.offset)
         scales = fit.scale.reshape(x.shape[1:])
-        outer = fit_linear(scales, np.add.reduce(weights, axis=0), 32)
+        outer = fit_linear(scales, total(weights), 32)
         sub_scales, scale = outer.codes(scales, 32) - 32, outer.scale
     return _linear_blocks(x, Q3_K, scale, sub_scales, found.reshape(x.shape))
 
@@ -141,7 +141,7 @@ def _affine(
     else:
         weights = _importance(x, values, importance, encoding, 1 if encoding == Q2_K else 2)
         fit = fit_affine(_groups(x), _groups(weights), AffineSearch(search.limit, -0.9, 0.05, 36))
-        counts = np.add.reduce(weights, axis=0)
+        counts = total(weights)
         scales, minima = (
             _Rounded(*fit_positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)
         )
@@ -204,7 +204,7 @@ def _magnitudes(x: FloatArray, encoding: SuperBlockEncoding) -> FloatArray:
     weights = scratch("weights", x.shape, np.float32)
     if encoding == Q2_K:
         return np.abs(x, out=weights)
-    squares = np.add.reduce(np.multiply(x, x, out=weights), axis=0)
+    squares = total(np.multiply(x, x, out=weights))
     average = np.sqrt(squares / np.float32(encoding.sub_block_size))
     np.abs(x, out=weights)
     weights += average

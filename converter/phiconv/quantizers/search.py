@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["AffineFit", "AffineSearch", "LinearFit", "dot", "extreme", "fit_affine", "fit_linear", "nearest"]
+__all__ = ["AffineFit", "AffineSearch", "LinearFit", "dot", "extreme", "fit_affine", "fit_linear", "nearest", "total"]
 
 TINY = np.float32(1e-15)
 """A group whose weights are all smaller counts as zeros (GROUP_MAX_EPS)."""
@@ -66,12 +66,21 @@ _EINSUM = _einsum_rounds_products()
 """One pass over memory rather than two; a tenth of the time of a search."""
 
 
+def total(x: FloatArray) -> FloatArray:
+    """The sum of every group, its terms added one after the other: (size, ...) to (...)."""
+    result: FloatArray
+    if x[0].size == 1:  # NumPy would see one long vector, and add that in another order
+        result = np.add.accumulate(x, axis=0)[-1]
+    else:
+        result = np.add.reduce(x, axis=0)
+    return result
+
+
 def dot(x: FloatArray, y: FloatArray) -> FloatArray:
     """The sum of products of every group, its terms added one after the other: (size, n) twice to (n,)."""
-    if _EINSUM:
+    if _EINSUM and x.shape[1] > 1:
         return np.einsum("ij,ij->j", x, y)
-    result: FloatArray = np.add.reduce(np.multiply(x, y, out=scratch("dot", x.shape, x.dtype)), axis=0)
-    return result
+    return total(np.multiply(x, y, out=scratch("dot", x.shape, x.dtype)))
 
 
 def extreme(x: FloatArray) -> FloatArray:
@@ -211,7 +220,7 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
     reach = np.abs(x).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
     odd = np.flatnonzero(~(reach < _EXACT) | ~np.isfinite(np.float32(search.limit + 1) / tightest))
     if odd.size:
-        again, _ = _fit_affine(x[:, odd], weights[:, odd], search, _round_anything)
+        again, _ = _fit_affine(x.take(odd, axis=1), weights.take(odd, axis=1), search, _round_anything)
         for values, corrected in zip(fit, again, strict=True):
             values[odd] = corrected
     return fit
@@ -224,7 +233,7 @@ def _fit_affine(
     high, low = x.max(axis=0), lowest(x)
     low[low > 0] = 0
     same = high == low
-    weight, weight_x = np.add.reduce(weights, axis=0), dot(weights, x)
+    weight, weight_x = total(weights), dot(weights, x)
     codes, products = scratch("affine", (2, *x.shape), np.float32)
     span = high - low
     tightest = span.copy()
@@ -236,7 +245,7 @@ def _fit_affine(
         inverse = codes_spanned / span
         _codes(x, fit.low, inverse, search.limit, rounded, codes)
         np.multiply(weights, codes, out=products)
-        sum_l, sum_l2, sum_lx = np.add.reduce(products, axis=0), dot(products, codes), dot(products, x)
+        sum_l, sum_l2, sum_lx = total(products), dot(products, codes), dot(products, x)
         determinant = weight * sum_l2 - sum_l * sum_l
         scale = (weight * sum_lx - weight_x * sum_l) / determinant
         minimum = (sum_l2 * weight_x - sum_l * sum_lx) / determinant
@@ -250,7 +259,7 @@ def _fit_affine(
             fit.inverse[better], fit.shift[better] = inverse[better], fit.low[better]
             fit.scale[better], fit.low[better] = scale[better], minimum[better]
             np.subtract(high, fit.low, out=span)
-            np.minimum(tightest, span, out=tightest)
+            np.minimum(tightest, np.abs(span), out=tightest)
     for values, of_same in ((fit.scale, 0), (fit.inverse, 0), (fit.shift, 0), (tightest, np.inf)):
         values[same] = of_same
     return fit, tightest
