@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -25,11 +25,17 @@ __all__ = [
     "F16",
     "F32",
     "F64",
+    "Q2_K",
+    "Q3_K",
     "Q4_0",
     "Q4_1",
+    "Q4_K",
     "Q5_0",
     "Q5_1",
+    "Q5_K",
+    "Q6_K",
     "Q8_0",
+    "AnyBlockEncoding",
     "BlockEncoding",
     "Blocks",
     "Encoded",
@@ -39,6 +45,7 @@ __all__ = [
     "RawEncoding",
     "Run",
     "Source",
+    "SuperBlockEncoding",
     "Tensor",
     "concatenate",
     "constant",
@@ -93,6 +100,49 @@ class BlockEncoding:
 
 
 @dataclass(frozen=True, slots=True)
+class SuperBlockEncoding:
+    """Blocks of ``block_size`` weights, cut into sub-blocks whose scales are small integers.
+
+    A block has one float16 scale and, where ``has_minimum``, one float16 minimum. Each of its sub-blocks of
+    ``sub_block_size`` neighbouring weights has an integer that multiplies the scale, and one that multiplies
+    the minimum. With them, in float32 and in this order of operations, ::
+
+        weight = (scale * sub_scale) * (code - offset) - minimum * sub_minimum
+
+    The minimum is thus subtracted (it is 0 or more), where that of a `BlockEncoding` is added.
+
+    Attributes:
+        name: The name the field knows it by.
+        bits: Bits of a code; codes are never negative.
+        sub_block_size: Weights per sub-block, a multiple of 4.
+        scale_bits: Bits of a sub-scale, and of a sub-minimum.
+        offset: Subtracted from a code. Where there is one, sub-scales may be negative; else neither they nor
+            sub-minima are.
+        has_minimum: Whether there are a minimum and sub-minima.
+        block_size: Weights per block.
+    """
+
+    name: str
+    bits: int
+    sub_block_size: int
+    scale_bits: int
+    offset: int = 0
+    has_minimum: bool = False
+    block_size: int = 256
+
+    @property
+    def sub_blocks(self) -> int:
+        """Sub-blocks per block."""
+        return self.block_size // self.sub_block_size
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        scales = 2 if self.has_minimum else 1
+        return self.bits + scales * (self.scale_bits / self.sub_block_size + 16.0 / self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
 class RawEncoding:
     """Elements that phiconv lists and copies but cannot compute with: integers, types not decoded yet."""
 
@@ -106,7 +156,10 @@ class RawEncoding:
         return 8.0 * self.block_bytes / self.block_size
 
 
-Encoding: TypeAlias = FloatEncoding | BlockEncoding | RawEncoding
+AnyBlockEncoding: TypeAlias = BlockEncoding | SuperBlockEncoding
+"""The encodings of `Blocks`."""
+
+Encoding: TypeAlias = FloatEncoding | AnyBlockEncoding | RawEncoding
 
 F64 = FloatEncoding("f64", np.dtype("<f8"))
 F32 = FloatEncoding("f32", np.dtype("<f4"))
@@ -119,6 +172,13 @@ Q4_1 = BlockEncoding("q4_1", 32, 4, has_minimum=True)
 Q5_0 = BlockEncoding("q5_0", 32, 5, offset=16)
 Q5_1 = BlockEncoding("q5_1", 32, 5, has_minimum=True)
 Q8_0 = BlockEncoding("q8_0", 32, 8)
+
+# llama.cpp's "K-quants": 256 weights with one float16 scale, in sub-blocks of 16 or 32.
+Q2_K = SuperBlockEncoding("q2_k", 2, sub_block_size=16, scale_bits=4, has_minimum=True)
+Q3_K = SuperBlockEncoding("q3_k", 3, sub_block_size=16, scale_bits=6, offset=4)
+Q4_K = SuperBlockEncoding("q4_k", 4, sub_block_size=32, scale_bits=6, has_minimum=True)
+Q5_K = SuperBlockEncoding("q5_k", 5, sub_block_size=32, scale_bits=6, has_minimum=True)
+Q6_K = SuperBlockEncoding("q6_k", 6, sub_block_size=16, scale_bits=8, offset=32)
 
 
 # --------------------------------------------------------------------------------------------------- blocks
@@ -138,12 +198,17 @@ class Blocks:
         codes: uint8 (int8 where the encoding's codes are signed), shape (block_size / 4, n, 4), C-contiguous.
         scales: float16, shape (n,).
         minima: float16, shape (n,), or None where the encoding has none.
+        sub_scales: Of a `SuperBlockEncoding` what multiplies the scale in each sub-block, shape
+            (sub-blocks of a block, n): int8 where the encoding has an offset, else uint8.
+        sub_minima: What multiplies the minimum, in the same way; None where the encoding has none.
     """
 
-    encoding: BlockEncoding
+    encoding: AnyBlockEncoding
     codes: NDArray[np.uint8] | NDArray[np.int8]
     scales: NDArray[np.float16]
     minima: NDArray[np.float16] | None = None
+    sub_scales: NDArray[np.uint8] | NDArray[np.int8] | None = None
+    sub_minima: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return int(self.scales.shape[0])
@@ -158,13 +223,21 @@ class Blocks:
         first = parts[0]
         if len(parts) == 1:
             return first
-        minima = (
-            None
-            if first.minima is None
-            else np.concatenate([p.minima for p in parts if p.minima is not None])
-        )
         codes = np.concatenate([p.codes for p in parts], axis=1)
-        return Blocks(first.encoding, codes, np.concatenate([p.scales for p in parts]), minima)
+        return Blocks(
+            first.encoding,
+            codes,
+            np.concatenate([p.scales for p in parts]),
+            _join_optional([p.minima for p in parts]),
+            _join_optional([p.sub_scales for p in parts]),
+            _join_optional([p.sub_minima for p in parts]),
+        )
+
+
+def _join_optional(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """Joins arrays of blocks (the last axis), of which all or none are there."""
+    there = [array for array in arrays if array is not None]
+    return np.concatenate(there, axis=-1) if there else None
 
 
 Encoded: TypeAlias = "NDArray[np.generic] | Blocks"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine
+from phiconv.quantizers import affine, kquant, weighted
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -19,35 +19,47 @@ if TYPE_CHECKING:
 
 __all__ = ["QUANTIZERS", "Quantizer", "decode", "encode"]
 
-Quantizer: TypeAlias = "Callable[[NDArray[Any]], ir.Blocks]"
-"""From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order."""
+Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
+"""From float32, float16 or bfloat16 weights of shape (rows, columns), and what the error of a weight counts by
+its column (or None), to the blocks of the rows, in order."""
 
-QUANTIZERS: dict[ir.BlockEncoding, Quantizer] = {
-    ir.Q4_0: affine.q4_0,
-    ir.Q4_1: affine.q4_1,
-    ir.Q5_0: affine.q5_0,
-    ir.Q5_1: affine.q5_1,
-    ir.Q8_0: affine.q8_0,
+QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
+    ir.Q4_0: weighted.q4_0,
+    ir.Q4_1: weighted.q4_1,
+    ir.Q5_0: weighted.q5_0,
+    ir.Q5_1: weighted.q5_1,
+    ir.Q8_0: lambda values, _: affine.q8_0(values),
+    ir.Q2_K: kquant.q2_k,
+    ir.Q3_K: kquant.q3_k,
+    ir.Q4_K: kquant.q4_k,
+    ir.Q5_K: kquant.q5_k,
+    ir.Q6_K: kquant.q6_k,
 }
 
 
-def encode(values: NDArray[Any], encoding: ir.Encoding) -> ir.Encoded:
+def encode(
+    values: NDArray[Any], encoding: ir.Encoding, importance: ir.FloatArray | None = None
+) -> ir.Encoded:
     """Converts or quantizes rows of weights.
 
     Args:
         values: Any stored float type, shape (rows, columns). A float64 is rounded to float32 first.
         encoding: What to make of them. For a block encoding, columns is a multiple of its block size.
+        importance: Weights of the quantization error by column ("importance matrix"): float32, shape
+            (columns,), 0 or more. Encodings that llama.cpp quantizes without them ignore them.
 
     Returns:
         ``values`` in the encoding's float type (the same array if it has it), or their blocks.
     """
     if isinstance(encoding, ir.FloatEncoding):
         return narrow(values, encoding)
-    if not isinstance(encoding, ir.BlockEncoding) or encoding not in QUANTIZERS:
+    if isinstance(encoding, ir.RawEncoding) or encoding not in QUANTIZERS:
         raise UsageError(f"phiconv has no quantizer for {encoding.name}")
     if values.shape[-1] % encoding.block_size:
         raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
-    return QUANTIZERS[encoding](widen(values) if values.dtype.itemsize == 8 else values)
+    if importance is not None and importance.shape != values.shape[-1:]:
+        raise UsageError(f"importance weights of shape {importance.shape} for {values.shape[-1]} columns")
+    return QUANTIZERS[encoding](widen(values) if values.dtype.itemsize == 8 else values, importance)
 
 
 def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
@@ -60,5 +72,10 @@ def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
     Returns:
         float32, shape (rows, columns); a float64 is rounded to it.
     """
-    weights = affine.dequantize(encoded) if isinstance(encoded, ir.Blocks) else widen(encoded)
+    if not isinstance(encoded, ir.Blocks):
+        weights = widen(encoded)
+    elif isinstance(encoded.encoding, ir.SuperBlockEncoding):
+        weights = kquant.dequantize(encoded)
+    else:
+        weights = affine.dequantize(encoded)
     return weights.reshape(-1, columns)

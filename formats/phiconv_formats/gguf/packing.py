@@ -12,6 +12,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError, UsageError
+from phiconv_formats.gguf import packing_k
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +40,8 @@ def pack(encoded: ir.Encoded) -> NDArray[np.uint8]:
     """
     if not isinstance(encoded, ir.Blocks):
         return np.ascontiguousarray(encoded).reshape(-1).view(np.uint8)
+    if isinstance(encoded.encoding, ir.SuperBlockEncoding):
+        return packing_k.pack(encoded)
     if encoded.encoding not in _LAYOUTS:
         raise UsageError(f"GGUF has no tensor type for {encoded.encoding.name}")
     blocks = np.empty(len(encoded), _LAYOUTS[encoded.encoding])
@@ -67,6 +70,8 @@ def unpack(data: bytes | memoryview | NDArray[np.uint8], encoding: ir.Encoding) 
     """
     if isinstance(encoding, ir.FloatEncoding):
         return np.frombuffer(data, encoding.dtype)
+    if isinstance(encoding, ir.SuperBlockEncoding):
+        return packing_k.unpack(data, encoding)
     if not isinstance(encoding, ir.BlockEncoding) or encoding not in _LAYOUTS:
         raise UnsupportedModelError(f"phiconv cannot decode tensors of type {encoding.name}")
     blocks = np.frombuffer(data, _LAYOUTS[encoding])

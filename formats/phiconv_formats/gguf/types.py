@@ -43,9 +43,11 @@ class GgmlType:
         return math.prod(shape) // self.block_size * self.block_bytes
 
 
-_ENCODINGS: dict[str, ir.Encoding] = {
-    e.name.upper(): e for e in (ir.F64, ir.F32, ir.F16, ir.BF16, ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0)
-}
+_FLOATS = (ir.F64, ir.F32, ir.F16, ir.BF16)
+_CLASSIC = (ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0)
+_SUPER = (ir.Q2_K, ir.Q3_K, ir.Q4_K, ir.Q5_K, ir.Q6_K)
+
+_ENCODINGS: dict[str, ir.Encoding] = {e.name.upper(): e for e in (*_FLOATS, *_CLASSIC, *_SUPER)}
 
 
 def _make(kind: GGMLQuantizationType) -> GgmlType:

@@ -1,0 +1,233 @@
+"""llama.cpp's K-quants: 256 weights, in sub-blocks of 16 or 32 whose scales are small integers.
+
+The formulas are those of ``quantize_row_q*_K_ref`` (and ``_impl``, with importance weights) in ggml-quants.c,
+in float32 and in its order of operations, so that all bytes are the very ones that the released x86-64
+builds of llama.cpp produce. Every quantizer finds a scale (and a minimum) for each sub-block by a search of
+`search` or `descent`, rounds these to integers under a float16 of the block, and then takes the codes that
+are nearest under the rounded scales.
+
+A tile is laid out *elements first*: ``x[e, s, b]`` is weight ``e`` of sub-block ``s`` of block ``b``.
+
+A weight that is not finite, or a scale beyond float16, gives a scale or a minimum that is not finite, and no
+warning: it is for the caller to look.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from phiconv.ir import F16, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Blocks, SuperBlockEncoding
+from phiconv.quantizers.descent import descend, fit_positive
+from phiconv.quantizers.elements import elements, spread_importance, to_quads
+from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.search import TINY, AffineSearch, extreme, fit_affine, fit_linear, nearest, total
+from phiconv.quantizers.tiles import from_quads, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from phiconv.ir import FloatArray
+
+__all__ = ["dequantize", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+
+
+def q2_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 2 bits above a minimum.
+
+    Args:
+        values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
+        importance: What the error of a weight counts, by its column: shape (columns,), 0 or more.
+    """
+    return _affine(values, importance, Q2_K, AffineSearch(3, -0.5, 0.1, 15, absolute=True))
+
+
+def q4_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 4 bits above a minimum."""
+    return _affine(values, importance, Q4_K, AffineSearch(15, -1, 0.1, 20))
+
+
+def q5_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 5 bits above a minimum."""
+    return _affine(values, importance, Q5_K, AffineSearch(31, -0.5, 0.1, 15))
+
+
+@np.errstate(all="ignore")
+def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 3 bits around code 4."""
+    x = _elements(values, Q3_K)
+    if importance is None:
+        scales, found = descend(_groups(x), Q3_K.offset)
+        scales = scales.reshape(x.shape[1:])
+        largest = extreme(scales)
+        inverse = np.float32(-32) / largest
+        sub_scales = nearest(inverse * scales)
+        np.clip(sub_scales, -32, 31, out=sub_scales)
+        sub_scales[:, largest == 0] = -32
+        scale = np.where(largest == 0, np.float32(0), 1 / inverse)
+    else:
+        weights = _importance(x, values, importance, Q3_K, 2)
+        fit = fit_linear(_groups(x), _groups(weights), Q3_K.offset)
+        found = fit.codes(_groups(x), Q3_K.offset)
+        scales = fit.scale.reshape(x.shape[1:])
+        outer = fit_linear(scales, total(weights), 32)
+        sub_scales, scale = outer.codes(scales, 32) - 32, outer.scale
+    return _linear_blocks(x, Q3_K, scale, sub_scales, found.reshape(x.shape))
+
+
+@np.errstate(all="ignore")
+def q6_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 6 bits around code 32."""
+    x = _elements(values, Q6_K)
+    if importance is None:
+        weights = np.multiply(x, x, out=scratch("weights", x.shape, np.float32))
+    else:
+        weights = _spread_importance(values, importance, Q6_K)
+    fit = fit_linear(_groups(x), _groups(weights), Q6_K.offset)
+    scales = fit.scale.reshape(x.shape[1:])
+    largest = extreme(scales)
+    inverse = np.float32(-128) / largest
+    sub_scales = np.minimum(nearest(inverse * scales), 127)
+    zero = np.abs(largest) < TINY
+    sub_scales[:, zero] = 0
+    scale = np.where(zero, np.float32(0), 1 / inverse)
+    found = fit.codes(_groups(x), Q6_K.offset).reshape(x.shape)
+    found[:, :, zero] = 0
+    return _linear_blocks(x, Q6_K, scale, sub_scales, found)
+
+
+def dequantize(blocks: Blocks) -> FloatArray:
+    """The weights of blocks of a `SuperBlockEncoding`, in their order: a float32 vector."""
+    encoding, sub_scales, sub_minima = blocks.encoding, blocks.sub_scales, blocks.sub_minima
+    if not isinstance(encoding, SuperBlockEncoding) or sub_scales is None:
+        raise TypeError(f"{encoding.name} has no sub-blocks")
+    result: FloatArray = blocks.codes.astype(np.float32)
+    x = result.reshape(encoding.sub_blocks, -1, len(blocks), 4)
+    with np.errstate(all="ignore"):
+        if encoding.offset:
+            x -= encoding.offset
+        x *= _spread(widen(blocks.scales) * sub_scales)
+        if blocks.minima is not None and sub_minima is not None:
+            x -= _spread(widen(blocks.minima) * sub_minima)
+    return from_quads(result)
+
+
+def _spread(per_sub_block: FloatArray) -> FloatArray:
+    """A value per sub-block, (sub-blocks, n), to be used against a tile (sub-blocks, size / 4, n, 4)."""
+    parts, n = per_sub_block.shape
+    lanes: FloatArray = spread(per_sub_block.reshape(-1)).reshape(parts, 1, n, 4)
+    return lanes
+
+
+class _Rounded(NamedTuple):
+    """Scales or minima of sub-blocks as integers, and the block's number that these multiply."""
+
+    unit: FloatArray
+    integers: NDArray[np.uint8]
+
+
+@np.errstate(all="ignore")
+def _affine(
+    values: NDArray[Any], importance: FloatArray | None, encoding: SuperBlockEncoding, search: AffineSearch
+) -> Blocks:
+    x = _elements(values, encoding)
+    limit = (1 << encoding.scale_bits) - 1
+    if importance is None:
+        weights = _magnitudes(x, encoding)
+        fit = fit_affine(_groups(x), _groups(weights), search)
+        scales, minima = (_round_to_largest(v.reshape(x.shape[1:]), limit) for v in (fit.scale, -fit.low))
+    else:
+        weights = _importance(x, values, importance, encoding, 1 if encoding == Q2_K else 2)
+        fit = fit_affine(_groups(x), _groups(weights), AffineSearch(search.limit, -0.9, 0.05, 36))
+        counts = total(weights)
+        scales, minima = (
+            _Rounded(*fit_positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)
+        )
+    found = fit.codes(_groups(x), search.limit).reshape(x.shape)
+    scale, minimum = narrow(scales.unit, F16), narrow(minima.unit, F16)
+    factors = widen(scale) * scales.integers
+    shifted = np.add(x, widen(minimum) * minima.integers, out=x)
+    codes = _nearest_codes(shifted, factors, 0, search.limit, found)
+    return Blocks(encoding, to_quads(codes), scale, minimum, scales.integers, minima.integers)
+
+
+def _linear_blocks(
+    x: FloatArray,
+    encoding: SuperBlockEncoding,
+    scale: FloatArray,
+    sub_scales: NDArray[np.int32],
+    found: NDArray[np.int32],
+) -> Blocks:
+    half = narrow(scale, F16)
+    codes = _nearest_codes(x, widen(half) * sub_scales.astype(np.float32), encoding.offset, encoding.offset - 1, found)
+    return Blocks(encoding, to_quads(codes), half, None, sub_scales.astype(np.int8))
+
+
+def _nearest_codes(
+    x: FloatArray, factors: FloatArray, below: int, above: int, found: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """The codes nearest under the rounded scales; where such a scale is 0, those that the search found."""
+    codes = nearest(np.divide(x, factors, out=x))
+    np.clip(codes, -below, above, out=codes)
+    if below:
+        codes += below
+    none = factors == 0
+    if none.any():
+        codes[:, none] = found[:, none]
+    return codes
+
+
+def _round_to_largest(numbers: FloatArray, limit: int) -> _Rounded:
+    """Rounds numbers of sub-blocks so that the block's largest one is the largest integer."""
+    largest = np.maximum(numbers.max(axis=0), np.float32(0))
+    inverse = np.where(largest > 0, np.float32(limit) / largest, np.float32(0))
+    integers = nearest(inverse * numbers).astype(np.uint8)
+    return _Rounded(largest / np.float32(limit), np.minimum(integers, np.uint8(limit)))
+
+
+def _elements(values: NDArray[Any], encoding: SuperBlockEncoding) -> FloatArray:
+    return elements(values, encoding.sub_block_size, encoding.sub_blocks, "values")
+
+
+def _groups(x: FloatArray) -> FloatArray:
+    """A tile (size, sub-blocks, n) with all sub-blocks side by side, (size, sub-blocks * n)."""
+    return x.reshape(len(x), -1)
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def _magnitudes(x: FloatArray, encoding: SuperBlockEncoding) -> FloatArray:
+    """What an error counts without importance weights: |x|, except for 2 bits plus the sub-block's average."""
+    weights = scratch("weights", x.shape, np.float32)
+    if encoding == Q2_K:
+        return np.abs(x, out=weights)
+    squares = total(np.multiply(x, x, out=weights))
+    average = np.sqrt(squares / np.float32(encoding.sub_block_size))
+    np.abs(x, out=weights)
+    weights += average
+    return weights
+
+
+def _spread_importance(
+    values: NDArray[Any], importance: FloatArray, encoding: SuperBlockEncoding
+) -> FloatArray:
+    size, parts = encoding.sub_block_size, encoding.sub_blocks
+    return spread_importance(importance, values.shape, size, parts, "weights")
+
+
+def _importance(
+    x: FloatArray, values: NDArray[Any], importance: FloatArray, encoding: SuperBlockEncoding, factor: int
+) -> FloatArray:
+    """importance * sqrt(variance + x**2), with ``factor`` times the mean of the block's squares as variance."""
+    weights = _spread_importance(values, importance, encoding)
+    squares = np.multiply(x, x, out=scratch("squares", x.shape, np.float32))
+    total = np.zeros(x.shape[2], np.float32)
+    for part in range(x.shape[1]):
+        for element in squares[:, part]:
+            total += element
+    squares += np.float32(factor) * total / np.float32(encoding.block_size)
+    weights *= np.sqrt(squares, out=squares)
+    return weights

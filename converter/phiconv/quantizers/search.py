@@ -1,0 +1,309 @@
+"""The searches for a scale that ggml's quantizers share, each for many groups of weights at once.
+
+Every array is *elements first*: ``x[e, g]`` is weight ``e`` of group ``g``, so that an operation is one long
+vector operation over the groups, and a reduction over axis 0 adds a group's terms one after the other, as the
+loops of ggml-quants.c do. All is float32 in the order of operations of that file; an operation that is moved
+or merged changes the results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from phiconv.quantizers.scratch import scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from phiconv.ir import FloatArray
+
+__all__ = ["AffineFit", "AffineSearch", "LinearFit", "dot", "extreme", "fit_affine", "fit_linear", "nearest", "total"]
+
+TINY = np.float32(1e-15)
+"""A group whose weights are all smaller counts as zeros (GROUP_MAX_EPS)."""
+
+_ROUNDS_TO_INTEGER = np.float32(3 << 22)
+"""Float32 numbers from here to the next power of two are integers, so adding it rounds, ties to even."""
+
+_EXACT = np.float32(1 << 22)
+"""Below this magnitude `nearest` and ``np.rint`` are the same."""
+
+
+def nearest(values: FloatArray) -> NDArray[np.int32]:
+    """Rounds like ggml's ``nearest_int``, also what it cannot round: that gives some integer, but the same.
+
+    Args:
+        values: C-contiguous; overwritten, the result is in its memory.
+    """
+    values += _ROUNDS_TO_INTEGER
+    result = values.view(np.int32)
+    result &= 0x007FFFFF
+    result -= 0x00400000
+    return result
+
+
+def _round_anything(values: FloatArray, out: FloatArray) -> FloatArray:
+    """`nearest`, with the signature of ``np.rint``."""
+    np.copyto(out, values)
+    np.copyto(out, nearest(out).astype(np.float32))
+    return out
+
+
+def _einsum_rounds_products() -> bool:
+    """Whether this NumPy's einsum rounds a product before it is added, which not every machine's does."""
+    x, y = np.full((2, 2, 64), 1 + 2.0**-12, np.float32)
+    y[0] = -(1 + 2.0**-11)
+    x[0] = 1
+    return not np.einsum("ij,ij->j", x, y).any()  # a fused addition would leave 2**-24
+
+
+_EINSUM = _einsum_rounds_products()
+"""One pass over memory rather than two; a tenth of the time of a search."""
+
+
+def total(x: FloatArray) -> FloatArray:
+    """The sum of every group, its terms added one after the other: (size, ...) to (...)."""
+    result: FloatArray
+    if x[0].size == 1:  # NumPy would see one long vector, and add that in another order
+        result = np.add.accumulate(x, axis=0)[-1]
+    else:
+        result = np.add.reduce(x, axis=0)
+    return result
+
+
+def dot(x: FloatArray, y: FloatArray) -> FloatArray:
+    """The sum of products of every group, its terms added one after the other: (size, n) twice to (n,)."""
+    if _EINSUM and x.shape[1] > 1:
+        return np.einsum("ij,ij->j", x, y)
+    return total(np.multiply(x, y, out=scratch("dot", x.shape, x.dtype)))
+
+
+def extreme(x: FloatArray) -> FloatArray:
+    """The weight of largest magnitude in every group, with its sign, the first one of equals."""
+    high, low = x.max(axis=0), x.min(axis=0)
+    result: FloatArray = np.where(high > -low, high, low)
+    ties = np.flatnonzero((high == -low) & (high > 0))
+    if ties.size:
+        tied = x[:, ties]
+        first = (np.abs(tied) == high[ties]).argmax(axis=0)
+        result[ties] = tied[first, np.arange(ties.size)]
+    return result
+
+
+# ------------------------------------------------------------------------------------------- scale alone
+
+
+class LinearFit(NamedTuple):
+    """What `fit_linear` found, one value per group."""
+
+    scale: FloatArray
+    inverse: FloatArray
+    """The factor from weights to codes that was best; not 1 / scale."""
+    zero: NDArray[np.bool_]
+    """Whether the group counts as zeros."""
+
+    def codes(self, x: FloatArray, limit: int) -> NDArray[np.int32]:
+        """The codes from 0 to 2 * limit - 1 that belong to the fit; all 0 for a group of zeros."""
+        codes = nearest(x * self.inverse)
+        np.clip(codes, -limit, limit - 1, out=codes)
+        codes += limit
+        codes[:, self.zero] = 0
+        return codes
+
+
+def fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
+    """Scales of least weighted squared error for codes from -limit to limit - 1 (``make_qx_quants``).
+
+    19 factors put the extreme weight near code -limit; to the codes of each belongs a best scale.
+
+    Args:
+        x: Shape (size, n).
+        weights: What an error counts, same shape.
+        limit: Half the number of codes.
+    """
+    largest = extreme(x)
+    weighted = np.multiply(x, weights, out=scratch("weighted", x.shape, x.dtype))
+    inverse = np.float32(-limit) / largest
+    sum_lx, sum_l2 = _linear_sums(x, weights, weighted, inverse, limit)
+    scale = np.where(sum_l2 == 0, np.float32(0), sum_lx / sum_l2)
+    best = scale * sum_lx
+    for step in range(-9, 10):
+        if step == 0:
+            continue
+        candidate = -(np.float32(limit) + np.float32(0.1) * np.float32(step)) / largest
+        sum_lx, sum_l2 = _linear_sums(x, weights, weighted, candidate, limit)
+        better = np.flatnonzero((sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2))
+        scale[better] = sum_lx[better] / sum_l2[better]
+        best[better] = scale[better] * sum_lx[better]
+        inverse[better] = candidate[better]
+    zero = np.abs(largest) < TINY
+    scale[zero] = 0
+    return LinearFit(scale, inverse, zero)
+
+
+def _linear_sums(
+    x: FloatArray, weights: FloatArray, weighted: FloatArray, inverse: FloatArray, limit: int
+) -> tuple[FloatArray, FloatArray]:
+    """The sums of weight * x * code and of weight * code**2."""
+    codes, products = scratch("linear", (2, *x.shape), np.float32)
+    np.multiply(x, inverse, out=codes)
+    np.rint(codes, out=codes)
+    np.clip(codes, np.float32(-limit), np.float32(limit - 1), out=codes)
+    sum_lx = dot(weighted, codes)
+    np.multiply(weights, codes, out=products)
+    return sum_lx, dot(products, codes)
+
+
+# ------------------------------------------------------------------------------------- scale and minimum
+
+
+@dataclass(frozen=True, slots=True)
+class AffineSearch:
+    """The candidates of `fit_affine`: the range of a group is to span ``limit + start + step * i`` codes.
+
+    Attributes:
+        limit: The largest code; the smallest is 0.
+        start: See above.
+        step: See above.
+        steps: i goes from 0 to steps, both included.
+        absolute: Whether the error is the sum of magnitudes rather than of squares.
+    """
+
+    limit: int
+    start: float
+    step: float
+    steps: int
+    absolute: bool = False
+
+    def spans(self) -> list[np.float32]:
+        """How many codes the candidates span."""
+        start, step = np.float32(self.start), np.float32(self.step)
+        return [start + step * np.float32(i) + np.float32(self.limit) for i in range(self.steps + 1)]
+
+
+class AffineFit(NamedTuple):
+    """What `fit_affine` found: ``x`` is about ``scale * code + low``; one value per group."""
+
+    scale: FloatArray
+    low: FloatArray
+    """0 or less."""
+    inverse: FloatArray
+    """With ``shift``, how the best codes came from the weights: ``nearest(inverse * (x - shift))``."""
+    shift: FloatArray
+
+    def codes(self, x: FloatArray, limit: int) -> NDArray[np.int32]:
+        """The codes from 0 to limit that belong to the fit."""
+        result = x - self.shift
+        result *= self.inverse
+        codes = nearest(result)
+        np.clip(codes, 0, limit, out=codes)
+        return codes
+
+
+def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> AffineFit:
+    """Scales and minima of least weighted error (``make_qkx2_quants``, ``make_qkx3_quants``).
+
+    To the codes of every candidate belong a best scale and minimum; a minimum is never above 0.
+
+    Args:
+        x: Shape (size, n).
+        weights: What an error counts, same shape.
+        search: The candidates.
+    """
+    fit, tightest = _fit_affine(x, weights, search, np.rint)
+    # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
+    reach = np.abs(x).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
+    odd = np.flatnonzero(~(reach < _EXACT) | ~np.isfinite(np.float32(search.limit + 1) / tightest))
+    if odd.size:
+        again, _ = _fit_affine(x.take(odd, axis=1), weights.take(odd, axis=1), search, _round_anything)
+        for values, corrected in zip(fit, again, strict=True):
+            values[odd] = corrected
+    return fit
+
+
+def _fit_affine(
+    x: FloatArray, weights: FloatArray, search: AffineSearch, rounded: Callable[..., FloatArray]
+) -> tuple[AffineFit, FloatArray]:
+    """The fit, and the smallest range that weights were divided by."""
+    high, low = x.max(axis=0), lowest(x)
+    low[low > 0] = 0
+    same = high == low
+    weight, weight_x = total(weights), dot(weights, x)
+    codes, products = scratch("affine", (2, *x.shape), np.float32)
+    span = high - low
+    tightest = span.copy()
+    fit = AffineFit(np.zeros_like(low), low, np.float32(search.limit) / span, low.copy())
+    np.divide(1, fit.inverse, out=fit.scale)
+    _codes(x, fit.low, fit.inverse, search.limit, rounded, codes)
+    best = _error(x, weights, codes, fit.scale, fit.low, products, search.absolute)
+    for codes_spanned in search.spans():
+        inverse = codes_spanned / span
+        _codes(x, fit.low, inverse, search.limit, rounded, codes)
+        np.multiply(weights, codes, out=products)
+        sum_l, sum_l2, sum_lx = total(products), dot(products, codes), dot(products, x)
+        determinant = weight * sum_l2 - sum_l * sum_l
+        scale = (weight * sum_lx - weight_x * sum_l) / determinant
+        minimum = (sum_l2 * weight_x - sum_l * sum_lx) / determinant
+        above = np.flatnonzero(minimum > 0)
+        minimum[above] = 0
+        scale[above] = sum_lx[above] / sum_l2[above]
+        error = _error(x, weights, codes, scale, minimum, products, search.absolute)
+        better = np.flatnonzero((error < best) & (determinant > 0))
+        if better.size:
+            best[better] = error[better]
+            fit.inverse[better], fit.shift[better] = inverse[better], fit.low[better]
+            fit.scale[better], fit.low[better] = scale[better], minimum[better]
+            np.subtract(high, fit.low, out=span)
+            np.minimum(tightest, np.abs(span), out=tightest)
+    for values, of_same in ((fit.scale, 0), (fit.inverse, 0), (fit.shift, 0), (tightest, np.inf)):
+        values[same] = of_same
+    return fit, tightest
+
+
+def _codes(
+    x: FloatArray,
+    low: FloatArray,
+    inverse: FloatArray,
+    limit: int,
+    rounded: Callable[..., FloatArray],
+    out: FloatArray,
+) -> None:
+    np.subtract(x, low, out=out)
+    out *= inverse
+    rounded(out, out=out)
+    np.clip(out, np.float32(0), np.float32(limit), out=out)
+
+
+def _error(
+    x: FloatArray,
+    weights: FloatArray,
+    codes: FloatArray,
+    scale: FloatArray,
+    low: FloatArray,
+    memory: FloatArray,
+    absolute: bool,
+) -> FloatArray:
+    """The weighted error of a fit, in the memory given."""
+    np.multiply(codes, scale, out=memory)
+    memory += low
+    memory -= x
+    if absolute:
+        np.abs(memory, out=memory)
+    else:
+        memory *= memory
+    return dot(weights, memory)
+
+
+def lowest(x: FloatArray) -> FloatArray:
+    """The smallest weight of every group, of zeros with either sign the first one."""
+    low: FloatArray = x.min(axis=0)
+    zeros = np.flatnonzero(low == 0)
+    if zeros.size:
+        columns = x[:, zeros]
+        low[zeros] = columns[(columns == 0).argmax(axis=0), np.arange(zeros.size)]
+    return low

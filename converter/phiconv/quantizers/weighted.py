@@ -1,0 +1,82 @@
+"""llama.cpp's classic quantizers with importance weights: searched scales in place of those of `affine`.
+
+The formulas are those of ``quantize_row_q*_impl`` in ggml-quants.c, as exact as those of `kquant`, whose
+layout is used: *elements first*, ``x[e, b]`` is weight ``e`` of block ``b``. Without importance weights ggml
+has no search here, and the quantizers are those of `affine`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phiconv.ir import F16, Q4_0, Q4_1, Q5_0, Q5_1, BlockEncoding, Blocks
+from phiconv.quantizers import affine
+from phiconv.quantizers.elements import elements, spread_importance, to_quads
+from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.search import AffineSearch, fit_affine, fit_linear
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from phiconv.ir import FloatArray
+
+__all__ = ["q4_0", "q4_1", "q5_0", "q5_1"]
+
+
+def q4_0(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 4 bits around code 8.
+
+    Args:
+        values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
+        importance: What the error of a weight counts, by its column: shape (columns,), 0 or more.
+    """
+    return affine.q4_0(values) if importance is None else _symmetric(values, importance, Q4_0)
+
+
+def q5_0(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 5 bits around code 16."""
+    return affine.q5_0(values) if importance is None else _symmetric(values, importance, Q5_0)
+
+
+def q4_1(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 4 bits above a minimum."""
+    return affine.q4_1(values) if importance is None else _asymmetric(values, importance, Q4_1)
+
+
+def q5_1(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to 5 bits above a minimum."""
+    return affine.q5_1(values) if importance is None else _asymmetric(values, importance, Q5_1)
+
+
+@np.errstate(all="ignore")
+def _symmetric(values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding) -> Blocks:
+    x, weights = _tile(values, importance, encoding)
+    fit = fit_linear(x, weights, encoding.offset)
+    codes = fit.codes(x, encoding.offset)
+    return Blocks(encoding, to_quads(codes[:, None]), narrow(fit.scale, F16))
+
+
+@np.errstate(all="ignore")
+def _asymmetric(values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding) -> Blocks:
+    x, weights = _tile(values, importance, encoding)
+    limit = (1 << encoding.bits) - 1
+    fit = fit_affine(x, weights, AffineSearch(limit, -0.9, 0.05, 36))
+    codes = fit.codes(x, limit)
+    return Blocks(encoding, to_quads(codes[:, None]), narrow(fit.scale, F16), narrow(fit.low, F16))
+
+
+def _tile(
+    values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding
+) -> tuple[FloatArray, FloatArray]:
+    """The tile, and importance * sqrt(mean of the row's squares + x**2): shape (block_size, n) both."""
+    rows, columns = values.shape
+    x = elements(values, encoding.block_size, 1, "values")[:, 0]
+    weights = spread_importance(importance, values.shape, encoding.block_size, 1, "weights")[:, 0]
+    squares = x * x
+    in_order = widen(values)
+    total = np.add.accumulate(in_order * in_order, axis=1)[:, -1:] if columns else np.empty((rows, 1))
+    squares += np.repeat(total[:, 0] / np.float32(columns), columns // encoding.block_size)
+    weights *= np.sqrt(squares, out=squares)
+    return x, weights
