@@ -82,9 +82,18 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
         click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder."),
         *(click.option(f"--{n}", "quant", flag_value=n, help=text) for n, text in presets.items()),
         click.option("--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1."),
+        click.option("--pure", is_flag=True, help="Every matrix in the recipe's main type."),
         click.option(
-            "--pure", is_flag=True, help="Every matrix in the type named (as all recipes are, so far)."
+            "--tensor-type",
+            "tensor_types",
+            metavar="REGEX=TYPE",
+            multiple=True,
+            help="The type of the tensors whose names the pattern is found in.",
         ),
+        click.option("--output-tensor-type", metavar="TYPE", help="The type of the output matrix."),
+        click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
+        click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
+        click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
         click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
         _JSON,
     ]

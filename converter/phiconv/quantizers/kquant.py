@@ -161,7 +161,9 @@ def _linear_blocks(
     found: NDArray[np.int32],
 ) -> Blocks:
     half = narrow(scale, F16)
-    codes = _nearest_codes(x, widen(half) * sub_scales.astype(np.float32), encoding.offset, encoding.offset - 1, found)
+    codes = _nearest_codes(
+        x, widen(half) * sub_scales.astype(np.float32), encoding.offset, encoding.offset - 1, found
+    )
     return Blocks(encoding, to_quads(codes), half, None, sub_scales.astype(np.int8))
 
 

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["AffineFit", "AffineSearch", "LinearFit", "dot", "extreme", "fit_affine", "fit_linear", "nearest", "total"]
+__all__ = [
+    "AffineFit",
+    "AffineSearch",
+    "LinearFit",
+    "dot",
+    "extreme",
+    "fit_affine",
+    "fit_linear",
+    "nearest",
+    "total",
+]
 
 TINY = np.float32(1e-15)
 """A group whose weights are all smaller counts as zeros (GROUP_MAX_EPS)."""

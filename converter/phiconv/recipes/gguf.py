@@ -159,7 +159,7 @@ def _more_bits_experts_8(p: _Place) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """In these recipes ("" for all), tensors of this category ("" for any) get this type, where it applies."""
+    """In these recipes ("" for all), tensors of this category ("" for any) get this type, if it applies."""
 
     recipes: str
     category: str

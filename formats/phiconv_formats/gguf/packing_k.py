@@ -98,7 +98,9 @@ def _pack_low(words: NDArray[np.uint32], encoding: ir.SuperBlockEncoding) -> NDA
     return _gather(words.reshape(*shape, -1), bits, 0, bits).reshape(shape[0] * shape[2], -1)
 
 
-def _unpack_low(packed: NDArray[np.uint32], words: NDArray[np.uint32], encoding: ir.SuperBlockEncoding) -> None:
+def _unpack_low(
+    packed: NDArray[np.uint32], words: NDArray[np.uint32], encoding: ir.SuperBlockEncoding
+) -> None:
     bits, shape = _low(encoding)
     parts = packed.reshape(shape[0], shape[2], -1)
     by_position = words.reshape(*shape, -1)
@@ -117,7 +119,9 @@ def _pack_high(words: NDArray[np.uint32], encoding: ir.SuperBlockEncoding) -> ND
     return _gather(words.reshape(*shape, -1), bits, below, bits).reshape(shape[0] * shape[2], -1)
 
 
-def _unpack_high(packed: NDArray[np.uint32], words: NDArray[np.uint32], encoding: ir.SuperBlockEncoding) -> None:
+def _unpack_high(
+    packed: NDArray[np.uint32], words: NDArray[np.uint32], encoding: ir.SuperBlockEncoding
+) -> None:
     below, bits, shape = _high(encoding)
     parts = packed.reshape(shape[0], shape[2], -1)
     by_position = words.reshape(*shape, -1)
