@@ -93,6 +93,7 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
         click.option("--output-tensor-type", metavar="TYPE", help="The type of the output matrix."),
         click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
         click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
+        click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
         click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
         click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
         _JSON,

@@ -6,12 +6,18 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from phiconv.errors import MalformedFileError, MissingFileError, OutputError, UnsupportedModelError
-from phiconv.ir import FloatEncoding
+from phiconv.errors import (
+    MalformedFileError,
+    MissingFileError,
+    OutputError,
+    UnsupportedModelError,
+)
+from phiconv.ir import F32, FloatEncoding, RawEncoding
 from phiconv.recipes import Choices, assign, find_recipe
 from phiconv_formats import find_target
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from phiconv.importance import ImportanceMatrix
@@ -108,12 +114,14 @@ def make_plan(
     tensors = writer.tensors(model)
     choices = choices or Choices()
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
+    encodings = assign(target.name, recipe, model, tensors, choices)
+    _check_requantizing(tensors, encodings, choices, model)
     folder, file_name = _place(destination, target.suffixes, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
         tensors,
-        assign(target.name, recipe, model, tensors, choices),
+        encodings,
         file_name=file_name,
         recipe=recipe,
         split_max_size=split_max_size,
@@ -127,18 +135,35 @@ def _check_model(model: Model) -> None:
     """Refuses a source that cannot become a whole model."""
     if not model.stored:
         raise MalformedFileError("there is no tensor to convert", path=model.path)
-    if model.format == "gguf":
-        raise UnsupportedModelError(
-            "a GGUF can be inspected, but not converted yet",
-            path=model.path,
-            hint="convert the original checkpoint",
-        )
     if model.architecture is not None and model.tokenizer is None:
         raise MissingFileError(
             "no tokenizer beside the weights",
             path=model.path,
             hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
         )
+
+
+def _check_requantizing(
+    tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices, model: Model
+) -> None:
+    """Refuses to quantize what is quantized already: it is worse than quantizing the original once."""
+    for tensor, encoding in zip(tensors, encodings, strict=True):
+        stored = tensor.tensor.encoding
+        if stored == encoding or isinstance(stored, FloatEncoding) or encoding == F32:
+            continue
+        if isinstance(stored, RawEncoding):
+            raise UnsupportedModelError(
+                f"is stored as {stored.name}, which phiconv cannot decode",
+                path=model.path,
+                at=f"tensor {tensor.name}",
+            )
+        if not choices.allow_requantize:
+            raise UnsupportedModelError(
+                f"is stored as {stored.name}: as {encoding.name} it loses more than the original would",
+                path=model.path,
+                at=f"tensor {tensor.name}",
+                hint="convert the original checkpoint, or give --allow-requantize",
+            )
 
 
 def _weigh(package: Package, importance: ImportanceMatrix | None) -> Package:

@@ -106,7 +106,14 @@ def inspect_lines(model: Model, *, tensors: bool = True) -> list[str]:
     return lines
 
 
-def _value_text(value: object) -> str:
+def _plain_value(value: Any) -> Any:
+    """A value of the file's metadata for ``--json``, long lists by their length."""
+    plain = getattr(value, "value", value)
+    return f"{len(plain)} items" if isinstance(plain, list) else plain
+
+
+def _value_text(value: Any) -> str:
+    value = getattr(value, "value", value)
     if isinstance(value, list):
         head = ", ".join(printable(repr(v), 30) for v in value[:4])
         return f"[{head}{', …' if len(value) > 4 else ''}] ({len(value)} items)"

@@ -1,19 +1,26 @@
 """Quantizes GGUF files with the `llama_model_quantize` of a released llama.cpp: the tool llama-quantize.
 
-    python llama_release.py LIBRARIES SOURCE FOLDER TYPE ...
+    python llama_release.py LIBRARIES JOBS.json
 
-writes FOLDER/TYPE.gguf for each type with the option --pure. It is a program of its own because two builds of
-llama.cpp do not get along in one process. LIBRARIES is the folder that fixtures/fetch_llama.py prints; the
-structure and the numbers below are those of that release (llama.h of llama.cpp v0.5.0).
+carries out a list of jobs: objects with ``source``, ``target`` and ``recipe``, and perhaps ``pure``,
+``leave_output_tensor``, ``allow_requantize``, ``output_tensor_type``, ``token_embedding_type``,
+``tensor_types`` (a list of pairs) and ``imatrix`` (an ``.npz`` of float32 vectors by tensor name). It is a
+program of its own because two builds of llama.cpp do not get along in one process. LIBRARIES is the folder that
+fixtures/fetch_llama.py prints; the structures below are those of that release (llama.h of llama.cpp v0.5.0).
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from pathlib import Path
 
-FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
+import numpy as np
+from gguf.constants import GGMLQuantizationType, LlamaFileType
+
+FILE_TYPES = {t.name.removeprefix("ALL_").removeprefix("MOSTLY_"): t.value for t in LlamaFileType}
+TYPES = {t.name.upper(): t.value for t in GGMLQuantizationType}
 
 
 class QuantizeParams(ctypes.Structure):
@@ -35,6 +42,14 @@ class QuantizeParams(ctypes.Structure):
     )
 
 
+class Importance(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+class Override(ctypes.Structure):
+    _fields_ = (("pattern", ctypes.c_char_p), ("type", ctypes.c_int))
+
+
 def load(folder: Path) -> ctypes.CDLL:
     """Opens the libraries, the ones that others need first."""
     base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
@@ -54,16 +69,34 @@ def load(folder: Path) -> ctypes.CDLL:
     return llama
 
 
+def quantize(llama: ctypes.CDLL, job: dict) -> None:
+    """Carries one job out."""
+    params = llama.llama_model_quantize_default_params()
+    assert params.quantize_output_tensor, "llama_model_quantize_params has another layout"
+    params.nthread, params.ftype, params.pure = 2, FILE_TYPES[job["recipe"]], job.get("pure", False)
+    params.allow_requantize = job.get("allow_requantize", False)
+    params.quantize_output_tensor = not job.get("leave_output_tensor", False)
+    for key in ("output_tensor_type", "token_embedding_type"):
+        if job.get(key):
+            setattr(params, key, TYPES[job[key].upper()])
+    arrays = dict(np.load(job["imatrix"])) if job.get("imatrix") else {}
+    weights = [Importance(name.encode(), a.ctypes.data, a.size) for name, a in arrays.items()]
+    types = [Override(p.encode(), TYPES[t.upper()]) for p, t in job.get("tensor_types", [])]
+    if weights:
+        weights_array = (Importance * (len(weights) + 1))(*weights)
+        params.imatrix = ctypes.addressof(weights_array)
+    if types:
+        types_array = (Override * (len(types) + 1))(*types)
+        params.tt_overrides = ctypes.addressof(types_array)
+    if llama.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)):
+        sys.exit(f"llama_model_quantize refused {job}")
+
+
 def main() -> None:
-    libraries, source, folder, *types = sys.argv[1:]
+    libraries, jobs = sys.argv[1:]
     llama = load(Path(libraries))
-    for name in types:
-        params = llama.llama_model_quantize_default_params()
-        assert params.quantize_output_tensor, "llama_model_quantize_params has another layout"
-        params.nthread, params.ftype, params.pure = 1, FILE_TYPES[name], True
-        target = Path(folder) / f"{name}.gguf"
-        if llama.llama_model_quantize(source.encode(), str(target).encode(), ctypes.byref(params)):
-            sys.exit(f"llama_model_quantize refused {source} as {name}")
+    for job in json.loads(Path(jobs).read_text()):
+        quantize(llama, job)
 
 
 if __name__ == "__main__":

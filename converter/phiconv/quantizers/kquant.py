@@ -223,7 +223,7 @@ def _spread_importance(
 def _importance(
     x: FloatArray, values: NDArray[Any], importance: FloatArray, encoding: SuperBlockEncoding, factor: int
 ) -> FloatArray:
-    """importance * sqrt(variance + x**2), with ``factor`` times the mean of the block's squares as variance."""
+    """Importance * sqrt(variance + x**2), with ``factor`` times the mean of the block's squares as variance."""
     weights = _spread_importance(values, importance, encoding)
     squares = np.multiply(x, x, out=scratch("squares", x.shape, np.float32))
     total = np.zeros(x.shape[2], np.float32)

@@ -32,6 +32,7 @@ class Choices:
         output_tensor_type, token_embedding_type: Types of the two ends of the model.
         leave_output_tensor: The output matrix stays as it is stored.
         tensor_types: Types of the tensors whose names a pattern is found in; the first pattern wins.
+        allow_requantize: Quantize also what is quantized already.
         importance: The importance matrix, if there is one.
     """
 
@@ -40,6 +41,7 @@ class Choices:
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[re.Pattern[str], str], ...] = ()
+    allow_requantize: bool = False
     importance: ImportanceMatrix | None = None
 
 

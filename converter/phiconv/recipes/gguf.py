@@ -7,6 +7,7 @@ get the fallback.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -322,7 +323,7 @@ class _Mixer:
         self.tied = "output" not in categories
         self.values = categories.count("attn_v")
         self.seen: Counter[str] = Counter()
-        self.hp = model.hyperparameters
+        self.shape = _shape(model)
 
     def choose(self, tensor: OutputTensor, category: str) -> str:
         if self.tied and category == "token_embd":
@@ -337,19 +338,34 @@ class _Mixer:
         return DEFAULTS[self.recipe]
 
     def place(self, tensor: OutputTensor, category: str) -> _Place:
-        hp, index = self.hp, self.seen[category]
-        layers = hp.num_hidden_layers if hp else 0
-        if hp and hp.experts and category.startswith("ffn_") and tensor.role is not None:
-            index = tensor.role.layer or 0
+        layers, gqa, experts = self.shape
+        layer = re.match(r"blk\.(\d+)\.", tensor.name)
+        by_layer = experts > 1 and category.startswith("ffn_") and layer is not None
         return _Place(
-            index=index,
+            index=int(layer[1]) if by_layer and layer else self.seen[category],
             count=self.values if category == "attn_v" else layers,
-            gqa=hp.num_attention_heads // hp.num_key_value_heads if hp else 1,
-            experts=hp.experts.count if hp and hp.experts else 0,
+            gqa=gqa,
+            experts=experts,
             stacked=len(tensor.tensor.shape) > 2,
             importance=self.choices.importance is not None,
             divides=tensor.tensor.columns % encoding_of(DEFAULTS[self.recipe]).block_size == 0,
         )
+
+
+def _shape(model: Model) -> tuple[int, int, int]:
+    """Layers, attention heads per key/value head, and experts (0 if dense), whatever the model came from."""
+    if (hp := model.hyperparameters) is not None:
+        experts = hp.experts.count if hp.experts else 0
+        return hp.num_hidden_layers, hp.num_attention_heads // hp.num_key_value_heads, experts
+    keys = {key.partition(".")[2]: getattr(value, "value", None) for key, value in model.metadata.items()}
+
+    def number(key: str, default: int) -> int:
+        value = keys.get(key)
+        return value if type(value) is int and value > 0 else default
+
+    heads = number("attention.head_count", 1)
+    gqa = heads // number("attention.head_count_kv", heads)
+    return number("block_count", 0), max(gqa, 1), number("expert_count", 0)
 
 
 def _category(name: str) -> str:

@@ -32,4 +32,4 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from phiconv_formats.gguf.reader import open_gguf
 
     file = open_gguf(path)
-    return Checkpoint(path, "gguf", file.tensors, metadata={k: v.value for k, v in file.metadata.items()})
+    return Checkpoint(path, "gguf", file.tensors, metadata=file.metadata)

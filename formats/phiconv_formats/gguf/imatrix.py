@@ -16,6 +16,7 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv.importance import ImportanceMatrix
+from phiconv_formats.files import InputFile, read_small_file
 
 from .reader import open_gguf
 
@@ -39,8 +40,9 @@ def read_imatrix(path: str | PathLike[str]) -> ImportanceMatrix:
         MalformedFileError: It is neither, it is damaged, or a weight is not finite.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        matrix = _read_gguf(path) if file.read(4) == b"GGUF" else _read_legacy(path)
+    with InputFile(path) as file:
+        is_gguf = file.read_bytes(0, min(4, file.size)) == b"GGUF"
+    matrix = _read_gguf(path) if is_gguf else _read_legacy(path)
     for name, weights in matrix.weights.items():
         if not np.isfinite(weights).all() or weights.size == 0:
             raise MalformedFileError("an importance weight is missing, NaN or infinite", path=path, at=name)
@@ -86,8 +88,6 @@ def _floats(file: GgufFile, name: str, path: Path) -> FloatArray:
 
 def _read_legacy(path: Path) -> ImportanceMatrix:
     """The format before 2025: records of name, number of calls, values; then, perhaps, chunks and dataset."""
-    if path.stat().st_size > _LARGEST_LEGACY:
-        raise MalformedFileError("too large for an importance matrix", path=path)
     records = _Records(path)
     weights: dict[str, FloatArray] = {}
     for _ in range(records.integer("number of entries", largest=1 << 20)):
@@ -107,7 +107,7 @@ class _Records:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = memoryview(path.read_bytes())
+        self.data = memoryview(read_small_file(path, _LARGEST_LEGACY))
         self.at = 0
 
     @property

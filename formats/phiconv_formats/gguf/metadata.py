@@ -102,6 +102,9 @@ def file_metadata(
         importance: The importance matrix that the weights were quantized with, if any.
     """
     pairs: list[tuple[str, GgufValue]] = []
+    if model.format == "gguf":  # another GGUF keeps what it says, but for what is written below
+        ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE}
+        pairs += [(key, value) for key, value in model.metadata.items() if key not in ours]
     if model.architecture is not None and model.hyperparameters is not None:
         name, hp = ARCHITECTURE_NAMES[model.architecture], model.hyperparameters
         pairs.append((Keys.General.ARCHITECTURE, GgufValue(GGUFValueType.STRING, name)))

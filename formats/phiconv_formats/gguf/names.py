@@ -6,6 +6,7 @@ fused as its graphs expect them.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from phiconv import ir
@@ -42,6 +43,9 @@ _NAMES = {
     "experts_down": "ffn_down_exps",
 }
 
+# Parts of names that llama-quantize leaves alone, among the architectures that phiconv knows.
+_KEPT = ("_norm.weight", "ffn_gate_inp.weight")
+
 # What the runtime wants in one matrix, by its first row's role: the name, and the roles in order.
 _JOINED = {
     "phi3": {
@@ -56,14 +60,19 @@ def output_tensors(model: Model) -> list[OutputTensor]:
 
     Vectors, normalisations, biases and the router stay float32, as llama.cpp's converter keeps them.
     """
+    if model.format == "gguf":
+        return sorted((_stored(name, tensor) for name, tensor in model.stored.items()), key=_order)
     if model.architecture is None:
         return [_plain(name, tensor) for name, tensor in model.stored.items()]
     if model.architecture not in ARCHITECTURE_NAMES:
         raise UnsupportedModelError(f"llama.cpp does not know {model.architecture}", path=model.path)
-    return sorted(
-        _model_tensors(model),
-        key=lambda t: (-1 if t.role is None or t.role.layer is None else t.role.layer, t.name),
-    )
+    return sorted(_model_tensors(model), key=_order)
+
+
+def _order(tensor: OutputTensor) -> tuple[int, str]:
+    """By layer, then by name; what belongs to no layer comes first."""
+    layer = re.match(r"blk\.(\d+)\.", tensor.name)
+    return int(layer[1]) if layer else -1, tensor.name
 
 
 def _model_tensors(model: Model) -> Iterator[OutputTensor]:
@@ -96,6 +105,12 @@ def _rope_factors(model: Model) -> Iterator[OutputTensor]:
     for name, factors in (("rope_factors_long", rope.long_factor), ("rope_factors_short", rope.short_factor)):
         if factors:
             yield OutputTensor(f"{name}.weight", ir.constant(factors, name), Role(name), ir.F32)
+
+
+def _stored(name: str, tensor: ir.Tensor) -> OutputTensor:
+    """A tensor of another GGUF: what llama-quantize does not touch stays as it is stored."""
+    free = len(tensor.shape) > 1 and name.endswith("weight") and not any(part in name for part in _KEPT)
+    return OutputTensor(name, tensor, None, None if free else tensor.encoding)
 
 
 def _plain(name: str, tensor: ir.Tensor) -> OutputTensor:
