@@ -1,0 +1,57 @@
+"""llama.cpp's bytes, by checksum: for machines that cannot run it (fixtures/make_golden.py made them)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import phiconv
+from phiconv.ir import FloatEncoding
+from phiconv.quantizers import QUANTIZERS, encode
+from phiconv.recipes.gguf import DEFAULTS
+from phiconv_formats.gguf.packing import pack
+from phiconv_formats.gguf.types import GGML_TYPES
+
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
+GOLDEN = json.loads((FIXTURES / "golden.json").read_text())
+ENCODINGS = {t.name.upper(): t.encoding for t in GGML_TYPES.values() if t.encoding in QUANTIZERS}
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The script that made the checksums: it has the inputs."""
+    spec = importlib.util.spec_from_file_location("make_golden", FIXTURES / "make_golden.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", sorted(ENCODINGS))
+def test_blocks(name, made):
+    digests = {}
+    for what in GOLDEN["blocks"][name]:
+        weights = made.importance() if what == "importance" else None
+        packed = pack(encode(made.tiles(), ENCODINGS[name], weights))
+        digests[what] = hashlib.sha256(packed).hexdigest()
+    assert digests == GOLDEN["blocks"][name]
+
+
+@pytest.mark.parametrize("model", sorted(GOLDEN["files"]))
+@pytest.mark.parametrize("recipe", sorted(GOLDEN["files"]["tiny-phi3"]))
+def test_files(model, recipe, made, tmp_path):
+    phiconv.convert(FIXTURES / model, tmp_path / "o.gguf", quant=recipe)
+    assert made.tensors_digest(tmp_path / "o.gguf") == GOLDEN["files"][model][recipe]
+
+
+def test_every_type_and_recipe_has_a_checksum():
+    assert set(ENCODINGS) <= set(GOLDEN["blocks"])
+    floats = {"F32", "F16", "BF16"}
+    covered = set(GOLDEN["files"]["tiny-phi3"]) | floats | {"Q2_K_S"}
+    assert {r for r, t in DEFAULTS.items() if t not in floats} <= covered | {
+        r for r, t in DEFAULTS.items() if "plain" not in GOLDEN["blocks"].get(t, {})
+    }
+    assert all(not isinstance(e, FloatEncoding) for e in ENCODINGS.values())
