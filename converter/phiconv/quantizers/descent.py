@@ -48,7 +48,7 @@ def fit_positive(x: FloatArray, weights: FloatArray, limit: int) -> tuple[FloatA
     for _ in range(_SWEEPS):
         if not _sweep(x, weights, codes, sum_lx, sum_l2, limit):
             break
-    scale = np.where(sum_l2 > 0, sum_lx / sum_l2, np.float32(0))
+    scale = np.where(sum_l2 <= 0, np.float32(0), sum_lx / sum_l2)
     zero = high < TINY
     scale[zero] = 0
     codes[:, zero] = 0
@@ -111,7 +111,7 @@ def descend(x: FloatArray, limit: int) -> tuple[FloatArray, NDArray[np.int32]]:
     for _ in range(_SWEEPS):
         if not _signed_sweep(x, weights, weighted, codes, sum_lx, sum_l2, limit):
             break
-    scale = np.where(sum_l2 > 0, sum_lx / sum_l2, np.float32(0))
+    scale = np.where(sum_l2 <= 0, np.float32(0), sum_lx / sum_l2)
     codes += limit
     zero = np.abs(largest) < TINY
     scale[zero] = 0

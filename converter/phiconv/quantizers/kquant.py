@@ -104,7 +104,7 @@ def dequantize(blocks: Blocks) -> FloatArray:
     if not isinstance(encoding, SuperBlockEncoding) or sub_scales is None:
         raise TypeError(f"{encoding.name} has no sub-blocks")
     result: FloatArray = blocks.codes.astype(np.float32)
-    x = result.reshape(encoding.sub_blocks, -1, len(blocks), 4)
+    x = result.reshape(encoding.sub_blocks, encoding.sub_block_size // 4, len(blocks), 4)
     with np.errstate(all="ignore"):
         if encoding.offset:
             x -= encoding.offset
