@@ -12,6 +12,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError, UsageError
+from phiconv_formats.gguf import packing_codebook
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,18 +40,21 @@ def pack(encoded: ir.Encoded) -> NDArray[np.uint8]:
     """
     if not isinstance(encoded, ir.Blocks):
         return np.ascontiguousarray(encoded).reshape(-1).view(np.uint8)
-    if encoded.encoding not in _LAYOUTS:
-        raise UsageError(f"GGUF has no tensor type for {encoded.encoding.name}")
-    blocks = np.empty(len(encoded), _LAYOUTS[encoded.encoding])
+    encoding = encoded.encoding
+    if isinstance(encoding, ir.CodebookEncoding):
+        return packing_codebook.pack(encoded, encoding)
+    if encoding not in _LAYOUTS:
+        raise UsageError(f"GGUF has no tensor type for {encoding.name}")
+    blocks = np.empty(len(encoded), _LAYOUTS[encoding])
     blocks["d"] = encoded.scales
     if encoded.minima is not None:
         blocks["m"] = encoded.minima
     words = encoded.words()
-    if encoded.encoding.bits == 8:
+    if encoding.bits == 8:
         blocks["qs"] = words.T
     else:
         blocks["qs"] = _pack_nibbles(words).T
-    if encoded.encoding.bits == 5:
+    if encoding.bits == 5:
         blocks["qh"] = _pack_fifth_bits(words)
     return blocks.view(np.uint8)
 
@@ -67,6 +71,8 @@ def unpack(data: bytes | memoryview | NDArray[np.uint8], encoding: ir.Encoding) 
     """
     if isinstance(encoding, ir.FloatEncoding):
         return np.frombuffer(data, encoding.dtype)
+    if isinstance(encoding, ir.CodebookEncoding):
+        return packing_codebook.unpack(data, encoding)
     if not isinstance(encoding, ir.BlockEncoding) or encoding not in _LAYOUTS:
         raise UnsupportedModelError(f"phiconv cannot decode tensors of type {encoding.name}")
     blocks = np.frombuffer(data, _LAYOUTS[encoding])

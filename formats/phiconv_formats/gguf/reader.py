@@ -206,7 +206,7 @@ class _Info:
         columns = self.shape[-1] if len(self.shape) > 1 else 1
         offset, encoding = data_offset + self.offset, self.type.encoding
         source: ir.Source
-        if isinstance(encoding, ir.BlockEncoding):
+        if isinstance(encoding, ir.BlockEncoding | ir.CodebookEncoding):
             source = BlockRows(file, offset, columns, self.type, self.name)
         else:
             source = FileRows(file, offset, self.type.row_bytes(columns), encoding, self.name)

@@ -45,7 +45,11 @@ class GgmlType:
 
 _ENCODINGS: dict[str, ir.Encoding] = {
     e.name.upper(): e
-    for e in (ir.F64, ir.F32, ir.F16, ir.BF16, ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0)
+    for e in (
+        *(ir.F64, ir.F32, ir.F16, ir.BF16, ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0),
+        *(ir.IQ4_NL, ir.IQ4_XS, ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0),
+        *(ir.IQ1_S, ir.IQ1_M, ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S),
+    )
 }
 
 
