@@ -61,6 +61,8 @@ __all__ = [
 
 FloatArray: TypeAlias = "NDArray[np.float32]"
 
+_FLOAT16: np.dtype[np.generic] = np.dtype("<f2")
+
 
 # ------------------------------------------------------------------------------------------------ encodings
 
@@ -110,9 +112,9 @@ class BlockEncoding:
 class CodebookEncoding:
     """Every weight is one of a few values, times the scale of its block.
 
-    Without sub-blocks ``weight = scale * table[code]``. With them, every ``sub_block_size`` neighbours have an
-    integer of their own: ``weight = scale * sub_scale * table[code]``. Which codes may stand next to each other
-    is for the quantizer and the packer to know.
+    Without sub-blocks ``weight = scale * table[code]``. With them, every ``sub_block_size`` neighbours have
+    an integer of their own: ``weight = scale * sub_scale * table[code]``. Which codes may stand next to each
+    other is for the quantizer and the packer to know.
 
     Attributes:
         name: The name the field knows it by.
@@ -128,7 +130,7 @@ class CodebookEncoding:
     table: tuple[float, ...]
     bits_per_weight: float
     sub_block_size: int = 0
-    scale_dtype: np.dtype[np.floating[Any]] = np.dtype(np.float16)
+    scale_dtype: np.dtype[np.generic] = _FLOAT16
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,15 +35,20 @@ def ggml() -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="session")
-def ggml_quantize(ggml: ctypes.CDLL) -> Callable[[NDArray[np.float32], str], NDArray[np.uint8]]:
+def ggml_quantize(ggml: ctypes.CDLL) -> Callable[..., NDArray[np.uint8]]:
     """What ggml makes of float32 rows in a type of this name: a vector of bytes."""
 
-    def quantize(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
+    def quantize(
+        values: NDArray[np.float32], name: str, importance: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint8]:
         kind = GGMLQuantizationType[name.upper()].value
         rows, columns = values.shape
         values = np.ascontiguousarray(values, np.float32)
         packed = np.zeros(rows * ggml.ggml_row_size(kind, columns), np.uint8)
-        used = ggml.ggml_quantize_chunk(kind, values.ctypes.data, packed.ctypes.data, 0, rows, columns, None)
+        matrix = None if importance is None else importance.ctypes.data
+        used = ggml.ggml_quantize_chunk(
+            kind, values.ctypes.data, packed.ctypes.data, 0, rows, columns, matrix
+        )
         assert used == packed.size
         return packed
 

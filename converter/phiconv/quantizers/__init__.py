@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["QUANTIZERS", "WEIGHTED_QUANTIZERS", "Quantizer", "WeightedQuantizer", "decode", "encode"]
+__all__ = ["CODEBOOK_QUANTIZERS", "QUANTIZERS", "Quantizer", "WeightedQuantizer", "decode", "encode"]
 
 Quantizer: TypeAlias = "Callable[[NDArray[Any]], ir.Blocks]"
 """From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order."""
 
 WeightedQuantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
-"""The same, with what an error in every column counts."""
+"""The same, with what an error in every column counts; some do not look at it."""
 
-QUANTIZERS: dict[ir.BlockEncoding | ir.CodebookEncoding, Quantizer] = {
+QUANTIZERS: dict[ir.BlockEncoding, Quantizer] = {
     ir.Q4_0: affine.q4_0,
     ir.Q4_1: affine.q4_1,
     ir.Q5_0: affine.q5_0,
     ir.Q5_1: affine.q5_1,
     ir.Q8_0: affine.q8_0,
+}
+
+CODEBOOK_QUANTIZERS: dict[ir.CodebookEncoding, WeightedQuantizer] = {
     ir.MXFP4: codebook.mxfp4,
     ir.NVFP4: codebook.nvfp4,
     ir.TQ1_0: codebook.tq1_0,
     ir.TQ2_0: codebook.tq2_0,
-}
-
-WEIGHTED_QUANTIZERS: dict[ir.CodebookEncoding, WeightedQuantizer] = {
     ir.IQ4_NL: nonlinear.iq4_nl,
     ir.IQ4_XS: nonlinear.iq4_xs,
 }
@@ -58,13 +58,13 @@ def encode(
     """
     if isinstance(encoding, ir.FloatEncoding):
         return narrow(values, encoding)
-    if isinstance(encoding, ir.RawEncoding) or encoding not in QUANTIZERS | WEIGHTED_QUANTIZERS:
+    if encoding not in QUANTIZERS and encoding not in CODEBOOK_QUANTIZERS:
         raise UsageError(f"phiconv has no quantizer for {encoding.name}")
     if values.shape[-1] % encoding.block_size:
         raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
     values = widen(values) if values.dtype.itemsize == 8 else values
-    if isinstance(encoding, ir.CodebookEncoding) and encoding in WEIGHTED_QUANTIZERS:
-        return WEIGHTED_QUANTIZERS[encoding](values, importance)
+    if isinstance(encoding, ir.CodebookEncoding):
+        return CODEBOOK_QUANTIZERS[encoding](values, importance)
     return QUANTIZERS[encoding](values)
 
 

@@ -33,10 +33,7 @@ def dequantize(blocks: Blocks) -> FloatArray:
     encoding = blocks.encoding
     if not isinstance(encoding, CodebookEncoding):
         raise TypeError(encoding.name)
-    # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
-    indices = scratch("indices", blocks.codes.shape, np.intp)
-    np.copyto(indices, blocks.codes)
-    x = np.array(encoding.table, np.float32).take(indices, mode="clip")
+    x = _values(blocks.codes, encoding)
     scales: NDArray[Any] = widen(blocks.scales)
     if blocks.sub_scales is None:
         x *= spread(scales)
@@ -48,15 +45,39 @@ def dequantize(blocks: Blocks) -> FloatArray:
     return from_quads(x)
 
 
+def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
+    """The value of every code, two at a time."""
+    pairs = codes.view(np.uint16)
+    keys = scratch("keys", pairs.shape, np.uint16)
+    np.right_shift(pairs, 4, out=keys)
+    keys |= pairs
+    keys &= 255
+    # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
+    indices = scratch("indices", pairs.shape, np.intp)
+    np.copyto(indices, keys)
+    result = np.empty(codes.shape, np.float32)
+    _pairs_of_values(encoding.table).take(indices, mode="clip", out=result.view(np.complex64))
+    return result
+
+
+@cache
+def _pairs_of_values(table: tuple[float, ...]) -> NDArray[np.complex64]:
+    """Two values, only copied as one, by the bits of the first one's code and, above, of the second one's."""
+    values = np.zeros(16, np.float32)
+    values[: len(table)] = table
+    codes = np.arange(256)
+    return np.stack([values[codes & 15], values[codes >> 4]], axis=-1).view(np.complex64)[:, 0]
+
+
 # -------------------------------------------------------------------------------------------------- ternary
 
 
-def tq1_0(values: NDArray[Any]) -> Blocks:
+def tq1_0(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
     """Quantizes to -1, 0 and 1, see `_ternary`."""
     return _ternary(values, TQ1_0)
 
 
-def tq2_0(values: NDArray[Any]) -> Blocks:
+def tq2_0(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
     """Quantizes to -1, 0 and 1, see `_ternary`."""
     return _ternary(values, TQ2_0)
 
@@ -81,7 +102,7 @@ _BETWEEN = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
 
 
 @np.errstate(all="ignore")
-def mxfp4(values: NDArray[Any]) -> Blocks:
+def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
     """Quantizes to E2M1 with a power of two as scale: that of the largest weight of the block, times 1 / 8.
 
     The largest weight is then 8 to 16 scales, where the largest value is 12.
@@ -105,7 +126,7 @@ def mxfp4(values: NDArray[Any]) -> Blocks:
 
 
 @np.errstate(all="ignore")
-def nvfp4(values: NDArray[Any]) -> Blocks:
+def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
     """Quantizes to E2M1 with an unsigned E4M3 number as scale: ``max |x| / 6``, rounded."""
     x = _tile(values, NVFP4)
     largest = _largest(x)
@@ -126,7 +147,7 @@ def _by_error(x: FloatArray, scale: FloatArray) -> NDArray[np.uint8]:
     """Codes as C finds them: the first one of those with the least error."""
     values = np.array(NVFP4.table, np.float32)
     errors = np.abs(values * scale[:, None, None] - x[..., None])
-    return errors.argmin(axis=-1).astype(np.uint8)
+    return np.asarray(errors.argmin(axis=-1), np.uint8)
 
 
 def _e2m1_codes(x: FloatArray, between: Any) -> NDArray[np.uint8]:
@@ -135,7 +156,7 @@ def _e2m1_codes(x: FloatArray, between: Any) -> NDArray[np.uint8]:
     sign = scratch("sign", x.shape, np.bool_)
     np.less(x, np.float32(0), out=sign)
     np.abs(x, out=x)
-    codes = np.greater(x, between[0]).view(np.uint8)
+    codes: NDArray[np.uint8] = np.greater(x, between[0]).view(np.uint8)
     # A negative code is 8 more, but where the magnitude is 0.
     negative = sign.view(np.uint8)
     negative &= codes
@@ -190,4 +211,5 @@ def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
 
 def _largest(x: FloatArray) -> FloatArray:
     """The largest magnitude of every block, (n,)."""
-    return np.abs(np.maximum(block_max(x), -block_min(x)))
+    result: FloatArray = np.abs(np.maximum(block_max(x), -block_min(x)))
+    return result

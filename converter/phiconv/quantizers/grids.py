@@ -27,4 +27,4 @@ def grid(encoding: CodebookEncoding) -> NDArray[np.uint8]:
     data = getattr(gguf.quants, encoding.name.upper())
     data.init_grid()
     codes = np.searchsorted(data.grid_map, data.grid.reshape(data.grid_shape))
-    return codes.astype(np.uint8)
+    return np.asarray(codes, np.uint8)

@@ -30,7 +30,7 @@ _SUB = 32
 """Weights that share a scale."""
 
 _CHUNK = 1024
-"""Such groups that are searched at a time: what the search computes with stays in a core's own cache."""
+"""Blocks at a time: what the search for the scales of 32 weights of each needs is in a core's own cache."""
 
 _TRIES = 7
 _TOO_SMALL = np.float32(1e-15)
@@ -41,7 +41,9 @@ _LEAST = np.float32(_VALUES[0])
 # Codes of numbers by ``floor(2 x) + 270``: neighbours are halved at a whole number of halves, and what lies
 # there goes to the upper one. A weight times any scale that is tried is less than 134.5 in magnitude.
 _OFFSET = 270
-_CODES = np.searchsorted(_VALUES[1:] + _VALUES[:-1], np.arange(-_OFFSET, _OFFSET), side="right").astype(np.uint8)
+_CODES = np.searchsorted(_VALUES[1:] + _VALUES[:-1], np.arange(-_OFFSET, _OFFSET), side="right").astype(
+    np.uint8
+)
 _NEAREST = _VALUES[_CODES]
 
 
@@ -101,9 +103,8 @@ def _parts(
     """
     blocks = values.reshape(-1, size)
     columns = None if importance is None else importance.reshape(-1, size)
-    step = _CHUNK * _SUB // size
-    for start in range(0, len(blocks), step):
-        part = slice(start, min(start + step, len(blocks)))
+    for start in range(0, len(blocks), _CHUNK):
+        part = slice(start, min(start + _CHUNK, len(blocks)))
         x, weights = scratch("nonlinear_part", (2, size, part.stop - start), np.float32)
         np.copyto(x, widen(blocks[part]).T)
         np.multiply(x, x, out=weights)
@@ -125,7 +126,7 @@ def _search(x: FloatArray, weights: FloatArray) -> FloatArray:
     scale = np.where(square > 0, product / square, np.float32(0))
     best = scale * product
     for step in range(-_TRIES, _TRIES + 1):
-        product, square = _sums(x, weights, (step + _LEAST) / extreme)
+        product, square = _sums(x, weights, np.float32(step - 127) / extreme)
         better = (square > 0) & (product * product > best * square)
         np.divide(product, square, out=scale, where=better)
         np.multiply(scale, product, out=best, where=better)

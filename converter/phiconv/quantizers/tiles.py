@@ -91,7 +91,7 @@ def spread(per_block: NDArray[Any]) -> NDArray[Any]:
 def column_sums(x: FloatArray) -> FloatArray:
     """The sums down the columns of a C-contiguous matrix, strictly one number after the other, as C adds."""
     if x.shape[1] == 1:  # contiguous numbers NumPy would add in pairs
-        return np.add.accumulate(x, axis=0)[-1]
+        x = np.add.accumulate(x, axis=0)[-1:]
     result: FloatArray = np.add.reduce(x, axis=0)
     return result
 

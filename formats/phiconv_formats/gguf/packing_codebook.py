@@ -55,7 +55,7 @@ def unpack(data: bytes | memoryview | NDArray[np.uint8], encoding: ir.CodebookEn
 
 
 def _pack_halves(words: Words) -> Words:
-    """Codes of 4 bits, (..., 2 k, n), as (..., k, n): byte j has code j and, above, that of the other half."""
+    """Codes of 4 bits, (..., 2 k, n) to (..., k, n): byte j has code j and, above, the other half's."""
     half = words.shape[-2] // 2
     packed = words[..., half:, :] << 4
     packed |= words[..., :half, :]
@@ -106,11 +106,11 @@ def _unpack_mxfp4(structs: Structs) -> Fields:
 
 
 def _e4m3_halves() -> NDArray[np.float32]:
-    """Half of the number that ggml sees in every byte: it ignores the sign, and only 127 is 0 instead of NaN."""
+    """Half of the number that ggml sees in every byte: it ignores the sign; 127 is 0 instead of NaN."""
     byte = np.arange(256) & 127
-    numbers = np.ldexp((byte & 7) + 8 * (byte > 7), np.maximum(byte >> 3, 1) - 11).astype(np.float32)
+    numbers = np.ldexp((byte & 7) + 8 * (byte > 7), np.maximum(byte >> 3, 1) - 11)
     numbers[127] = 0
-    return numbers
+    return np.asarray(numbers, np.float32)
 
 
 def _pack_nvfp4(blocks: ir.Blocks, structs: Structs) -> None:

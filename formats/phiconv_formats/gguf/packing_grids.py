@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LAYOUTS", "PACKERS", "UNPACKERS", "Fields", "Structs", "Words", "pack_bits", "sub_scales", "unpack_bits"]
+__all__ = [
+    "LAYOUTS",
+    "PACKERS",
+    "UNPACKERS",
+    "Fields",
+    "Structs",
+    "Words",
+    "pack_bits",
+    "sub_scales",
+    "unpack_bits",
+]
 
 Structs: TypeAlias = "NDArray[np.void]"
 """Blocks as they are stored."""
 
-Words: TypeAlias = "NDArray[np.uint32]"
-"""Codes of blocks, four to a word: (block_size / 4, n), as of `Blocks.words`."""
+Words: TypeAlias = "NDArray[Any]"
+"""Codes of blocks, four to a word: uint32 of shape (block_size / 4, n), as of `Blocks.words`."""
 
 Fields: TypeAlias = "tuple[Words, NDArray[Any], NDArray[np.int8] | None]"
 """Words, scales and sub-scales of blocks."""
@@ -33,11 +43,23 @@ LAYOUTS: dict[ir.CodebookEncoding, np.dtype[np.void]] = {
     ir.IQ2_XXS: np.dtype([("d", "<f2"), ("qs", [("points", "u1", (4,)), ("signs", "<u4")], (8,))]),
     ir.IQ2_XS: np.dtype([("d", "<f2"), ("qs", "<u2", (32,)), ("scales", "u1", (8,))]),
     ir.IQ2_S: np.dtype(
-        [("d", "<f2"), ("low", "u1", (32,)), ("signs", "u1", (32,)), ("high", "u1", (8,)), ("scales", "u1", (8,))]
+        [
+            ("d", "<f2"),
+            ("low", "u1", (32,)),
+            ("signs", "u1", (32,)),
+            ("high", "u1", (8,)),
+            ("scales", "u1", (8,)),
+        ]
     ),
     ir.IQ3_XXS: np.dtype([("d", "<f2"), ("points", "u1", (64,)), ("signs", "<u4", (8,))]),
     ir.IQ3_S: np.dtype(
-        [("d", "<f2"), ("low", "u1", (64,)), ("high", "u1", (8,)), ("signs", "u1", (32,)), ("scales", "u1", (4,))]
+        [
+            ("d", "<f2"),
+            ("low", "u1", (64,)),
+            ("high", "u1", (8,)),
+            ("signs", "u1", (32,)),
+            ("scales", "u1", (4,)),
+        ]
     ),
 }
 
@@ -45,7 +67,7 @@ LAYOUTS: dict[ir.CodebookEncoding, np.dtype[np.void]] = {
 # ---------------------------------------------------------------------------------- bits, scales and signs
 
 
-def pack_bits(numbers: NDArray[Any], bits: int) -> NDArray[np.uint32]:
+def pack_bits(numbers: NDArray[Any], bits: int) -> NDArray[Any]:
     """Numbers (k, ...) of some bits each as one of k * bits, the first in the lowest bits."""
     packed = np.zeros(numbers.shape[1:], np.uint32)
     for k, number in enumerate(numbers):
@@ -53,7 +75,7 @@ def pack_bits(numbers: NDArray[Any], bits: int) -> NDArray[np.uint32]:
     return packed
 
 
-def unpack_bits(packed: NDArray[Any], bits: int, count: int) -> NDArray[np.uint32]:
+def unpack_bits(packed: NDArray[Any], bits: int, count: int) -> NDArray[Any]:
     """The inverse of `pack_bits`, which may leave out higher bits."""
     wide = packed.astype(np.uint32)
     return np.stack([(wide >> (k * bits)) & ((1 << bits) - 1) for k in range(count)])
@@ -71,11 +93,11 @@ def _halved(blocks: ir.Blocks) -> NDArray[np.integer[Any]]:
     return sub_scales(blocks) >> 1
 
 
-def _odd(halved: NDArray[np.uint32]) -> NDArray[np.int8]:
+def _odd(halved: NDArray[Any]) -> NDArray[np.int8]:
     return (2 * halved + 1).astype(np.int8)
 
 
-def _fields(packed: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _fields(packed: NDArray[Any]) -> NDArray[Any]:
     """What `unpack_bits` gave of (n, m), shape (k, n, m), as rows in the order of the weights: (m k, n)."""
     return packed.transpose(2, 0, 1).reshape(-1, packed.shape[1])
 
@@ -85,7 +107,7 @@ def _columns(rows: NDArray[Any], per_field: int) -> NDArray[Any]:
     return rows.reshape(-1, per_field, rows.shape[-1]).transpose(1, 2, 0)
 
 
-def _sign_bits(words: Words, bit: int) -> NDArray[np.uint32]:
+def _sign_bits(words: Words, bit: int) -> NDArray[Any]:
     """One bit of every code, eight to a number: (64, n) to (32, n)."""
     bits = (words >> bit) & 0x01010101
     # The product has the sum of bits 0, 8, 16 and 24 shifted by 28, 21, 14 and 7: they meet in bits 28 to 31.
@@ -94,7 +116,7 @@ def _sign_bits(words: Words, bit: int) -> NDArray[np.uint32]:
     return bits[0::2] | bits[1::2] << 4
 
 
-def _spread_signs(signs: NDArray[np.uint32], bit: int) -> Words:
+def _spread_signs(signs: NDArray[Any], bit: int) -> Words:
     """The inverse of `_sign_bits`."""
     words = np.empty((2 * len(signs), signs.shape[1]), np.uint32)
     words[0::2] = signs & 15
@@ -106,7 +128,7 @@ def _spread_signs(signs: NDArray[np.uint32], bit: int) -> Words:
     return words
 
 
-def _with_parity(signs: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _with_parity(signs: NDArray[Any]) -> NDArray[Any]:
     """Seven signs and the eighth, which makes the number of negative ones even."""
     parity = signs ^ signs >> 4
     parity ^= parity >> 2
@@ -117,7 +139,7 @@ def _with_parity(signs: NDArray[np.uint32]) -> NDArray[np.uint32]:
 # --------------------------------------------------------------------------------------------------- points
 
 
-def _keys(words: Words, bits: int) -> NDArray[np.uint32]:
+def _keys(words: Words, bits: int) -> NDArray[Any]:
     """The codes of a word without their highest bit, which is bit ``bits``, side by side."""
     mask = (1 << bits) - 1
     return pack_bits(np.stack([(words >> (8 * j)) & mask for j in range(4)]), bits)
@@ -140,7 +162,7 @@ def _numbers(encoding: ir.CodebookEncoding) -> NDArray[np.int16]:
     return numbers
 
 
-def _pack_points(blocks: ir.Blocks, encoding: ir.CodebookEncoding) -> NDArray[np.uint32]:
+def _pack_points(blocks: ir.Blocks, encoding: ir.CodebookEncoding) -> NDArray[Any]:
     """The numbers of the points: of 8 or of 4 codes each, (32 or 64, n)."""
     words = blocks.words()
     per_point = len(_points(encoding))
@@ -152,7 +174,7 @@ def _pack_points(blocks: ir.Blocks, encoding: ir.CodebookEncoding) -> NDArray[np
     return numbers.astype(np.uint32)
 
 
-def _unpack_points(numbers: NDArray[np.uint32], encoding: ir.CodebookEncoding) -> Words:
+def _unpack_points(numbers: NDArray[Any], encoding: ir.CodebookEncoding) -> Words:
     """The inverse of `_pack_points`."""
     points = _points(encoding)
     words = np.empty((len(numbers), len(points), numbers.shape[1]), np.uint32)
@@ -177,13 +199,13 @@ def _unpack_iq2_xxs(structs: Structs) -> Fields:
     return _unpack_points(points, ir.IQ2_XXS) | _spread_signs(signs, 2), structs["d"], scales
 
 
-def _pack_signs_and_scales(blocks: ir.Blocks, bit: int) -> NDArray[np.uint32]:
+def _pack_signs_and_scales(blocks: ir.Blocks, bit: int) -> NDArray[Any]:
     """Four times seven signs and a sub-scale in a word for every 32 weights: (n, 8)."""
     signs = _sign_bits(blocks.words(), bit) & 127
     return pack_bits(_columns(signs, 4), 7) | _halved(blocks).T.astype(np.uint32) << 28
 
 
-def _unpack_signs_and_scales(packed: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.int8]]:
+def _unpack_signs_and_scales(packed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int8]]:
     return _with_parity(_fields(unpack_bits(packed, 7, 4))), _odd((packed >> 28).T)
 
 
