@@ -182,7 +182,7 @@ def test_split(cli):
     assert sorted(p.name for p in Path().iterdir()) == [f"o-0000{n}-of-00004.gguf" for n in (1, 2, 3, 4)]
 
 
-# ------------------------------------------------------------------------------------------- what can go wrong
+# ----------------------------------------------------------------------------------------- what can go wrong
 
 
 def test_wrong_usage(fails):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv import pipeline
+from phiconv.errors import UnsupportedModelError
+from phiconv.ir import RawEncoding
 from phiconv.model import Model
 from phiconv.planning import Plan, make_plan
 from phiconv.quantizers import decode
@@ -115,7 +117,14 @@ def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:
 
     Returns:
         float32: the tensor's own shape if all rows are read, (rows, columns) otherwise.
+
+    Raises:
+        UnsupportedModelError: Its numbers are no weights, or of a type that phiconv cannot decode.
     """
+    if isinstance(tensor.encoding, RawEncoding):
+        raise UnsupportedModelError(
+            f"stored as {tensor.encoding.name}, which phiconv cannot decode", path=tensor.label
+        )
     last = tensor.rows if stop is None else stop
     values = decode(tensor.read(start, last), tensor.columns)
     return values.reshape(tensor.shape) if (start, last) == (0, tensor.rows) else values

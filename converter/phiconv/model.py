@@ -56,9 +56,8 @@ class Rope:
     long_mscale: float = 1.0
 
     @staticmethod
-    def longrope_mscale(context: int, original_context: int) -> float:
-        """LongRoPE's attention factor: sqrt(1 + ln(s) / ln(original)), where s = context / original."""
-        scale = context / original_context
+    def longrope_mscale(scale: float, original_context: int) -> float:
+        """LongRoPE's attention factor, sqrt(1 + ln(scale) / ln(original)): the context grew by ``scale``."""
         return math.sqrt(1 + math.log(scale) / math.log(original_context)) if scale > 1 else 1.0
 
 

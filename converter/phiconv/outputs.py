@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from phiconv.errors import DiskFullError, OutputError, OutputExistsError
+from phiconv.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Buffer, Iterator, Sequence  # type: ignore[attr-defined]
@@ -154,7 +155,7 @@ def _check_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise DiskFullError(
-            f"the output needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
+            f"the output needs {size_text(size)}, and {size_text(free)} are free",
             path=folder,
             hint="make room, or choose another folder",
         )

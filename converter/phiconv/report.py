@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv import recipes
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import printable
+from phiconv.units import count_text, size_text
 from phiconv_formats import FORMATS
 
 if TYPE_CHECKING:
@@ -37,24 +38,6 @@ __all__ = [
 # Buffers of one worker: a tile as stored, as float32, as codes, as packed bytes, and the quantizer's scratch.
 _MEMORY_PER_JOB = 8 << 20
 _MEMORY_BASE = 40 << 20
-
-
-def size_text(count: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
-
-
-def count_text(count: float) -> str:
-    """A number of weights as people read it."""
-    for unit in ("", "K", "M"):
-        if count < 1000:
-            return f"{count:.0f}{unit}" if not unit else f"{count:.1f}{unit}"
-        count /= 1000
-    return f"{count:.2f}B"
 
 
 def _shape_text(shape: Iterable[int]) -> str:

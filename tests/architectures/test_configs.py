@@ -188,6 +188,10 @@ def test_attention_factor():
     assert parse(mini(8192, None, scaling(48))).rope.long_mscale == pytest.approx(math.sqrt(1 + 1 / 12))
     assert parse(mini(2048, None, scaling(48))).rope.long_mscale == 1.0
     assert parse(mini(8192, None, scaling(48, attention_factor=1.5))).rope.short_mscale == 1.5
+    # A factor replaces the ratio of the contexts.
+    assert parse(mini(8192, None, scaling(48, factor=16.0))).rope.long_mscale == pytest.approx(
+        math.sqrt(4 / 3)
+    )
 
 
 @pytest.mark.parametrize("classes", [["PhimoeForCausalLM"], ["PhiMoEForCausalLM"], [], None])
@@ -286,7 +290,7 @@ def test_bad_rope_scaling_names_the_file_and_the_key(key, value):
 
 
 def test_factors_without_a_type_are_refused():
-    with pytest.raises(ConfigError, match="long_factor"):
+    with pytest.raises(ConfigError, match="long and short factors"):
         parse(PHI4MINI | rope(type=None))
 
 

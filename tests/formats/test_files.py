@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from phiconv import ir
-from phiconv.errors import InputError, MalformedFileError, MissingFileError, UnsupportedModelError
+from phiconv.errors import InputError, MalformedFileError, MissingFileError
 from phiconv_formats import files
 from phiconv_formats.files import InputFile, read_small_file
 from phiconv_formats.rows import FileRows
@@ -206,10 +206,10 @@ class TestFileRows:
         assert part.tobytes() == values[3:9].tobytes()
         assert rows.label == f"{path}: w"
 
-    def test_raw_elements_are_not_read(self, path):
+    def test_raw_elements_are_read_as_bytes(self, path):
+        path.write_bytes(bytes(range(20)))
         rows = FileRows(InputFile(path), 0, 5, ir.RawEncoding("i8", 1, 1), "ids")
-        with pytest.raises(UnsupportedModelError, match="ids: stored as i8"):
-            rows.read(0, 1)
+        assert rows.read(1, 3).tolist() == [[5, 6, 7, 8, 9], [10, 11, 12, 13, 14]]
 
     def test_the_end_is_checked_before_memory_is_taken(self, path, refused):
         rows = FileRows(InputFile(path), 0, 4096, ir.F32, "w")

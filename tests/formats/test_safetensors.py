@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+import phiconv
 from phiconv import ir
 from phiconv.errors import MissingFileError, PhiconvError, UnsupportedModelError
 from phiconv_formats.safetensors import load_weight_map, open_safetensors, open_sharded
@@ -65,12 +66,12 @@ def test_reads_any_rows(tmp_path):
     assert np.array_equal(copy.read(8, 9), values[8:])
 
 
-def test_lists_other_types_and_does_not_read_them(tmp_path):
+def test_lists_other_types_and_does_not_decode_them(tmp_path):
     save_file({"ids": np.arange(6, dtype=np.int64).reshape(2, 3)}, tmp_path / "f")
     tensor = open_safetensors(tmp_path / "f").tensors["ids"]
     assert tensor.encoding == ir.RawEncoding("i64", 1, 8)
     with pytest.raises(UnsupportedModelError, match="ids: stored as i64, which phiconv cannot decode"):
-        tensor.read(0, 2)
+        phiconv.read(tensor)
 
 
 @pytest.mark.parametrize(

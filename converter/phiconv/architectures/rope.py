@@ -53,11 +53,11 @@ def parse_rope(
     original = inner.integer(key, default=outer, least=2)
     if kind == "default":
         if inner.get("long_factor", "short_factor")[1] is not None:
-            raise inner.error(
-                "rope_type", "missing beside long_factor and short_factor", 'it should be "longrope"'
-            )
+            raise inner.error("rope_type", 'no "longrope", although there are long and short factors')
         return Rope(dimensions, theta, original)
-    mscale = inner.number("attention_factor", default=Rope.longrope_mscale(context, original))
+    # A factor of its own replaces the ratio of the contexts, as in transformers.
+    scale = inner.number("factor", default=context / original)
+    mscale = inner.number("attention_factor", default=Rope.longrope_mscale(scale, original))
     return Rope(
         dimensions,
         theta,

@@ -122,7 +122,7 @@ def _search(x: FloatArray, weights: FloatArray) -> FloatArray:
     extreme = _extreme(x)
     magnitude = np.abs(extreme)
     extreme[magnitude < _TOO_SMALL] = 1
-    product, square = _sums(x, weights, 1 / (-extreme / _LEAST))
+    product, square = _sums(x, weights, np.float32(1) / (-extreme / _LEAST))
     scale = np.where(square > 0, product / square, np.float32(0))
     best = scale * product
     for step in range(-_TRIES, _TRIES + 1):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from phiconv.model import Model
 
-__all__ = ["ARCHITECTURE_NAMES", "output_tensors"]
+__all__ = ["ARCHITECTURE_NAMES", "output_tensors", "runtime_notes"]
 
 ARCHITECTURE_NAMES = {"phi": "phi2", "phi3": "phi3", "phimoe": "phimoe"}
 """phiconv's name of an architecture -> llama.cpp's."""
@@ -103,3 +103,22 @@ def _plain(name: str, tensor: ir.Tensor) -> OutputTensor:
     if isinstance(tensor.encoding, ir.RawEncoding):
         return OutputTensor(name, tensor, None, tensor.encoding)
     return OutputTensor(name, tensor, None, ir.F32 if len(tensor.shape) <= 1 else None)
+
+
+def runtime_notes(model: Model) -> list[str]:
+    """What llama.cpp (release v0.5.0) is known to do wrong with this model, whoever writes the file."""
+    hp = model.hyperparameters
+    if hp is None:
+        return []
+    notes = []
+    if model.architecture == "phimoe":
+        notes.append(
+            "llama.cpp computes phimoe with other norms and another router than the model was trained with"
+        )
+        if hp.num_attention_heads * hp.head_dim != hp.hidden_size:
+            notes.append(
+                "llama.cpp does not load a phimoe whose heads do not add up to hidden_size (Phi-tiny-MoE)"
+            )
+    if model.architecture != "phi3" and hp.tie_word_embeddings:
+        notes.append(f"llama.cpp does not load a {model.architecture} whose output is tied to its embedding")
+    return notes

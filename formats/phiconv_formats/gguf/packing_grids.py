@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from phiconv import ir
+from phiconv.codebooks import grid
 from phiconv.errors import UsageError
-from phiconv.quantizers.grids import grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def _sign_bits(words: Words, bit: int) -> NDArray[Any]:
     # The product has the sum of bits 0, 8, 16 and 24 shifted by 28, 21, 14 and 7: they meet in bits 28 to 31.
     bits *= 0x10204080
     bits >>= 28
-    return bits[0::2] | bits[1::2] << 4
+    return np.asarray(bits[0::2] | bits[1::2] << 4)
 
 
 def _spread_signs(signs: NDArray[Any], bit: int) -> Words:
@@ -133,7 +133,7 @@ def _with_parity(signs: NDArray[Any]) -> NDArray[Any]:
     parity = signs ^ signs >> 4
     parity ^= parity >> 2
     parity ^= parity >> 1
-    return signs | (parity & 1) << 7
+    return np.asarray(signs | (parity & 1) << 7)
 
 
 # --------------------------------------------------------------------------------------------------- points
@@ -202,7 +202,7 @@ def _unpack_iq2_xxs(structs: Structs) -> Fields:
 def _pack_signs_and_scales(blocks: ir.Blocks, bit: int) -> NDArray[Any]:
     """Four times seven signs and a sub-scale in a word for every 32 weights: (n, 8)."""
     signs = _sign_bits(blocks.words(), bit) & 127
-    return pack_bits(_columns(signs, 4), 7) | _halved(blocks).T.astype(np.uint32) << 28
+    return np.asarray(pack_bits(_columns(signs, 4), 7) | _halved(blocks).T.astype(np.uint32) << 28)
 
 
 def _unpack_signs_and_scales(packed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int8]]:

@@ -1,4 +1,4 @@
-"""The tensor types of ggml: ids and block sizes as the `gguf` package has them, and what they mean here."""
+"""The tensor types of ggml: ids and block sizes as the `gguf` package has them, and what each means."""
 
 from __future__ import annotations
 

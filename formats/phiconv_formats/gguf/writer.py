@@ -13,6 +13,7 @@ from gguf.constants import GGUFValueType, LlamaFileType
 
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv_formats.gguf.metadata import file_metadata
+from phiconv_formats.gguf.names import runtime_notes
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
 from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
@@ -80,7 +81,7 @@ def package(
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
     metadata = file_metadata(model, tensors, FILE_TYPES[recipe])
     shards = _split(entries, split_max_size)
-    notes = [
+    notes = runtime_notes(model) + [
         f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"
         for e in entries
         if len(e.output.name.encode()) > _MAX_NAME
