@@ -300,9 +300,7 @@ def test_no_nearer_code(encoding, x, importance):
     factors = (blocks.scales.astype(f32) * blocks.sub_scales).T.repeat(encoding.sub_block_size, axis=1)
     for code in range(1 << encoding.bits):
         codes = np.full_like(blocks.codes, code)
-        other = ir.Blocks(
-            encoding, codes, blocks.scales, blocks.minima, blocks.sub_scales, blocks.sub_minima
-        )
+        other = ir.Blocks(encoding, codes, blocks.scales, blocks.minima, blocks.sub_scales, blocks.sub_minima)
         other_error = np.abs(decode(other, 256) - x)
         assert ((error <= other_error + 1e-5 * np.abs(x) + 1e-4 * np.abs(factors)) | (factors == 0)).all()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine, kquant, weighted
+from phiconv.quantizers import affine, codebook, kquant, nonlinear, weighted
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.Q4_K: kquant.q4_k,
     ir.Q5_K: kquant.q5_k,
     ir.Q6_K: kquant.q6_k,
+    ir.IQ4_NL: nonlinear.iq4_nl,
+    ir.IQ4_XS: nonlinear.iq4_xs,
+    ir.MXFP4: codebook.mxfp4,
+    ir.NVFP4: codebook.nvfp4,
+    ir.TQ1_0: codebook.tq1_0,
+    ir.TQ2_0: codebook.tq2_0,
 }
 
 
@@ -74,6 +80,8 @@ def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
     """
     if not isinstance(encoded, ir.Blocks):
         weights = widen(encoded)
+    elif isinstance(encoded.encoding, ir.CodebookEncoding):
+        weights = codebook.dequantize(encoded)
     elif isinstance(encoded.encoding, ir.SuperBlockEncoding):
         weights = kquant.dequantize(encoded)
     else:

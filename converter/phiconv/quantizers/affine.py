@@ -67,10 +67,13 @@ def q5_1(values: NDArray[Any]) -> Blocks:
 
 def dequantize(blocks: Blocks) -> FloatArray:
     """The weights of any blocks, ``scale * (code - offset) + minimum``, in their order: a float32 vector."""
+    encoding = blocks.encoding
+    if not isinstance(encoding, BlockEncoding):
+        raise TypeError(encoding.name)
     x: FloatArray = blocks.codes.astype(np.float32)
     with np.errstate(all="ignore"):
-        if blocks.encoding.offset:
-            x -= blocks.encoding.offset
+        if encoding.offset:
+            x -= encoding.offset
         x *= spread(widen(blocks.scales))
         if blocks.minima is not None:
             x += spread(widen(blocks.minima))

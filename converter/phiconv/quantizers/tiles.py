@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["block_max", "block_min", "first_equal", "from_quads", "quads", "spread"]
+__all__ = ["block_max", "block_min", "column_sums", "first_equal", "from_quads", "quads", "spread"]
 
 _UNITS = {2: np.dtype(np.uint64), 4: np.dtype(np.complex128)}
 """A type as wide as four weights, by the bytes of one; only copied, never computed with."""
@@ -86,6 +86,14 @@ def spread(per_block: NDArray[Any]) -> NDArray[Any]:
     for j in range(4):
         lanes[:, j] = per_block
     return lanes
+
+
+def column_sums(x: FloatArray) -> FloatArray:
+    """The sums down the columns of a C-contiguous matrix, strictly one number after the other, as C adds."""
+    if x.shape[1] == 1:  # contiguous numbers NumPy would add in pairs
+        x = np.add.accumulate(x, axis=0)[-1:]
+    result: FloatArray = np.add.reduce(x, axis=0)
+    return result
 
 
 def first_equal(x: FloatArray, blocks: NDArray[np.intp], magnitudes: FloatArray) -> FloatArray:

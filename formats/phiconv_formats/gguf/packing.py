@@ -12,7 +12,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError, UsageError
-from phiconv_formats.gguf import packing_k
+from phiconv_formats.gguf import packing_codebook, packing_k
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,20 +40,23 @@ def pack(encoded: ir.Encoded) -> NDArray[np.uint8]:
     """
     if not isinstance(encoded, ir.Blocks):
         return np.ascontiguousarray(encoded).reshape(-1).view(np.uint8)
-    if isinstance(encoded.encoding, ir.SuperBlockEncoding):
+    encoding = encoded.encoding
+    if isinstance(encoding, ir.CodebookEncoding):
+        return packing_codebook.pack(encoded, encoding)
+    if isinstance(encoding, ir.SuperBlockEncoding):
         return packing_k.pack(encoded)
-    if encoded.encoding not in _LAYOUTS:
-        raise UsageError(f"GGUF has no tensor type for {encoded.encoding.name}")
-    blocks = np.empty(len(encoded), _LAYOUTS[encoded.encoding])
+    if encoding not in _LAYOUTS:
+        raise UsageError(f"GGUF has no tensor type for {encoding.name}")
+    blocks = np.empty(len(encoded), _LAYOUTS[encoding])
     blocks["d"] = encoded.scales
     if encoded.minima is not None:
         blocks["m"] = encoded.minima
     words = encoded.words()
-    if encoded.encoding.bits == 8:
+    if encoding.bits == 8:
         blocks["qs"] = words.T
     else:
         blocks["qs"] = _pack_nibbles(words).T
-    if encoded.encoding.bits == 5:
+    if encoding.bits == 5:
         blocks["qh"] = _pack_fifth_bits(words)
     return blocks.view(np.uint8)
 
@@ -70,6 +73,8 @@ def unpack(data: bytes | memoryview | NDArray[np.uint8], encoding: ir.Encoding) 
     """
     if isinstance(encoding, ir.FloatEncoding):
         return np.frombuffer(data, encoding.dtype)
+    if isinstance(encoding, ir.CodebookEncoding):
+        return packing_codebook.unpack(data, encoding)
     if isinstance(encoding, ir.SuperBlockEncoding):
         return packing_k.unpack(data, encoding)
     if not isinstance(encoding, ir.BlockEncoding) or encoding not in _LAYOUTS:

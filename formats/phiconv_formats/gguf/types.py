@@ -47,7 +47,12 @@ _FLOATS = (ir.F64, ir.F32, ir.F16, ir.BF16)
 _CLASSIC = (ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0)
 _SUPER = (ir.Q2_K, ir.Q3_K, ir.Q4_K, ir.Q5_K, ir.Q6_K)
 
-_ENCODINGS: dict[str, ir.Encoding] = {e.name.upper(): e for e in (*_FLOATS, *_CLASSIC, *_SUPER)}
+_CODEBOOK = (ir.IQ4_NL, ir.IQ4_XS, ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0)
+_GRIDS = (ir.IQ1_S, ir.IQ1_M, ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S)
+
+_ENCODINGS: dict[str, ir.Encoding] = {
+    e.name.upper(): e for e in (*_FLOATS, *_CLASSIC, *_SUPER, *_CODEBOOK, *_GRIDS)
+}
 
 
 def _make(kind: GGMLQuantizationType) -> GgmlType:

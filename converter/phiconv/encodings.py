@@ -1,0 +1,157 @@
+"""What stored numbers mean: floats, blocks with a scale, blocks of sub-blocks; see also `phiconv.codebooks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from phiconv.codebooks import CodebookEncoding
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "F64",
+    "Q2_K",
+    "Q3_K",
+    "Q4_0",
+    "Q4_1",
+    "Q4_K",
+    "Q5_0",
+    "Q5_1",
+    "Q5_K",
+    "Q6_K",
+    "Q8_0",
+    "AnyBlockEncoding",
+    "BlockEncoding",
+    "Encoding",
+    "FloatEncoding",
+    "RawEncoding",
+    "SuperBlockEncoding",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FloatEncoding:
+    """Every weight is one floating-point number."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+
+    block_size = 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        return 8.0 * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEncoding:
+    """``block_size`` neighbouring weights of a row share a scale.
+
+    It gives them back as ``weight = scale * (code - offset) + minimum``.
+
+    Attributes:
+        name: The name the field knows it by.
+        block_size: Weights per block, a multiple of 4.
+        bits: Bits of a code.
+        offset: Subtracted from a code; codes of an encoding with offset 0 and no minimum are signed.
+        has_minimum: Whether a block also has a minimum (asymmetric); 0 otherwise.
+    """
+
+    name: str
+    block_size: int
+    bits: int
+    offset: int = 0
+    has_minimum: bool = False
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        return self.bits + (32.0 if self.has_minimum else 16.0) / self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class SuperBlockEncoding:
+    """Blocks of ``block_size`` weights, cut into sub-blocks whose scales are small integers.
+
+    A block has one float16 scale and, where ``has_minimum``, one float16 minimum. Each of its sub-blocks of
+    ``sub_block_size`` neighbouring weights has an integer that multiplies the scale, and one that multiplies
+    the minimum. With them, in float32 and in this order of operations, ::
+
+        weight = (scale * sub_scale) * (code - offset) - minimum * sub_minimum
+
+    The minimum is thus subtracted (it is 0 or more), where that of a `BlockEncoding` is added.
+
+    Attributes:
+        name: The name the field knows it by.
+        bits: Bits of a code; codes are never negative.
+        sub_block_size: Weights per sub-block, a multiple of 4.
+        scale_bits: Bits of a sub-scale, and of a sub-minimum.
+        offset: Subtracted from a code. Where there is one, sub-scales may be negative; else neither they nor
+            sub-minima are.
+        has_minimum: Whether there are a minimum and sub-minima.
+        block_size: Weights per block.
+    """
+
+    name: str
+    bits: int
+    sub_block_size: int
+    scale_bits: int
+    offset: int = 0
+    has_minimum: bool = False
+    block_size: int = 256
+
+    @property
+    def sub_blocks(self) -> int:
+        """Sub-blocks per block."""
+        return self.block_size // self.sub_block_size
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        scales = 2 if self.has_minimum else 1
+        return self.bits + scales * (self.scale_bits / self.sub_block_size + 16.0 / self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class RawEncoding:
+    """Elements that phiconv lists and copies but cannot compute with: integers, types not decoded yet."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes, scales included."""
+        return 8.0 * self.block_bytes / self.block_size
+
+
+AnyBlockEncoding: TypeAlias = BlockEncoding | SuperBlockEncoding | CodebookEncoding
+"""The encodings of `Blocks`."""
+
+Encoding: TypeAlias = FloatEncoding | AnyBlockEncoding | RawEncoding
+
+F64 = FloatEncoding("f64", np.dtype("<f8"))
+F32 = FloatEncoding("f32", np.dtype("<f4"))
+F16 = FloatEncoding("f16", np.dtype("<f2"))
+BF16 = FloatEncoding("bf16", np.dtype(ml_dtypes.bfloat16))
+
+# llama.cpp's classic blocks (ggml-common.h): one float16 scale for 32 weights, some with a float16 minimum.
+Q4_0 = BlockEncoding("q4_0", 32, 4, offset=8)
+Q4_1 = BlockEncoding("q4_1", 32, 4, has_minimum=True)
+Q5_0 = BlockEncoding("q5_0", 32, 5, offset=16)
+Q5_1 = BlockEncoding("q5_1", 32, 5, has_minimum=True)
+Q8_0 = BlockEncoding("q8_0", 32, 8)
+
+# llama.cpp's "K-quants": 256 weights with one float16 scale, in sub-blocks of 16 or 32.
+Q2_K = SuperBlockEncoding("q2_k", 2, sub_block_size=16, scale_bits=4, has_minimum=True)
+Q3_K = SuperBlockEncoding("q3_k", 3, sub_block_size=16, scale_bits=6, offset=4)
+Q4_K = SuperBlockEncoding("q4_k", 4, sub_block_size=32, scale_bits=6, has_minimum=True)
+Q5_K = SuperBlockEncoding("q5_k", 5, sub_block_size=32, scale_bits=6, has_minimum=True)
+Q6_K = SuperBlockEncoding("q6_k", 6, sub_block_size=16, scale_bits=8, offset=32)

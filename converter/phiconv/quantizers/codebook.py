@@ -1,0 +1,215 @@
+"""llama.cpp's quantizers to a small table of values where the scale alone decides: ternary and 4-bit floats.
+
+The formulas are those of ``quantize_row_*_ref`` in ggml-quants.c, in float32 and in its order of operations,
+so that codes and scales are the very ones of the released x86-64 builds. Where C leaves a conversion
+undefined (weights below 2**-125 in MXFP4), they are what those builds do.
+
+A weight that is not finite, or a scale beyond its type, gives a scale that is not finite, and no warning.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phiconv.ir import F16, MXFP4, NVFP4, TQ1_0, TQ2_0, Blocks, CodebookEncoding
+from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.tiles import block_max, block_min, from_quads, quads, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from phiconv.ir import FloatArray
+
+__all__ = ["dequantize", "mxfp4", "nvfp4", "tq1_0", "tq2_0"]
+
+
+@np.errstate(all="ignore")
+def dequantize(blocks: Blocks) -> FloatArray:
+    """The weights of any blocks of a codebook, ``scale [* sub_scale] * table[code]``: a float32 vector."""
+    encoding = blocks.encoding
+    if not isinstance(encoding, CodebookEncoding):
+        raise TypeError(encoding.name)
+    x = _values(blocks.codes, encoding)
+    scales: NDArray[Any] = widen(blocks.scales)
+    if blocks.sub_scales is None:
+        x *= spread(scales)
+    else:
+        products = scales * blocks.sub_scales.astype(np.float32)
+        quads_per_scale = x.shape[0] // len(products)
+        for sub, product in enumerate(products):
+            x[sub * quads_per_scale : (sub + 1) * quads_per_scale] *= spread(product)
+    return from_quads(x)
+
+
+def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
+    """The value of every code, two at a time."""
+    pairs = codes.view(np.uint16)
+    keys = scratch("keys", pairs.shape, np.uint16)
+    np.right_shift(pairs, 4, out=keys)
+    keys |= pairs
+    keys &= 255
+    # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
+    indices = scratch("indices", pairs.shape, np.intp)
+    np.copyto(indices, keys)
+    result = np.empty(codes.shape, np.float32)
+    _pairs_of_values(encoding.table).take(indices, mode="clip", out=result.view(np.complex64))
+    return result
+
+
+@cache
+def _pairs_of_values(table: tuple[float, ...]) -> NDArray[np.complex64]:
+    """Two values, only copied as one, by the bits of the first one's code and, above, of the second one's."""
+    values = np.zeros(16, np.float32)
+    values[: len(table)] = table
+    codes = np.arange(256)
+    return np.stack([values[codes & 15], values[codes >> 4]], axis=-1).view(np.complex64)[:, 0]
+
+
+# -------------------------------------------------------------------------------------------------- ternary
+
+
+def tq1_0(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to -1, 0 and 1, see `_ternary`."""
+    return _ternary(values, TQ1_0)
+
+
+def tq2_0(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to -1, 0 and 1, see `_ternary`."""
+    return _ternary(values, TQ2_0)
+
+
+@np.errstate(all="ignore")
+def _ternary(values: NDArray[Any], encoding: CodebookEncoding) -> Blocks:
+    """``scale = max |x|``; what is at least half of it in magnitude becomes plus or minus 1."""
+    x = _tile(values, encoding)
+    scale = _largest(x)
+    inverse = np.divide(1, scale, dtype=np.float32)
+    inverse[~np.isfinite(inverse)] = 0
+    x *= spread(inverse)
+    codes = np.greater_equal(x, np.float32(0.5)).view(np.uint8)
+    codes += np.greater(x, np.float32(-0.5), out=scratch("above", x.shape, np.bool_)).view(np.uint8)
+    return Blocks(encoding, codes, narrow(scale, F16))
+
+
+# --------------------------------------------------------------------------------------------- 4-bit floats
+
+_BETWEEN = np.array([0.5, 1.5, 2.5, 3.5, 5, 7, 10], np.float32)
+"""Halfway between two values of doubled E2M1. What lies there goes to the one that is nearer to 0."""
+
+
+@np.errstate(all="ignore")
+def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to E2M1 with a power of two as scale: that of the largest weight of the block, times 1 / 8.
+
+    The largest weight is then 8 to 16 scales, where the largest value is 12.
+    """
+    x = _tile(values, MXFP4)
+    largest = _largest(x)
+    exponent = _floor_log2(largest) + (127 - 2)
+    small = np.flatnonzero((exponent == 0) & (largest > 0))
+    exponent[largest == 0] = 0
+    exponent &= 255  # as x86 cuts off a negative number
+    bits = np.where(exponent > 1, (exponent - 1) << 23, 0x00200000 << (exponent & 1)).astype(np.uint32)
+    scale = bits.view(np.float32)
+    # 1 / scale is exact; of the smallest scale it is twice what float32 has, and so is x then.
+    inverse = np.divide(1, scale, dtype=np.float32)
+    if small.size:
+        x[:, small] *= 2
+        inverse[small] = 2.0**127
+    x *= spread(inverse)
+    codes = _e2m1_codes(x, _BETWEEN)
+    return Blocks(MXFP4, codes, np.where(np.isfinite(largest), scale, largest))
+
+
+@np.errstate(all="ignore")
+def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to E2M1 with an unsigned E4M3 number as scale: ``max |x| / 6``, rounded."""
+    x = _tile(values, NVFP4)
+    largest = _largest(x)
+    scale = _round_to_e4m3(largest / np.float32(6)) * np.float32(0.5)
+    huge = np.flatnonzero(largest > _HUGE)
+    exact = _by_error(x[:, huge], scale[huge])
+    codes = _e2m1_codes(x, [spread(threshold * scale) for threshold in _BETWEEN])
+    codes[:, scale == 0] = 0
+    codes[:, huge] = exact
+    return Blocks(NVFP4, codes, np.where(np.isfinite(largest), scale, largest))
+
+
+_HUGE = np.float32(2.0**20)
+"""Of a weight from 2**23 times the scale on, C's float32 errors for different codes are equal."""
+
+
+def _by_error(x: FloatArray, scale: FloatArray) -> NDArray[np.uint8]:
+    """Codes as C finds them: the first one of those with the least error."""
+    values = np.array(NVFP4.table, np.float32)
+    errors = np.abs(values * scale[:, None, None] - x[..., None])
+    return np.asarray(errors.argmin(axis=-1), np.uint8)
+
+
+def _e2m1_codes(x: FloatArray, between: Any) -> NDArray[np.uint8]:
+    """Codes of weights by the thresholds between magnitudes; ``x`` loses its signs."""
+    above = scratch("above", x.shape, np.bool_)
+    sign = scratch("sign", x.shape, np.bool_)
+    np.less(x, np.float32(0), out=sign)
+    np.abs(x, out=x)
+    codes: NDArray[np.uint8] = np.greater(x, between[0]).view(np.uint8)
+    # A negative code is 8 more, but where the magnitude is 0.
+    negative = sign.view(np.uint8)
+    negative &= codes
+    for threshold in between[1:]:
+        codes += np.greater(x, threshold, out=above).view(np.uint8)
+    words = negative.view(np.uint32)
+    words <<= 3
+    codes |= negative
+    return codes
+
+
+def _floor_log2(x: FloatArray) -> NDArray[np.int32]:
+    """``floorf(log2f(x))`` for positive x: also where the logarithm is rounded up to a whole number."""
+    mantissa, exponent = np.frexp(x)
+    result: NDArray[np.int32] = exponent - 1
+    # Only a mantissa next to 1 can be rounded up: log2(1 - d) is -1.44 d, against half a unit of 150 at most.
+    near = np.flatnonzero(mantissa > 1 - 2.0**-16)
+    if near.size:
+        result[near] = np.floor(np.log2(x[near].astype(np.float64)).astype(np.float32)).astype(np.int32)
+    return result
+
+
+@cache
+def _e4m3_steps() -> tuple[FloatArray, FloatArray]:
+    """The unsigned E4M3 numbers that ggml rounds to, in order, and from where on each but the first is taken.
+
+    From 248 on all is 448: ggml passes over 256 to 416. And just below 2**-6 it does not round up.
+    """
+    byte = np.arange(0x78)
+    numbers = np.ldexp((byte & 7) + 8 * (byte > 7), np.maximum(byte >> 3, 1) - 10)
+    steps = (numbers[1:] + numbers[:-1]) / 2
+    steps[7] = 2.0**-6
+    first = np.nextafter(np.float32(steps[0]), np.float32(0))  # its sum with a half is rounded up in C
+    steps[0] = first
+    return np.append(numbers, 448).astype(np.float32), np.append(steps, 248).astype(np.float32)
+
+
+def _round_to_e4m3(x: FloatArray) -> FloatArray:
+    numbers, steps = _e4m3_steps()
+    result: FloatArray = numbers[np.searchsorted(steps, x, side="right")]
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- tiles
+
+
+def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
+    """The tile in memory of this thread, to compute in."""
+    shape = (encoding.block_size // 4, values.size // encoding.block_size, 4)
+    return quads(values, encoding.block_size, scratch("tile", shape, np.float32))
+
+
+def _largest(x: FloatArray) -> FloatArray:
+    """The largest magnitude of every block, (n,)."""
+    result: FloatArray = np.abs(np.maximum(block_max(x), -block_min(x)))
+    return result
