@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from phiconv.quantizers.search import TINY, chunks, dot, extreme, local, nearest
+from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.search import TINY, dot, extreme, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,18 +72,14 @@ def descend(x: FloatArray, limit: int) -> tuple[FloatArray, FloatArray]:
     Returns:
         The scales, and the codes; those of a group of zeros are 0.
     """
-    scale, codes = np.empty(x.shape[1], np.float32), np.empty(x.shape, np.float32)
-    for part in chunks(x.shape):
-        scale[part], codes[:, part] = _descended(local("part of x", x[:, part]), limit)
-    return scale, codes
-
-
-def _descended(x: FloatArray, limit: int) -> tuple[FloatArray, FloatArray]:
     largest = extreme(x)
-    codes = np.clip(nearest(x * (np.float32(-limit) / largest)), -limit, limit - 1).astype(np.float32)
-    weights = x * x
-    weighted = weights * x
-    sums = _Sums(dot(weighted, codes), dot(weights * codes, codes))
+    weights, weighted, products = (scratch(name, x.shape, np.float32) for name in ("w", "wx", "wc"))
+    integers = nearest(np.multiply(x, np.float32(-limit) / largest, out=products))
+    codes: FloatArray = np.clip(integers, -limit, limit - 1, out=integers).astype(np.float32)
+    np.multiply(x, x, out=weights)
+    np.multiply(weights, x, out=weighted)
+    np.multiply(weights, codes, out=products)
+    sums = _Sums(dot(weighted, codes), dot(products, codes))
     _descend(_Groups(x, weights, weighted, codes, *sums), _Signed(-limit, limit - 1), _SWEEPS)
     codes += limit
     zero = np.abs(largest) < TINY
