@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from phiconv.quantizers.scratch import scratch
 from phiconv.quantizers.search import TINY, dot, extreme, nearest
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ def fit_positive(x: FloatArray, weights: FloatArray, limit: int) -> tuple[FloatA
     """
     high = np.maximum(x.max(axis=0), np.float32(0))
     inverse = np.float32(limit) / high
-    codes = _as_bytes(nearest(x * inverse))
-    best = _squares(x, weights, codes, 1 / inverse)
+    best = _squares(x, weights, _as_bytes(nearest(x * inverse)), 1 / inverse)
     for step in range(-4, 5):
         if step == 0:
             continue
@@ -43,16 +43,11 @@ def fit_positive(x: FloatArray, weights: FloatArray, limit: int) -> tuple[FloatA
         inverse[better] = candidate[better]
     integers = np.minimum(nearest(x * inverse), limit)
     codes = integers.astype(np.float32)
-    sum_lx, sum_l2 = dot(weights * x, codes), dot(weights * codes, codes)
+    weighted = weights * x
+    sums = _Sums(dot(weighted, codes), dot(weights * codes, codes))
     codes = _as_bytes(integers)
-    for _ in range(_SWEEPS):
-        if not _sweep(x, weights, codes, sum_lx, sum_l2, limit):
-            break
-    scale = np.where(sum_l2 <= 0, np.float32(0), sum_lx / sum_l2)
-    zero = high < TINY
-    scale[zero] = 0
-    codes[:, zero] = 0
-    return scale, codes.astype(np.uint8)
+    _descend(_Groups(x, weights, weighted, codes, *sums), _Positive(0, limit), _SWEEPS)
+    return sums.scale(high < TINY), np.where(high < TINY, np.float32(0), codes).astype(np.uint8)
 
 
 def _as_bytes(codes: NDArray[np.int32]) -> FloatArray:
@@ -65,33 +60,7 @@ def _squares(x: FloatArray, weights: FloatArray, codes: FloatArray, scale: Float
     return dot(weights * difference, difference)
 
 
-def _sweep(
-    x: FloatArray, weights: FloatArray, codes: FloatArray, sum_lx: FloatArray, sum_l2: FloatArray, limit: int
-) -> bool:
-    """Lets every code of all groups change once; codes and sums are updated. Whether one did.
-
-    A group in which nothing changed is left as it is by further sweeps, so none has to be kept out of them.
-    """
-    any_changed = False
-    for e in range(len(x)):
-        weight, code = weights[e], codes[e]
-        weight_x = weight * x[e]
-        rest_lx = sum_lx - weight_x * code
-        rest_l2 = sum_l2 - weight * code * code
-        new = np.minimum(nearest(x[e] * rest_l2 / rest_lx), limit).astype(np.float32)
-        new_lx = rest_lx + weight_x * new
-        new_l2 = rest_l2 + weight * new * new
-        changed = (rest_lx > 0) & (rest_l2 > 0) & (new != code)
-        changed &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
-        at = np.flatnonzero(changed)
-        if at.size:
-            any_changed = True
-            code[at] = _as_bytes(new[at].astype(np.int32))
-            sum_lx[at], sum_l2[at] = new_lx[at], new_l2[at]
-    return any_changed
-
-
-def descend(x: FloatArray, limit: int) -> tuple[FloatArray, NDArray[np.int32]]:
+def descend(x: FloatArray, limit: int) -> tuple[FloatArray, FloatArray]:
     """Scales, and codes from 0 to 2 * limit - 1, with x**2 as the weights (``make_q3_quants``).
 
     The extreme weight gets code -limit; then every code in turn may change, in up to five sweeps.
@@ -104,44 +73,112 @@ def descend(x: FloatArray, limit: int) -> tuple[FloatArray, NDArray[np.int32]]:
         The scales, and the codes; those of a group of zeros are 0.
     """
     largest = extreme(x)
-    codes = np.clip(nearest(x * (np.float32(-limit) / largest)), -limit, limit - 1).astype(np.float32)
-    weights = x * x
-    weighted = weights * x
-    sum_lx, sum_l2 = dot(weighted, codes), dot(weights * codes, codes)
-    for _ in range(_SWEEPS):
-        if not _signed_sweep(x, weights, weighted, codes, sum_lx, sum_l2, limit):
-            break
-    scale = np.where(sum_l2 <= 0, np.float32(0), sum_lx / sum_l2)
+    weights, weighted, products = (scratch(name, x.shape, np.float32) for name in ("w", "wx", "wc"))
+    integers = nearest(np.multiply(x, np.float32(-limit) / largest, out=products))
+    codes: FloatArray = np.clip(integers, -limit, limit - 1, out=integers).astype(np.float32)
+    np.multiply(x, x, out=weights)
+    np.multiply(weights, x, out=weighted)
+    np.multiply(weights, codes, out=products)
+    sums = _Sums(dot(weighted, codes), dot(products, codes))
+    _descend(_Groups(x, weights, weighted, codes, *sums), _Signed(-limit, limit - 1), _SWEEPS)
     codes += limit
     zero = np.abs(largest) < TINY
-    scale[zero] = 0
     codes[:, zero] = 0
-    return scale, codes.astype(np.int32)
+    return sums.scale(zero), codes
 
 
-def _signed_sweep(
-    x: FloatArray,
-    weights: FloatArray,
-    weighted: FloatArray,
-    codes: FloatArray,
-    sum_lx: FloatArray,
-    sum_l2: FloatArray,
-    limit: int,
-) -> bool:
-    """As `_sweep`, with codes of both signs."""
-    any_changed = False
-    for e in range(len(x)):
-        code = codes[e]
-        rest_lx = sum_lx - weighted[e] * code
-        rest_l2 = sum_l2 - weights[e] * code * code
-        new = np.clip(nearest(x[e] * rest_l2 / rest_lx), -limit, limit - 1).astype(np.float32)
-        new_lx = rest_lx + weighted[e] * new
-        new_l2 = rest_l2 + weights[e] * new * new
-        changed = (rest_lx > 0) & (new_l2 > 0) & (new != code)
-        changed &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
-        at = np.flatnonzero(changed)
-        if at.size:
-            any_changed = True
-            code[at] = new[at]
-            sum_lx[at], sum_l2[at] = new_lx[at], new_l2[at]
+class _Sums(NamedTuple):
+    """The sums over every group that a change of a code updates."""
+
+    lx: FloatArray
+    """Of weight * x * code."""
+    l2: FloatArray
+    """Of weight * code**2."""
+
+    def scale(self, zero: NDArray[np.bool_]) -> FloatArray:
+        """The best scale for the codes; 0 for groups of zeros."""
+        scale: FloatArray = np.where(zero | (self.l2 <= 0), np.float32(0), self.lx / self.l2)
+        return scale
+
+
+class _Groups(NamedTuple):
+    """The groups that still change; codes and sums are updated in place."""
+
+    x: FloatArray
+    weights: FloatArray
+    weighted: FloatArray
+    """weights * x."""
+    codes: FloatArray
+    lx: FloatArray
+    l2: FloatArray
+
+
+class _Signed(NamedTuple):
+    """How ``make_q3_quants`` changes codes."""
+
+    low: int
+    high: int
+
+    def limited(self, codes: NDArray[np.int32]) -> FloatArray:
+        """Whole numbers as codes."""
+        return np.clip(codes, self.low, self.high, out=codes).astype(np.float32)
+
+    def allows(self, rest_l2: FloatArray, new_l2: FloatArray) -> NDArray[np.bool_]:
+        """Whether the sum without the changed code, and with it, allow the change."""
+        return new_l2 > 0
+
+    def stored(self, codes: FloatArray) -> FloatArray:
+        """Codes as the C code stores them."""
+        return codes
+
+
+class _Positive(_Signed):
+    """How ``make_qp_quants`` does."""
+
+    def limited(self, codes: NDArray[np.int32]) -> FloatArray:
+        return np.minimum(codes, self.high, out=codes).astype(np.float32)
+
+    def allows(self, rest_l2: FloatArray, new_l2: FloatArray) -> NDArray[np.bool_]:
+        return rest_l2 > 0
+
+    def stored(self, codes: FloatArray) -> FloatArray:
+        return _as_bytes(codes.astype(np.int32))
+
+
+def _descend(groups: _Groups, rule: _Signed, sweeps: int) -> None:
+    """Sweeps over all groups, then over those in which something changed: elsewhere nothing would."""
+    changed = _sweep(groups, rule)
+    at = np.flatnonzero(changed)
+    if sweeps == 1 or not at.size:
+        return
+    few = _Groups(*(array.take(at, axis=-1) for array in groups))
+    _descend(few, rule, sweeps - 1)
+    groups.codes[:, at], groups.lx[at], groups.l2[at] = few.codes, few.lx, few.l2
+
+
+def _sweep(groups: _Groups, rule: _Signed) -> NDArray[np.bool_]:
+    """Lets every code of all groups change once. In which groups one did."""
+    any_changed = np.zeros(groups.lx.size, np.bool_)
+    lx, l2 = groups.lx, groups.l2
+    for x, weight, weight_x, code in zip(*groups[:4], strict=True):
+        rest_lx = lx - weight_x * code
+        rest_l2 = weight * code
+        rest_l2 *= code
+        np.subtract(l2, rest_l2, out=rest_l2)
+        wanted = x * rest_l2
+        wanted /= rest_lx
+        new = rule.limited(nearest(wanted))
+        at = np.flatnonzero(new != code)
+        new, rest_lx, rest_l2, weight_at = new[at], rest_lx[at], rest_l2[at], weight[at]
+        lx_at, l2_at = lx[at], l2[at]
+        new_lx = rest_lx + weight_x[at] * new
+        new_l2 = rest_l2 + weight_at * new * new
+        better = new_lx * new_lx * l2_at > lx_at * lx_at * new_l2
+        better &= rest_lx > 0
+        better &= rule.allows(rest_l2, new_l2)
+        keep = np.flatnonzero(better)
+        at = at[keep]
+        code[at] = rule.stored(new[keep])
+        lx[at], l2[at] = new_lx[keep], new_l2[keep]
+        any_changed[at] = True
     return any_changed

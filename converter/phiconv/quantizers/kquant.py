@@ -14,6 +14,7 @@ warning: it is for the caller to look.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,9 +28,12 @@ from phiconv.quantizers.search import TINY, AffineSearch, extreme, fit_affine, f
 from phiconv.quantizers.tiles import from_quads, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
+    from phiconv.quantizers.search import AffineFit, LinearFit
 
 __all__ = ["dequantize", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 
@@ -59,8 +63,9 @@ def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     """Quantizes to 3 bits around code 4."""
     x = _elements(values, Q3_K)
     if importance is None:
-        scales, found = descend(_groups(x), Q3_K.offset)
-        scales = scales.reshape(x.shape[1:])
+        fitted, codes = descend(_groups(x), Q3_K.offset)
+        found = partial(codes.take, axis=1)
+        scales = fitted.reshape(x.shape[1:])
         largest = extreme(scales)
         inverse = np.float32(-32) / largest
         sub_scales = nearest(inverse * scales)
@@ -70,11 +75,11 @@ def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     else:
         weights = _importance(x, values, importance, Q3_K, 2)
         fit = fit_linear(_groups(x), _groups(weights), Q3_K.offset)
-        found = fit.codes(_groups(x), Q3_K.offset)
+        found = partial(_searched, x, fit, Q3_K.offset)
         scales = fit.scale.reshape(x.shape[1:])
         outer = fit_linear(scales, total(weights), 32)
         sub_scales, scale = outer.codes(scales, 32) - 32, outer.scale
-    return _linear_blocks(x, Q3_K, scale, sub_scales, found.reshape(x.shape))
+    return _linear_blocks(x, Q3_K, scale, sub_scales, found)
 
 
 @np.errstate(all="ignore")
@@ -93,8 +98,8 @@ def q6_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     zero = np.abs(largest) < TINY
     sub_scales[:, zero] = 0
     scale = np.where(zero, np.float32(0), 1 / inverse)
-    found = fit.codes(_groups(x), Q6_K.offset).reshape(x.shape)
-    found[:, :, zero] = 0
+    fit = fit._replace(zero=fit.zero | np.tile(zero, Q6_K.sub_blocks))
+    found = partial(_searched, x, fit, Q6_K.offset)
     return _linear_blocks(x, Q6_K, scale, sub_scales, found)
 
 
@@ -145,11 +150,13 @@ def _affine(
         scales, minima = (
             _Rounded(*fit_positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)
         )
-    found = fit.codes(_groups(x), search.limit).reshape(x.shape)
     scale, minimum = narrow(scales.unit, F16), narrow(minima.unit, F16)
     factors = widen(scale) * scales.integers
-    shifted = np.add(x, widen(minimum) * minima.integers, out=x)
-    codes = _nearest_codes(shifted, factors, 0, search.limit, found)
+    unused = np.flatnonzero(factors == 0)
+    found = _searched(x, fit, search.limit, unused)
+    x += widen(minimum) * minima.integers
+    codes = _nearest_codes(x, factors, 0, search.limit)
+    _groups(codes)[:, unused] = found
     return Blocks(encoding, to_quads(codes), scale, minimum, scales.integers, minima.integers)
 
 
@@ -158,26 +165,31 @@ def _linear_blocks(
     encoding: SuperBlockEncoding,
     scale: FloatArray,
     sub_scales: NDArray[np.int32],
-    found: NDArray[np.int32],
+    found: Callable[[NDArray[np.intp]], NDArray[Any]],
 ) -> Blocks:
+    """Blocks with given scales; ``found`` gives the codes that the search found, of some groups."""
     half = narrow(scale, F16)
-    codes = _nearest_codes(
-        x, widen(half) * sub_scales.astype(np.float32), encoding.offset, encoding.offset - 1, found
-    )
+    factors = widen(half) * sub_scales.astype(np.float32)
+    unused = np.flatnonzero(factors == 0)
+    kept = found(unused)
+    codes = _nearest_codes(x, factors, -encoding.offset, encoding.offset - 1)
+    _groups(codes)[:, unused] = kept
     return Blocks(encoding, to_quads(codes), half, None, sub_scales.astype(np.int8))
 
 
-def _nearest_codes(
-    x: FloatArray, factors: FloatArray, below: int, above: int, found: NDArray[np.int32]
+def _searched(
+    x: FloatArray, fit: LinearFit | AffineFit, limit: int, groups: NDArray[np.intp]
 ) -> NDArray[np.int32]:
-    """The codes nearest under the rounded scales; where such a scale is 0, those that the search found."""
+    """The codes that a search found, of some groups: shape (size, k)."""
+    return fit.at(groups).codes(_groups(x).take(groups, axis=1), limit)
+
+
+def _nearest_codes(x: FloatArray, factors: FloatArray, low: int, high: int) -> NDArray[np.int32]:
+    """The codes nearest under the rounded scales, in the memory of ``x``; the lowest one counts as 0."""
     codes = nearest(np.divide(x, factors, out=x))
-    np.clip(codes, -below, above, out=codes)
-    if below:
-        codes += below
-    none = factors == 0
-    if none.any():
-        codes[:, none] = found[:, none]
+    np.clip(codes, low, high, out=codes)
+    if low:
+        codes -= low
     return codes
 
 

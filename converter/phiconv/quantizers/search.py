@@ -16,7 +16,7 @@ import numpy as np
 from phiconv.quantizers.scratch import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,6 +40,9 @@ TINY = np.float32(1e-15)
 _ROUNDS_TO_INTEGER = np.float32(3 << 22)
 """Float32 numbers from here to the next power of two are integers, so adding it rounds, ties to even."""
 
+_CHUNK = 1 << 16
+"""Weights that are searched at a time."""
+
 _EXACT = np.float32(1 << 22)
 """Below this magnitude `nearest` and ``np.rint`` are the same."""
 
@@ -57,11 +60,31 @@ def nearest(values: FloatArray) -> NDArray[np.int32]:
     return result
 
 
-def _round_anything(values: FloatArray, out: FloatArray) -> FloatArray:
-    """`nearest`, with the signature of ``np.rint``."""
-    np.copyto(out, values)
-    np.copyto(out, nearest(out).astype(np.float32))
-    return out
+class _Rounding:
+    """Rounds numbers to codes, in place."""
+
+    def __init__(self, shape: tuple[int, ...], low: int, high: int) -> None:
+        # With limits in arrays, of all places, NumPy is more than twice as fast as with its clip.
+        self.low, self.high = scratch("low", shape, np.float32), scratch("high", shape, np.float32)
+        self.low.fill(low)
+        self.high.fill(high)
+
+    def __call__(self, values: FloatArray, *, below: bool, above: bool) -> None:
+        """Rounds; ``below`` and ``above`` say whether a number may be beyond the codes on that side."""
+        np.rint(values, out=values)
+        if below:
+            np.maximum(values, self.low, out=values)
+        if above:
+            np.minimum(values, self.high, out=values)
+
+
+class _ExactRounding(_Rounding):
+    """The same as ggml does it, for numbers of any size and for NaN."""
+
+    def __call__(self, values: FloatArray, *, below: bool, above: bool) -> None:  # noqa: ARG002
+        """Rounds; a number may be beyond on both sides in any case."""
+        np.copyto(values, nearest(values).astype(np.float32))
+        np.clip(values, self.low, self.high, out=values)
 
 
 def _einsum_rounds_products() -> bool:
@@ -93,6 +116,19 @@ def dot(x: FloatArray, y: FloatArray) -> FloatArray:
     return total(np.multiply(x, y, out=scratch("dot", x.shape, x.dtype)))
 
 
+def chunks(shape: Sequence[int]) -> Iterator[slice]:
+    """Cuts groups, by the shape (size, n), into parts whose arrays stay together in a core's own cache."""
+    step = _CHUNK // shape[0]
+    return (slice(start, start + step) for start in range(0, shape[1], step))
+
+
+def local(name: str, x: FloatArray) -> FloatArray:
+    """A copy in memory of this thread."""
+    result: FloatArray = scratch(name, x.shape, x.dtype)
+    np.copyto(result, x)
+    return result
+
+
 def extreme(x: FloatArray) -> FloatArray:
     """The weight of largest magnitude in every group, with its sign, the first one of equals."""
     high, low = x.max(axis=0), x.min(axis=0)
@@ -117,6 +153,10 @@ class LinearFit(NamedTuple):
     zero: NDArray[np.bool_]
     """Whether the group counts as zeros."""
 
+    def at(self, groups: NDArray[np.intp]) -> LinearFit:
+        """The fit of some groups."""
+        return LinearFit(*(values[groups] for values in self))
+
     def codes(self, x: FloatArray, limit: int) -> NDArray[np.int32]:
         """The codes from 0 to 2 * limit - 1 that belong to the fit; all 0 for a group of zeros."""
         codes = nearest(x * self.inverse)
@@ -136,17 +176,38 @@ def fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
         weights: What an error counts, same shape.
         limit: Half the number of codes.
     """
+    scale, inverse = np.empty((2, x.shape[1]), np.float32)
+    zero = np.empty(x.shape[1], np.bool_)
+    for part in chunks(x.shape):
+        fit = _fit_linear(local("part of x", x[:, part]), local("part of weights", weights[:, part]), limit)
+        scale[part], inverse[part], zero[part] = fit
+    return LinearFit(scale, inverse, zero)
+
+
+def _fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
     largest = extreme(x)
     weighted = np.multiply(x, weights, out=scratch("weighted", x.shape, x.dtype))
     inverse = np.float32(-limit) / largest
-    sum_lx, sum_l2 = _linear_sums(x, weights, weighted, inverse, limit)
+    rounding = _Rounding(x.shape, -limit, limit - 1)
+    codes, products = scratch("codes", x.shape, np.float32), scratch("products", x.shape, np.float32)
+
+    def sums(step: int) -> tuple[FloatArray, FloatArray]:
+        """The sums of weight * x * code and of weight * code**2."""
+        np.multiply(x, candidate, out=codes)
+        # No number is larger than limit + step / 10.
+        rounding(codes, below=step > 4, above=step > -6)
+        np.multiply(weights, codes, out=products)
+        return dot(weighted, codes), dot(products, codes)
+
+    candidate = inverse.copy()
+    sum_lx, sum_l2 = sums(0)
     scale = np.where(sum_l2 == 0, np.float32(0), sum_lx / sum_l2)
     best = scale * sum_lx
     for step in range(-9, 10):
         if step == 0:
             continue
         candidate = -(np.float32(limit) + np.float32(0.1) * np.float32(step)) / largest
-        sum_lx, sum_l2 = _linear_sums(x, weights, weighted, candidate, limit)
+        sum_lx, sum_l2 = sums(step)
         better = np.flatnonzero((sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2))
         scale[better] = sum_lx[better] / sum_l2[better]
         best[better] = scale[better] * sum_lx[better]
@@ -154,19 +215,6 @@ def fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
     zero = np.abs(largest) < TINY
     scale[zero] = 0
     return LinearFit(scale, inverse, zero)
-
-
-def _linear_sums(
-    x: FloatArray, weights: FloatArray, weighted: FloatArray, inverse: FloatArray, limit: int
-) -> tuple[FloatArray, FloatArray]:
-    """The sums of weight * x * code and of weight * code**2."""
-    codes, products = scratch("linear", (2, *x.shape), np.float32)
-    np.multiply(x, inverse, out=codes)
-    np.rint(codes, out=codes)
-    np.clip(codes, np.float32(-limit), np.float32(limit - 1), out=codes)
-    sum_lx = dot(weighted, codes)
-    np.multiply(weights, codes, out=products)
-    return sum_lx, dot(products, codes)
 
 
 # ------------------------------------------------------------------------------------- scale and minimum
@@ -206,6 +254,10 @@ class AffineFit(NamedTuple):
     """With ``shift``, how the best codes came from the weights: ``nearest(inverse * (x - shift))``."""
     shift: FloatArray
 
+    def at(self, groups: NDArray[np.intp]) -> AffineFit:
+        """The fit of some groups."""
+        return AffineFit(*(values[groups] for values in self))
+
     def codes(self, x: FloatArray, limit: int) -> NDArray[np.int32]:
         """The codes from 0 to limit that belong to the fit."""
         result = x - self.shift
@@ -225,35 +277,46 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
         weights: What an error counts, same shape.
         search: The candidates.
     """
-    fit, tightest = _fit_affine(x, weights, search, np.rint)
-    # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
-    reach = np.abs(x).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
-    odd = np.flatnonzero(~(reach < _EXACT) | ~np.isfinite(np.float32(search.limit + 1) / tightest))
-    if odd.size:
-        again, _ = _fit_affine(x.take(odd, axis=1), weights.take(odd, axis=1), search, _round_anything)
-        for values, corrected in zip(fit, again, strict=True):
-            values[odd] = corrected
-    return fit
+    result = AffineFit(*np.empty((4, x.shape[1]), np.float32))
+    for part in chunks(x.shape):
+        x_part, weights_part = local("part of x", x[:, part]), local("part of weights", weights[:, part])
+        fit, tightest = _fit_affine(x_part, weights_part, search, _Rounding(x_part.shape, 0, search.limit))
+        # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
+        reach = np.abs(x_part).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
+        usual = (tightest > 0) & (reach < _EXACT) & np.isfinite(np.float32(search.limit + 1) / tightest)
+        odd = np.flatnonzero(~usual)
+        if odd.size:
+            few = x_part.take(odd, axis=1), weights_part.take(odd, axis=1)
+            again, _ = _fit_affine(*few, search, _ExactRounding(few[0].shape, 0, search.limit))
+            for values, corrected in zip(fit, again, strict=True):
+                values[odd] = corrected
+        for whole, values in zip(result, fit, strict=True):
+            whole[part] = values
+    return result
 
 
 def _fit_affine(
-    x: FloatArray, weights: FloatArray, search: AffineSearch, rounded: Callable[..., FloatArray]
+    x: FloatArray, weights: FloatArray, search: AffineSearch, rounding: _Rounding
 ) -> tuple[AffineFit, FloatArray]:
     """The fit, and the smallest range that weights were divided by."""
     high, low = x.max(axis=0), lowest(x)
     low[low > 0] = 0
     same = high == low
     weight, weight_x = total(weights), dot(weights, x)
-    codes, products = scratch("affine", (2, *x.shape), np.float32)
+    codes, products = scratch("codes", x.shape, np.float32), scratch("products", x.shape, np.float32)
     span = high - low
     tightest = span.copy()
     fit = AffineFit(np.zeros_like(low), low, np.float32(search.limit) / span, low.copy())
     np.divide(1, fit.inverse, out=fit.scale)
-    _codes(x, fit.low, fit.inverse, search.limit, rounded, codes)
+    np.subtract(x, fit.low, out=codes)
+    codes *= fit.inverse
+    rounding(codes, below=False, above=False)
     best = _error(x, weights, codes, fit.scale, fit.low, products, search.absolute)
     for codes_spanned in search.spans():
         inverse = codes_spanned / span
-        _codes(x, fit.low, inverse, search.limit, rounded, codes)
+        np.subtract(x, fit.low, out=codes)
+        codes *= inverse
+        rounding(codes, below=True, above=bool(codes_spanned > search.limit + 0.4))
         np.multiply(weights, codes, out=products)
         sum_l, sum_l2, sum_lx = total(products), dot(products, codes), dot(products, x)
         determinant = weight * sum_l2 - sum_l * sum_l
@@ -264,29 +327,14 @@ def _fit_affine(
         scale[above] = sum_lx[above] / sum_l2[above]
         error = _error(x, weights, codes, scale, minimum, products, search.absolute)
         better = np.flatnonzero((error < best) & (determinant > 0))
-        if better.size:
-            best[better] = error[better]
-            fit.inverse[better], fit.shift[better] = inverse[better], fit.low[better]
-            fit.scale[better], fit.low[better] = scale[better], minimum[better]
-            np.subtract(high, fit.low, out=span)
-            np.minimum(tightest, np.abs(span), out=tightest)
+        best[better] = error[better]
+        fit.inverse[better], fit.shift[better] = inverse[better], fit.low[better]
+        fit.scale[better], fit.low[better] = scale[better], minimum[better]
+        np.subtract(high, fit.low, out=span)
+        np.minimum(tightest, span, out=tightest)
     for values, of_same in ((fit.scale, 0), (fit.inverse, 0), (fit.shift, 0), (tightest, np.inf)):
         values[same] = of_same
     return fit, tightest
-
-
-def _codes(
-    x: FloatArray,
-    low: FloatArray,
-    inverse: FloatArray,
-    limit: int,
-    rounded: Callable[..., FloatArray],
-    out: FloatArray,
-) -> None:
-    np.subtract(x, low, out=out)
-    out *= inverse
-    rounded(out, out=out)
-    np.clip(out, np.float32(0), np.float32(limit), out=out)
 
 
 def _error(
