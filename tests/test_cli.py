@@ -72,7 +72,7 @@ def copy(tmp_path):
 
 def test_readme_command(cli):
     assert cli(FIXTURE / "model.safetensors", "out.gguf", "--q4")[0] == 0
-    assert phiconv.open_model("out.gguf").stored["blk.0.ffn_down.weight"].encoding.name == "q4_0"
+    assert phiconv.open_model("out.gguf").stored["blk.0.ffn_up.weight"].encoding.name == "q4_k"
 
 
 def test_module(tmp_path):
@@ -99,7 +99,9 @@ def test_help(cli, argument):
     ("options", "recipe"),
     [
         ((), "BF16"),
-        (("--q4",), "Q4_0"),
+        (("--q4",), "Q4_K_M"),
+        (("--quant", "q4_k"), "Q4_K_M"),
+        (("--quant", "Q4_0"), "Q4_0"),
         (("--q8",), "Q8_0"),
         (("--f16",), "F16"),
         (("--f32",), "F32"),
@@ -168,7 +170,7 @@ def test_inspect_gguf(cli):
 def test_formats(cli):
     code, stdout, _ = cli("formats")
     assert code == 0
-    assert "--q4 = Q4_0" in stdout
+    assert "--q4 = Q4_K_M" in stdout
     assert json.loads(cli("formats", "--json")[1])["presets"]["gguf"]["q8"] == "Q8_0"
 
 
@@ -305,9 +307,38 @@ def test_a_bug_is_one_line_too(cli, monkeypatch):
     assert stderr.count("\n") == 1
 
 
-def test_gguf_is_no_source_yet(fails, cli):
-    cli(FIXTURE, "o.gguf", "-q")
-    fails("o.gguf", "p.gguf", says="can be inspected, but not converted yet")
+def test_requantizing_is_refused_unless_it_is_allowed(fails, cli):
+    cli(FIXTURE, "o.gguf", "-q", "--quant", "Q5_K_M")
+    fails("o.gguf", "p.gguf", "--q4", says="is stored as q5_k: as q4_k it loses more")
+    code, _, stderr = cli("o.gguf", "p.gguf", "--q4", "--allow-requantize")
+    assert code == 0
+    assert "note: 21 tensors were quantized a second time" in stderr
+    assert cli("o.gguf", "q.gguf", "--quant", "Q5_K_M")[0] == 0
+    assert Path("q.gguf").read_bytes() == Path("o.gguf").read_bytes()
+
+
+def test_types_of_single_tensors(cli, fails):
+    options = (
+        "--tensor-type",
+        r"ffn_down=Q8_0",
+        "--output-tensor-type",
+        "Q5_1",
+        "--token-embedding-type",
+        "F16",
+    )
+    code, stdout, _ = cli("plan", FIXTURE, "o.gguf", "--q4", *options, "--json")
+    assert code == 0
+    types = {t["name"]: t["to"] for t in json.loads(stdout)["tensors"]}
+    assert types["blk.3.ffn_down.weight"] == "q8_0"
+    assert types["output.weight"] == "q5_1"
+    assert types["token_embd.weight"] == "f16"
+    left = json.loads(cli("plan", FIXTURE, "o.gguf", "--q4", "--leave-output-tensor", "--json")[1])
+    assert {t["to"] for t in left["tensors"] if t["name"] == "output.weight"} == {"bf16"}
+    fails(FIXTURE, "o.gguf", "--tensor-type", "ffn_down", code=2, says="write it as REGEX=TYPE")
+    fails(FIXTURE, "o.gguf", "--tensor-type", "(=Q8_0", code=2, says="missing )")
+    fails(FIXTURE, "o.gguf", "--tensor-type", "a=Q7_Z", code=2, says="no tensor can be quantized to 'Q7_Z'")
+    fails(FIXTURE, "o.gguf", "--quant", "Q2_K_S", code=2, says="give --imatrix")
+    fails(FIXTURE, "o.gguf", "--imatrix", "nowhere.dat", says="nowhere.dat: there is no such file")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOTS = (ROOT / "converter", ROOT / "formats")
 
-BASE = {"phiconv.codebooks", "phiconv.errors", "phiconv.ir"}
-DATA = {*BASE, "phiconv.model", "phiconv.tokenizer"}
+BASE = {"phiconv.codebooks", "phiconv.encodings", "phiconv.errors", "phiconv.ir"}
+DATA = {*BASE, "phiconv.importance", "phiconv.model", "phiconv.tokenizer"}
 
 # Which modules of ours a module may import. A package stands for all that is in it, and may import itself;
 # imports for types only count too.
@@ -21,19 +21,29 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.codebooks": set(),
     "phiconv.errors": set(),
     "phiconv.tokenizer": set(),
-    "phiconv.ir": {"phiconv.codebooks", "phiconv.errors"},
+    "phiconv.encodings": {"phiconv.codebooks"},
+    "phiconv.ir": {"phiconv.codebooks", "phiconv.encodings", "phiconv.errors"},
+    "phiconv.importance": BASE,
     "phiconv.model": {*BASE, "phiconv.tokenizer"},
     "phiconv_formats": DATA,
     "phiconv.architectures": DATA,
     "phiconv.quantizers": BASE,
     "phiconv.checks": BASE,
-    "phiconv.recipes": {*DATA, "phiconv_formats"},
+    "phiconv.recipes": {*DATA, "phiconv.quantizers", "phiconv_formats"},
     "phiconv.units": set(),
     "phiconv.outputs": {"phiconv.errors", "phiconv.units", "phiconv_formats"},
     "phiconv.source": {*DATA, "phiconv.architectures", "phiconv_formats"},
     "phiconv.planning": {*DATA, "phiconv.recipes", "phiconv_formats"},
     "phiconv.pipeline": {*BASE, "phiconv.checks", "phiconv.outputs", "phiconv.quantizers", "phiconv_formats"},
-    "phiconv.api": {*DATA, "phiconv.pipeline", "phiconv.planning", "phiconv.quantizers", "phiconv.source"},
+    "phiconv.api": {
+        *DATA,
+        "phiconv.pipeline",
+        "phiconv.planning",
+        "phiconv.quantizers",
+        "phiconv.recipes",
+        "phiconv.source",
+        "phiconv_formats",
+    },
     "phiconv.report": {
         *DATA,
         "phiconv.api",
@@ -44,12 +54,12 @@ ARROWS: dict[str, set[str]] = {
         "phiconv.units",
         "phiconv_formats",
     },
-    "phiconv.cli": {"phiconv._version", "phiconv.api", "phiconv.errors", "phiconv.report"},
+    "phiconv.cli": {"phiconv._version", "phiconv.api", "phiconv.errors", "phiconv.recipes", "phiconv.report"},
     "phiconv": {"phiconv._version", "phiconv.api", "phiconv.errors"},
     "phiconv.__main__": {"phiconv.cli"},
 }
 
-PACKAGES = ("phiconv.architectures", "phiconv.quantizers", "phiconv_formats")
+PACKAGES = ("phiconv.architectures", "phiconv.quantizers", "phiconv.recipes", "phiconv_formats")
 
 # Libraries that one place has to itself.
 ONLY_IN = {

@@ -188,11 +188,11 @@ def test_every_option_is_documented():
 
 def test_every_recipe_and_class_is_documented():
     from phiconv.architectures import ARCHITECTURES
-    from phiconv.recipes import RECIPES
+    from phiconv.recipes import TARGETS
 
     quantization = (ROOT / "docs/quantization.md").read_text(encoding="utf-8")
     models = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in quantization for names in RECIPES.values() for name in names)
+    assert all(f"| `{name}` |" in quantization for target in TARGETS.values() for name in target.DEFAULTS)
     assert all(f"`{name}`" in models for a in ARCHITECTURES.values() for name in a.classes)
 
 

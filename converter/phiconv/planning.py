@@ -115,7 +115,7 @@ def make_plan(
     choices = choices or Choices()
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
     encodings = assign(target.name, recipe, model, tensors, choices)
-    _check_requantizing(tensors, encodings, choices, model)
+    again = _check_requantizing(tensors, encodings, choices, model)
     folder, file_name = _place(destination, target.suffixes, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
@@ -128,6 +128,9 @@ def make_plan(
         importance=choices.importance,
     )
     package = _weigh(package, choices.importance)
+    if again:
+        note = f"{again} tensors were quantized a second time, which costs more quality than doing it once"
+        package = replace(package, notes=(*package.notes, note))
     return Plan(model, folder, target.name, recipe, package, _tensor_plans(tensors, package))
 
 
@@ -145,12 +148,14 @@ def _check_model(model: Model) -> None:
 
 def _check_requantizing(
     tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices, model: Model
-) -> None:
-    """Refuses to quantize what is quantized already: it is worse than quantizing the original once."""
+) -> int:
+    """Refuses to quantize what is quantized already, unless that is allowed; returns how many tensors it is."""
+    count = 0
     for tensor, encoding in zip(tensors, encodings, strict=True):
         stored = tensor.tensor.encoding
         if stored == encoding or isinstance(stored, FloatEncoding) or encoding == F32:
             continue
+        count += 1
         if isinstance(stored, RawEncoding):
             raise UnsupportedModelError(
                 f"is stored as {stored.name}, which phiconv cannot decode",
@@ -164,6 +169,7 @@ def _check_requantizing(
                 at=f"tensor {tensor.name}",
                 hint="convert the original checkpoint, or give --allow-requantize",
             )
+    return count
 
 
 def _weigh(package: Package, importance: ImportanceMatrix | None) -> Package:

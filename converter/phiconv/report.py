@@ -68,9 +68,7 @@ def inspect_object(model: Model, *, tensors: bool = True) -> dict[str, Any]:
         "types": dict(_types(model.stored.values())),
         "hyperparameters": _hyperparameters(model),
         "tokenizer": _tokenizer(model),
-        "metadata": {
-            k: v if not isinstance(v, list) else f"{len(v)} items" for k, v in model.metadata.items()
-        },
+        "metadata": {key: _plain_value(value) for key, value in model.metadata.items()},
     }
     if tensors:
         result["tensors"] = [

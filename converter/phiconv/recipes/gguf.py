@@ -45,6 +45,7 @@ ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """What llama-quantize takes for a recipe's name."""
 
 _TYPES = {t.name.upper(): t.encoding for t in GGML_TYPES.values()}
+_BLOCKS = {t.name.upper(): t.block_size for t in GGML_TYPES.values()}
 
 _NEED_IMPORTANCE = {"IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ1_M", "IQ1_S"}
 
@@ -348,7 +349,7 @@ class _Mixer:
             experts=experts,
             stacked=len(tensor.tensor.shape) > 2,
             importance=self.choices.importance is not None,
-            divides=tensor.tensor.columns % encoding_of(DEFAULTS[self.recipe]).block_size == 0,
+            divides=tensor.tensor.columns % _BLOCKS[DEFAULTS[self.recipe]] == 0,
         )
 
 
@@ -377,7 +378,7 @@ def _category(name: str) -> str:
 def _fitting(name: str, columns: int) -> str:
     """The type, or what rows that do not divide into its blocks get instead."""
     for candidate in (name, _FALLBACKS.get(name, name)):
-        if columns % encoding_of(candidate).block_size == 0:
+        if columns % _BLOCKS.get(candidate, 1) == 0:
             return candidate
     return "F16"
 

@@ -99,7 +99,7 @@ def expected_tensors(kind, quant):
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_names_types_and_shapes(kind, quant, model_folder, convert):
-    path = convert(model_folder(kind), quant)
+    path = convert(model_folder(kind), quant, choices=phiconv.Choices(pure=True))
     expected = expected_tensors(kind, quant)
     actual = tensors(path)
     assert actual == expected
