@@ -46,7 +46,9 @@ def ggml_quantize(ggml: ctypes.CDLL) -> Callable[..., NDArray[np.uint8]]:
         values = np.ascontiguousarray(values, np.float32)
         packed = np.zeros(rows * ggml.ggml_row_size(kind, columns), np.uint8)
         weights = None if importance is None else importance.ctypes.data
-        used = ggml.ggml_quantize_chunk(kind, values.ctypes.data, packed.ctypes.data, 0, rows, columns, weights)
+        used = ggml.ggml_quantize_chunk(
+            kind, values.ctypes.data, packed.ctypes.data, 0, rows, columns, weights
+        )
         assert used == packed.size
         return packed
 
