@@ -150,20 +150,10 @@ class Blocks:
         if len(parts) == 1:
             return first
         codes = np.concatenate([p.codes for p in parts], axis=1)
-        return Blocks(
-            first.encoding,
-            codes,
-            np.concatenate([p.scales for p in parts]),
-            _join_optional([p.minima for p in parts]),
-            _join_optional([p.sub_scales for p in parts]),
-            _join_optional([p.sub_minima for p in parts]),
-        )
-
-
-def _join_optional(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
-    """Joins arrays of blocks (the last axis), of which all or none are there."""
-    there = [array for array in arrays if array is not None]
-    return np.concatenate(there, axis=-1) if there else None
+        names = ("scales", "minima", "sub_scales", "sub_minima")
+        others: list[list[Any]] = [[getattr(part, name) for part in parts] for name in names]
+        joined: list[Any] = [None if o[0] is None else np.concatenate(o, axis=-1) for o in others]
+        return Blocks(first.encoding, codes, *joined)
 
 
 Encoded: TypeAlias = "NDArray[np.generic] | Blocks"

@@ -225,3 +225,7 @@ def test_refuses_what_it_cannot_encode():
         encode(np.zeros((1, 256), f32), ir.RawEncoding("iq1_s", 256, 50))
     with pytest.raises(UsageError, match="48 weights"):
         encode(np.zeros((1, 48), f32), ir.Q8_0)
+    with pytest.raises(UsageError, match="128 weights"):
+        encode(np.zeros((1, 128), f32), ir.Q4_K)
+    with pytest.raises(UsageError, match="for 256 columns"):
+        encode(np.zeros((1, 256), f32), ir.Q4_K, np.ones(128, f32))

@@ -93,7 +93,7 @@ def check(ggml_quantize, encoding, name, importance):
     rng = np.random.default_rng(7)
     values = TILES[name](rng)
     weights = importances(rng, values.shape[1])[importance]
-    if (name, importance) == ("every_size", "some_zero"):
+    if (name, importance) == ("every_size", "some_zero") and encoding == ir.Q2_K:
         pytest.skip("beyond what ggml can round: its assertions say so, and its builds differ")
     expected = ggml_quantize(values.astype(f32), encoding.name, weights)
     assert np.count_nonzero(pack(encode(values, encoding, weights)) != expected) == 0

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["QUANTIZERS", "Quantizer", "decode", "encode"]
 
 Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
-"""From float32, float16 or bfloat16 weights of shape (rows, columns), and what the error of a weight counts by
-its column (or None), to the blocks of the rows, in order."""
+"""From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order. The
+second argument is what the error of a weight counts, by its column, or None."""
 
 QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.Q4_0: weighted.q4_0,

@@ -123,7 +123,7 @@ class _Signed(NamedTuple):
         """Whole numbers as codes."""
         return np.clip(codes, self.low, self.high, out=codes).astype(np.float32)
 
-    def allows(self, rest_l2: FloatArray, new_l2: FloatArray) -> NDArray[np.bool_]:
+    def allows(self, rest_l2: FloatArray, new_l2: FloatArray) -> NDArray[np.bool_]:  # noqa: ARG002
         """Whether the sum without the changed code, and with it, allow the change."""
         return new_l2 > 0
 
@@ -138,7 +138,7 @@ class _Positive(_Signed):
     def limited(self, codes: NDArray[np.int32]) -> FloatArray:
         return np.minimum(codes, self.high, out=codes).astype(np.float32)
 
-    def allows(self, rest_l2: FloatArray, new_l2: FloatArray) -> NDArray[np.bool_]:
+    def allows(self, rest_l2: FloatArray, new_l2: FloatArray) -> NDArray[np.bool_]:  # noqa: ARG002
         return rest_l2 > 0
 
     def stored(self, codes: FloatArray) -> FloatArray:

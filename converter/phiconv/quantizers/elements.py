@@ -49,7 +49,7 @@ def spread_importance(
 
 
 def to_quads(codes: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Codes from 0 to 255, elements first, as bytes quads first: (size, parts, n) to (size * parts / 4, n, 4)."""
+    """Codes from 0 to 255 as bytes quads first: (size, parts, n) to (size * parts / 4, n, 4)."""
     size, parts, n = codes.shape
     words = codes[3::4] << 8
     for j in (2, 1, 0):

@@ -15,7 +15,7 @@ warning: it is for the caller to look.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from phiconv.quantizers.search import AffineFit, LinearFit
 
 __all__ = ["dequantize", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 def q2_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
@@ -63,8 +65,9 @@ def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     """Quantizes to 3 bits around code 4."""
     x = _elements(values, Q3_K)
     if importance is None:
+        found: Callable[[NDArray[np.intp]], NDArray[Any]]
         fitted, codes = descend(_groups(x), Q3_K.offset)
-        found = partial(codes.take, axis=1)
+        found = partial(_taken, codes)
         scales = fitted.reshape(x.shape[1:])
         largest = extreme(scales)
         inverse = np.float32(-32) / largest
@@ -177,6 +180,11 @@ def _linear_blocks(
     return Blocks(encoding, to_quads(codes), half, None, sub_scales.astype(np.int8))
 
 
+def _taken(codes: FloatArray, groups: NDArray[np.intp]) -> FloatArray:
+    """The codes of some groups."""
+    return codes[:, groups]
+
+
 def _searched(
     x: FloatArray, fit: LinearFit | AffineFit, limit: int, groups: NDArray[np.intp]
 ) -> NDArray[np.int32]:
@@ -205,7 +213,7 @@ def _elements(values: NDArray[Any], encoding: SuperBlockEncoding) -> FloatArray:
     return elements(values, encoding.sub_block_size, encoding.sub_blocks, "values")
 
 
-def _groups(x: FloatArray) -> FloatArray:
+def _groups(x: NDArray[_Number]) -> NDArray[_Number]:
     """A tile (size, sub-blocks, n) with all sub-blocks side by side, (size, sub-blocks * n)."""
     return x.reshape(len(x), -1)
 
@@ -214,7 +222,7 @@ def _groups(x: FloatArray) -> FloatArray:
 
 
 def _magnitudes(x: FloatArray, encoding: SuperBlockEncoding) -> FloatArray:
-    """What an error counts without importance weights: |x|, except for 2 bits plus the sub-block's average."""
+    """What an error counts without importance weights: |x|, plus a mean of its sub-block but for 2 bits."""
     weights = scratch("weights", x.shape, np.float32)
     if encoding == Q2_K:
         return np.abs(x, out=weights)
@@ -235,7 +243,7 @@ def _spread_importance(
 def _importance(
     x: FloatArray, values: NDArray[Any], importance: FloatArray, encoding: SuperBlockEncoding, factor: int
 ) -> FloatArray:
-    """Importance * sqrt(variance + x**2), with ``factor`` times the mean of the block's squares as variance."""
+    """What an error counts: importance * sqrt(factor * the mean of the block's squares + x**2)."""
     weights = _spread_importance(values, importance, encoding)
     squares = np.multiply(x, x, out=scratch("squares", x.shape, np.float32))
     total = np.zeros(x.shape[2], np.float32)

@@ -19,7 +19,7 @@ _KEPT_BYTES = 4 << 20
 """The largest buffer that is kept: a tile of a million weights."""
 
 _LINE = 64
-"""Memory starts at a multiple of the bytes of a cache line; where vectors straddle two, NumPy is half as fast."""
+"""Memory starts at a multiple of a cache line: where vectors straddle two, NumPy is half as fast."""
 
 
 class _Buffers(threading.local):

@@ -16,7 +16,7 @@ import numpy as np
 from phiconv.quantizers.scratch import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -40,8 +40,8 @@ TINY = np.float32(1e-15)
 _ROUNDS_TO_INTEGER = np.float32(3 << 22)
 """Float32 numbers from here to the next power of two are integers, so adding it rounds, ties to even."""
 
-_CHUNK = 1 << 16
-"""Weights that are searched at a time."""
+PART = 1 << 16
+"""Weights to search at a time: a few arrays of so many fit the cache that a core has for itself."""
 
 _EXACT = np.float32(1 << 22)
 """Below this magnitude `nearest` and ``np.rint`` are the same."""
@@ -101,28 +101,32 @@ _EINSUM = _einsum_rounds_products()
 
 def total(x: FloatArray) -> FloatArray:
     """The sum of every group, its terms added one after the other: (size, ...) to (...)."""
-    result: FloatArray
-    if x[0].size == 1:  # NumPy would see one long vector, and add that in another order
-        result = np.add.accumulate(x, axis=0)[-1]
-    else:
-        result = np.add.reduce(x, axis=0)
+    # One group NumPy would see as one long vector, and add up in another order.
+    result: FloatArray = np.add.accumulate(x, axis=0)[-1] if x[0].size == 1 else np.add.reduce(x, axis=0)
     return result
 
 
 def dot(x: FloatArray, y: FloatArray) -> FloatArray:
     """The sum of products of every group, its terms added one after the other: (size, n) twice to (n,)."""
     if _EINSUM and x.shape[1] > 1:
-        return np.einsum("ij,ij->j", x, y)
+        result: FloatArray = np.einsum("ij,ij->j", x, y)
+        return result
     return total(np.multiply(x, y, out=scratch("dot", x.shape, x.dtype)))
 
 
-def chunks(shape: Sequence[int]) -> Iterator[slice]:
-    """Cuts groups, by the shape (size, n), into parts whose arrays stay together in a core's own cache."""
-    step = _CHUNK // shape[0]
-    return (slice(start, start + step) for start in range(0, shape[1], step))
+def parts(x: FloatArray, weights: FloatArray) -> Iterator[tuple[slice, FloatArray, FloatArray]]:
+    """Cuts groups and their weights into parts, contiguous ones, that stay in a core's own cache."""
+    size, count = x.shape
+    step = max(PART // size, 1)
+    if count <= step:
+        yield slice(None), x, weights
+        return
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        yield part, _local("part of x", x[:, part]), _local("part of weights", weights[:, part])
 
 
-def local(name: str, x: FloatArray) -> FloatArray:
+def _local(name: str, x: FloatArray) -> FloatArray:
     """A copy in memory of this thread."""
     result: FloatArray = scratch(name, x.shape, x.dtype)
     np.copyto(result, x)
@@ -155,7 +159,7 @@ class LinearFit(NamedTuple):
 
     def at(self, groups: NDArray[np.intp]) -> LinearFit:
         """The fit of some groups."""
-        return LinearFit(*(values[groups] for values in self))
+        return LinearFit(self.scale[groups], self.inverse[groups], self.zero[groups])
 
     def codes(self, x: FloatArray, limit: int) -> NDArray[np.int32]:
         """The codes from 0 to 2 * limit - 1 that belong to the fit; all 0 for a group of zeros."""
@@ -178,9 +182,8 @@ def fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
     """
     scale, inverse = np.empty((2, x.shape[1]), np.float32)
     zero = np.empty(x.shape[1], np.bool_)
-    for part in chunks(x.shape):
-        fit = _fit_linear(local("part of x", x[:, part]), local("part of weights", weights[:, part]), limit)
-        scale[part], inverse[part], zero[part] = fit
+    for part, x_part, weights_part in parts(x, weights):
+        scale[part], inverse[part], zero[part] = _fit_linear(x_part, weights_part, limit)
     return LinearFit(scale, inverse, zero)
 
 
@@ -208,7 +211,7 @@ def _fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
             continue
         candidate = -(np.float32(limit) + np.float32(0.1) * np.float32(step)) / largest
         sum_lx, sum_l2 = sums(step)
-        better = np.flatnonzero((sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2))
+        better = np.flatnonzero(sum_lx * sum_lx > best * sum_l2)  # false if both sums are 0
         scale[better] = sum_lx[better] / sum_l2[better]
         best[better] = scale[better] * sum_lx[better]
         inverse[better] = candidate[better]
@@ -278,8 +281,7 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
         search: The candidates.
     """
     result = AffineFit(*np.empty((4, x.shape[1]), np.float32))
-    for part in chunks(x.shape):
-        x_part, weights_part = local("part of x", x[:, part]), local("part of weights", weights[:, part])
+    for part, x_part, weights_part in parts(x, weights):
         fit, tightest = _fit_affine(x_part, weights_part, search, _Rounding(x_part.shape, 0, search.limit))
         # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
         reach = np.abs(x_part).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
@@ -320,8 +322,8 @@ def _fit_affine(
         np.multiply(weights, codes, out=products)
         sum_l, sum_l2, sum_lx = total(products), dot(products, codes), dot(products, x)
         determinant = weight * sum_l2 - sum_l * sum_l
-        scale = (weight * sum_lx - weight_x * sum_l) / determinant
-        minimum = (sum_l2 * weight_x - sum_l * sum_lx) / determinant
+        scale: FloatArray = np.divide(weight * sum_lx - weight_x * sum_l, determinant)
+        minimum: FloatArray = np.divide(sum_l2 * weight_x - sum_l * sum_lx, determinant)
         above = np.flatnonzero(minimum > 0)
         minimum[above] = 0
         scale[above] = sum_lx[above] / sum_l2[above]

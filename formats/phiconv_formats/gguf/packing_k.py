@@ -33,9 +33,9 @@ _LAYOUTS: dict[ir.SuperBlockEncoding, np.dtype[np.void]] = {
 def pack(blocks: ir.Blocks) -> NDArray[np.uint8]:
     """The bytes of blocks of a `SuperBlockEncoding`, as ggml stores them: a vector."""
     encoding, sub_scales, sub_minima = blocks.encoding, blocks.sub_scales, blocks.sub_minima
-    layout = _LAYOUTS.get(encoding) if isinstance(encoding, ir.SuperBlockEncoding) else None
-    if layout is None or sub_scales is None:
+    if not isinstance(encoding, ir.SuperBlockEncoding) or encoding not in _LAYOUTS or sub_scales is None:
         raise UsageError(f"GGUF has no tensor type for {encoding.name}")
+    layout = _LAYOUTS[encoding]
     packed = np.empty(len(blocks), layout)
     packed["d"] = blocks.scales
     words = blocks.words()
@@ -69,24 +69,24 @@ def unpack(data: bytes | memoryview | NDArray[np.uint8], encoding: ir.SuperBlock
     if "qh" in (layout.names or ()):
         _unpack_high(np.ascontiguousarray(packed["qh"].T), words, encoding)
     codes = words.astype("<u4", copy=False)[..., None].view(np.uint8)
-    scales = np.ascontiguousarray(packed["scales"].T)
+    scales: NDArray[np.uint8] = np.ascontiguousarray(packed["scales"].T)
     minima = np.ascontiguousarray(packed["dmin"]) if encoding.has_minimum else None
-    sub_minima = None
+    sub_minima: NDArray[np.uint8] | None = None
     if encoding == ir.Q2_K:
-        scales, sub_minima = scales & np.uint8(15), scales >> 4
+        scales, sub_minima = scales & np.uint8(15), scales >> np.uint8(4)
     elif encoding.has_minimum:
         scales, sub_minima = _unpack_scales(scales)
     elif encoding == ir.Q3_K:
         scales = _unpack_signed_scales(scales)
-    sub_scales = scales.view(np.int8) if encoding.offset else scales
-    return ir.Blocks(encoding, codes, np.ascontiguousarray(packed["d"]), minima, sub_scales, sub_minima)
+    signed = scales.view(np.int8) if encoding.offset else scales
+    return ir.Blocks(encoding, codes, np.ascontiguousarray(packed["d"]), minima, signed, sub_minima)
 
 
 # ------------------------------------------------------------------------------------------------- codes
 
 
 def _low(encoding: ir.SuperBlockEncoding) -> tuple[int, tuple[int, ...]]:
-    """How many low bits of a code are in ``qs``, and how words (64,) are cut up to find those of one word there.
+    """How many low bits of a code are in ``qs``, and how words (64,) are cut up to find those of a word.
 
     The last axis counts the words beside each other, the one before it those at rising bits of one word.
     """
