@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine, codebook, nonlinear
+from phiconv.quantizers import affine, codebook, lattice, nonlinear
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ CODEBOOK_QUANTIZERS: dict[ir.CodebookEncoding, WeightedQuantizer] = {
     ir.TQ2_0: codebook.tq2_0,
     ir.IQ4_NL: nonlinear.iq4_nl,
     ir.IQ4_XS: nonlinear.iq4_xs,
+    ir.IQ2_XS: lattice.iq2_xs,
+    ir.IQ2_S: lattice.iq2_s,
+    ir.IQ3_XXS: lattice.iq3_xxs,
+    ir.IQ3_S: lattice.iq3_s,
 }
 
 
