@@ -21,7 +21,7 @@ f32 = np.float32
 SEARCHED = [ir.IQ4_NL, ir.IQ4_XS]
 ROUNDED = [ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0]
 
-GRIDS = [ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
+GRIDS = [ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
 
 every_grid = pytest.mark.parametrize("encoding", GRIDS, ids=lambda e: e.name)
 every_encoding = pytest.mark.parametrize("encoding", [*SEARCHED, *ROUNDED, *GRIDS], ids=lambda e: e.name)
@@ -290,7 +290,7 @@ def test_codes_are_points_of_the_grid(encoding):
     assert (blocks.sub_scales % 2 == 1).all()
     assert blocks.sub_scales.min() >= 1
     assert blocks.sub_scales.max() <= 31
-    if encoding in {ir.IQ2_XS, ir.IQ3_XXS}:
+    if encoding in {ir.IQ2_XXS, ir.IQ2_XS, ir.IQ3_XXS}:
         assert ((codes // sign).reshape(-1, 8).sum(axis=1) % 2 == 0).all()
     error = np.sqrt(np.square(decode(blocks, 256) - x).mean())
     assert error < (0.22 if sign == 8 else 0.45)
@@ -298,7 +298,7 @@ def test_codes_are_points_of_the_grid(encoding):
 
 @every_grid
 def test_neighbours_are_the_nearest_points(encoding):
-    distances = {ir.IQ2_XS: 2, ir.IQ2_S: 1, ir.IQ3_XXS: 2, ir.IQ3_S: 3}[encoding]
+    distances = {ir.IQ2_XXS: 2, ir.IQ2_XS: 2, ir.IQ2_S: 1, ir.IQ3_XXS: 2, ir.IQ3_S: 3}[encoding]
     found = grid_of(encoding, distances)
     powers = found.levels ** np.arange(found.length)
     for key in np.flatnonzero(found.counts)[::97]:

@@ -40,6 +40,7 @@ CODEBOOK_QUANTIZERS: dict[ir.CodebookEncoding, WeightedQuantizer] = {
     ir.TQ2_0: codebook.tq2_0,
     ir.IQ4_NL: nonlinear.iq4_nl,
     ir.IQ4_XS: nonlinear.iq4_xs,
+    ir.IQ2_XXS: lattice.iq2_xxs,
     ir.IQ2_XS: lattice.iq2_xs,
     ir.IQ2_S: lattice.iq2_s,
     ir.IQ3_XXS: lattice.iq3_xxs,

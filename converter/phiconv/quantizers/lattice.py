@@ -1,4 +1,4 @@
-"""llama.cpp's quantizers to points of a grid: IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S.
+"""llama.cpp's quantizers to points of a grid: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S.
 
 The formulas are those of ``quantize_row_iq2_*_impl`` and ``quantize_row_iq3_*_impl`` in ggml-quants.c, in
 float32 and in its order of operations. For the 16 or 32 weights that share a sub-scale, some scales are
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.codebooks import IQ2_S, IQ2_XS, IQ3_S, IQ3_XXS
+from phiconv.codebooks import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from phiconv.ir import F16, Blocks
 from phiconv.quantizers.floats import narrow, widen
 from phiconv.quantizers.neighbours import Grid, grid_of
+from phiconv.quantizers.positive import positive_scale
 from phiconv.quantizers.scratch import scratch
 from phiconv.quantizers.tiles import column_sums
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from phiconv.codebooks import CodebookEncoding
     from phiconv.ir import FloatArray
 
-__all__ = ["iq2_s", "iq2_xs", "iq3_s", "iq3_xxs"]
+__all__ = ["iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs"]
 
 _CHUNK = 256
 """Blocks at a time."""
@@ -66,10 +67,16 @@ class _Method:
     factor: float
 
 
+_IQ2_XXS = _Method(IQ2_XXS, 2, 6, 0.1, 1e-15, even=True, all_again=True, sigma=1, factor=1)
 _IQ2_XS = _Method(IQ2_XS, 2, 9, 0.1, 1e-15, even=True, all_again=False, sigma=1, factor=1)
 _IQ2_S = _Method(IQ2_S, 1, 9, 0.1, 1e-8, even=False, all_again=False, sigma=2, factor=0.9875)
 _IQ3_XXS = _Method(IQ3_XXS, 2, 15, 0.2, 1e-8, even=True, all_again=False, sigma=2, factor=1.0125)
 _IQ3_S = _Method(IQ3_S, 3, 9, 0.2, 2.0**-149, even=False, all_again=True, sigma=2, factor=1.033)
+
+
+def iq2_xxs(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to IQ2_XXS, see `_quantize`; ggml asks for importance here."""
+    return _quantize(values, importance, _IQ2_XXS)
 
 
 def iq2_xs(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
@@ -191,6 +198,11 @@ def _search(
     search = _Search(grid, magnitudes, weights)
     last = 2 * grid.levels - 1
     scale, best = largest / np.float32(last), np.zeros_like(largest)
+    if method is _IQ2_XXS:
+        scale = positive_scale(magnitudes, weights, grid.levels + 1)
+        largest = scale * np.float32(grid.levels)
+        zero |= largest <= 0
+        largest[zero] = 1
     points = np.zeros((len(x) // grid.length, len(scale)), np.intp)
     off_grid = np.full(points.shape, method.all_again)
     for i in range(-method.tries, method.tries + 1):
@@ -202,7 +214,7 @@ def _search(
         np.multiply(scale, product, out=best, where=better)
         np.copyto(points, tried, where=better)
         np.copyto(off_grid, off, where=better)
-    again = off_grid.any(axis=0) & (scale > 0)
+    again = (off_grid.any(axis=0) | (method is _IQ2_XXS)) & (scale > 0)
     tried, _ = search.round(1 / scale, scale)
     np.copyto(points, tried, where=again if method.all_again else again & off_grid)
     product, square = search.sums(points)
