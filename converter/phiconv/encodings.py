@@ -1,4 +1,4 @@
-"""What stored numbers mean: floats, blocks with a scale, blocks of sub-blocks; see also `phiconv.codebooks`."""
+"""What stored numbers mean: floats, blocks with a scale, super-blocks; see also `phiconv.codebooks`."""
 
 from __future__ import annotations
 

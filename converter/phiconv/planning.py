@@ -149,7 +149,7 @@ def _check_model(model: Model) -> None:
 def _check_requantizing(
     tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices, model: Model
 ) -> int:
-    """Refuses to quantize what is quantized already, unless that is allowed; returns how many tensors it is."""
+    """Refuses to quantize what is quantized already, unless that is allowed; returns how many that are."""
     count = 0
     for tensor, encoding in zip(tensors, encodings, strict=True):
         stored = tensor.tensor.encoding

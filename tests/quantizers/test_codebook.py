@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from phiconv import ir
+from phiconv.codebooks import grid
 from phiconv.quantizers import decode, encode
+from phiconv.quantizers.neighbours import grid_of
 from phiconv.quantizers.tiles import column_sums
 
 f32 = np.float32
@@ -19,7 +21,10 @@ f32 = np.float32
 SEARCHED = [ir.IQ4_NL, ir.IQ4_XS]
 ROUNDED = [ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0]
 
-every_encoding = pytest.mark.parametrize("encoding", [*SEARCHED, *ROUNDED], ids=lambda e: e.name)
+GRIDS = [ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
+
+every_grid = pytest.mark.parametrize("encoding", GRIDS, ids=lambda e: e.name)
+every_encoding = pytest.mark.parametrize("encoding", [*SEARCHED, *ROUNDED, *GRIDS], ids=lambda e: e.name)
 every_rounded = pytest.mark.parametrize("encoding", ROUNDED, ids=lambda e: e.name)
 every_searched = pytest.mark.parametrize("encoding", SEARCHED, ids=lambda e: e.name)
 few = settings(max_examples=15, deadline=None)
@@ -226,9 +231,10 @@ def test_any_stored_type(encoding, dtype):
 
 
 @every_encoding
-@pytest.mark.parametrize("cut", [0, 1, 2, 3, 1025])
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, -3])
 def test_tile_size_does_not_matter(encoding, cut):
-    x = np.random.default_rng(0).standard_normal((1100, 256)).astype(f32)
+    rows = 260 if encoding in GRIDS else 1100  # more than are computed at a time
+    x = np.random.default_rng(0).standard_normal((rows, 256)).astype(f32)
     importance = np.random.default_rng(1).random(256).astype(f32)
     whole = encode(x, encoding, importance)
     joined = ir.Blocks.join([encode(x[:cut], encoding, importance), encode(x[cut:], encoding, importance)])
@@ -271,6 +277,65 @@ def test_no_rows(encoding):
     blocks = encode(np.empty((0, 512), f32), encoding)
     assert len(blocks) == 0
     assert decode(blocks, 512).shape == (0, 512)
+
+
+@every_grid
+def test_codes_are_points_of_the_grid(encoding):
+    x = np.random.default_rng(0).standard_normal((8, 256)).astype(f32)
+    points = grid(encoding)
+    blocks = encode(x, encoding)
+    sign = 8 if points.shape[1] == 4 else 4
+    codes = np.array(codes_of(blocks))
+    assert {tuple(p) for p in (codes % sign).reshape(-1, points.shape[1])} <= {tuple(p) for p in points}
+    assert (blocks.sub_scales % 2 == 1).all()
+    assert blocks.sub_scales.min() >= 1
+    assert blocks.sub_scales.max() <= 31
+    if encoding in {ir.IQ2_XXS, ir.IQ2_XS, ir.IQ3_XXS}:
+        assert ((codes // sign).reshape(-1, 8).sum(axis=1) % 2 == 0).all()
+    error = np.sqrt(np.square(decode(blocks, 256) - x).mean())
+    assert error < (0.22 if sign == 8 else 0.45)
+
+
+@every_grid
+def test_neighbours_are_the_nearest_points(encoding):
+    distances = {ir.IQ2_XXS: 2, ir.IQ2_XS: 2, ir.IQ2_S: 1, ir.IQ3_XXS: 2, ir.IQ3_S: 3}[encoding]
+    found = grid_of(encoding, distances)
+    powers = found.levels ** np.arange(found.length)
+    for key in np.flatnonzero(found.counts)[::97]:
+        place = key // powers % found.levels
+        squares = np.square(grid(encoding).astype(int) - place).sum(axis=1)
+        near = np.unique(squares)[:distances]
+        expected = sorted((d, j) for j, d in enumerate(squares.tolist()) if d in near)
+        first = found.first[key]
+        assert found.neighbours[first : first + found.counts[key]].tolist() == [j for _, j in expected]
+
+
+def test_nearest_point_is_that_with_the_least_error():
+    rng = np.random.default_rng(0)
+    found = grid_of(ir.IQ3_XXS, 2)
+    keys = rng.choice(np.flatnonzero(found.counts), 200)
+    x, w = rng.random((2, 200, 4)).astype(f32)
+    scale = rng.random(200).astype(f32) * f32(0.1)
+    points = found.nearest(keys, x, w, scale)
+    for m, key in enumerate(keys):
+        candidates = found.neighbours[found.first[key] : found.first[key] + found.counts[key]]
+        errors = []
+        for point in candidates:
+            error = f32(0)
+            for i in range(4):
+                difference = scale[m] * found.values[point, i] - x[m, i]
+                error += w[m, i] * difference * difference
+            errors.append(error)
+        assert points[m] == candidates[errors.index(min(errors))]
+
+
+def test_zeros_within_an_iq3_s_block():
+    x = np.random.default_rng(0).standard_normal((1, 256)).astype(f32)
+    x[0, 64:96] = 0
+    weights = decode(encode(x, ir.IQ3_S), 256)
+    others = np.delete(np.arange(256), np.arange(64, 96))
+    assert np.sqrt(np.square(weights - x)[0, others].mean()) < 0.22
+    assert np.abs(weights[0, 64:96]).max() < 0.1
 
 
 def test_better_importance_lowers_the_error_where_it_counts():

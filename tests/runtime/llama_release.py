@@ -6,7 +6,8 @@ carries out a list of jobs: objects with ``source``, ``target`` and ``recipe``, 
 ``leave_output_tensor``, ``allow_requantize``, ``output_tensor_type``, ``token_embedding_type``,
 ``tensor_types`` (a list of pairs) and ``imatrix`` (an ``.npz`` of float32 vectors by tensor name). It is a
 program of its own because two builds of llama.cpp do not get along in one process. LIBRARIES is the folder
-that fixtures/fetch_llama.py prints; the structures below are those of that release (llama.h of llama.cpp v0.5.0).
+that fixtures/fetch_llama.py prints; the structures below are those of that release (llama.h of llama.cpp
+v0.5.0).
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from phiconv_formats.gguf.packing import pack
 pytestmark = pytest.mark.runtime
 
 UNWEIGHTED = [ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0]
-ENCODINGS = [ir.IQ4_NL, ir.IQ4_XS, *UNWEIGHTED]
+GRIDS = [ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
+ENCODINGS = [ir.IQ4_NL, ir.IQ4_XS, *UNWEIGHTED, *GRIDS]
 
 f32 = np.float32
 SHAPE = (24, 512)
@@ -74,10 +75,17 @@ IMPORTANCE = {
 }
 
 
+def any_zero_group(values):
+    """Whether 32 weights are 0, but not all of their block."""
+    groups = (values.astype(f32).reshape(-1, 8, 32) == 0).all(axis=2)
+    return bool((groups.any(axis=1) & ~groups.all(axis=1)).any())
+
+
 CASES = [
     pytest.param(encoding, importance, id=f"{encoding.name}-{importance}")
     for encoding in ENCODINGS
     for importance in (("none", "uneven") if encoding in UNWEIGHTED else IMPORTANCE)
+    if encoding not in {ir.IQ2_XXS, ir.IQ2_XS} or importance != "none"  # ggml asks for it
 ]
 
 
@@ -87,5 +95,9 @@ def test_bytes_are_equal(ggml_quantize, encoding, importance, name):
     rng = np.random.default_rng(7)
     values = TILES[name](rng)
     columns = IMPORTANCE[importance](rng, values.shape[1])
+    if encoding in GRIDS:
+        values = values[:6]
+    if encoding == ir.IQ3_S and any_zero_group(values):
+        values[values == 0] = 0.01  # see `lattice`: ggml writes such a block wrongly
     expected = ggml_quantize(values.astype(f32), encoding.name, columns)
     assert np.count_nonzero(pack(encode(values, encoding, columns)) != expected) == 0

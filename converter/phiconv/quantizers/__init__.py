@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine, codebook, kquant, nonlinear, weighted
+from phiconv.quantizers import affine, codebook, kquant, lattice, nonlinear, weighted
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.NVFP4: codebook.nvfp4,
     ir.TQ1_0: codebook.tq1_0,
     ir.TQ2_0: codebook.tq2_0,
+    ir.IQ2_XXS: lattice.iq2_xxs,
+    ir.IQ2_XS: lattice.iq2_xs,
+    ir.IQ2_S: lattice.iq2_s,
+    ir.IQ3_XXS: lattice.iq3_xxs,
+    ir.IQ3_S: lattice.iq3_s,
 }
 
 

@@ -171,7 +171,7 @@ def _pack_points(blocks: ir.Blocks, encoding: ir.CodebookEncoding) -> NDArray[An
     numbers = _numbers(encoding)[pack_bits(keys.transpose(1, 0, 2), 4 * bits)]
     if numbers.size and numbers.min() < 0:
         raise UsageError(f"codes that are no point of the grid of {encoding.name}")
-    return numbers.astype(np.uint32)
+    return np.asarray(numbers, np.uint32)
 
 
 def _unpack_points(numbers: NDArray[Any], encoding: ir.CodebookEncoding) -> Words:

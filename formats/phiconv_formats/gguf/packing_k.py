@@ -45,7 +45,9 @@ def pack(blocks: ir.Blocks) -> NDArray[np.uint8]:
     else:
         packed["dmin"] = blocks.minima
         packed["scales"] = (
-            scales | sub_minima << 4 if encoding == ir.Q2_K else _pack_scales(scales, sub_minima)
+            scales | sub_minima << 4
+            if encoding == ir.Q2_K
+            else _pack_scales(scales, sub_minima.view(np.uint8))
         ).T
     packed["qs"] = _pack_low(words, encoding).T
     if "qh" in (layout.names or ()):
