@@ -55,7 +55,7 @@ def _bytes(codes: FloatArray) -> FloatArray:
 
 def _error(x: FloatArray, weights: FloatArray, inverse: FloatArray, codes: FloatArray) -> FloatArray:
     """The weighted squared error of codes: ``sum(w (x - code / inverse)**2)``."""
-    difference = x - (1 / inverse) * codes
+    difference = x - np.float32(1) / inverse * codes
     return column_sums(weights * difference * difference)
 
 
