@@ -94,6 +94,13 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
         click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
         click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
         click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
+        click.option(
+            "--effort",
+            type=click.Choice(["exact", "fast"]),
+            default="exact",
+            show_default=True,
+            help="exact: llama.cpp's own bytes; fast: a quicker search for Q4_K and Q5_K.",
+        ),
         click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
         click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
         _JSON,

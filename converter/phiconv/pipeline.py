@@ -211,9 +211,8 @@ def _encode(values: Encoded, stream: Stream, start: int) -> Encoded:
     if stream.tensor.encoding == stream.encoding:
         return values
     floats = decode(values, stream.tensor.columns) if isinstance(values, Blocks) else values
-    if stream.importance is None:
-        return encode(floats, stream.encoding)
-    return encode(floats, stream.encoding, stream.importance[start // stream.tensor.shape[-2]])
+    weights = None if stream.importance is None else stream.importance[start // stream.tensor.shape[-2]]
+    return encode(floats, stream.encoding, weights, effort=stream.effort)
 
 
 def _convert_span(

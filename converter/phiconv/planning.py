@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
     from phiconv.model import Model
-    from phiconv_formats.output import OutputTensor, Package
+    from phiconv_formats.output import OutputTensor, Package, Stream
 
 __all__ = ["Plan", "TensorPlan", "make_plan"]
 
@@ -127,7 +126,7 @@ def make_plan(
         split_max_size=split_max_size,
         importance=choices.importance,
     )
-    package = _weigh(package, choices.importance)
+    package = _with_choices(package, choices)
     if again:
         note = f"{again} tensors were quantized a second time, which costs more quality than doing it once"
         package = replace(package, notes=(*package.notes, note))
@@ -172,15 +171,16 @@ def _check_requantizing(
     return count
 
 
-def _weigh(package: Package, importance: ImportanceMatrix | None) -> Package:
-    """Gives every quantized tensor its importance weights."""
-    if importance is None:
-        return package
-    streams = [
-        s if isinstance(s.encoding, FloatEncoding) else replace(s, importance=importance.of(s.name, s.tensor))
-        for s in package.streams
-    ]
-    return replace(package, streams=tuple(streams))
+def _with_choices(package: Package, choices: Choices) -> Package:
+    """Tells every stream of a quantized tensor its importance weights, and how hard to try."""
+
+    def change(stream: Stream) -> Stream:
+        if isinstance(stream.encoding, FloatEncoding):
+            return stream
+        weights = choices.importance.of(stream.name, stream.tensor) if choices.importance else None
+        return replace(stream, importance=weights, effort=choices.effort)
+
+    return replace(package, streams=tuple(map(change, package.streams)))
 
 
 def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:

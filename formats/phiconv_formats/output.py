@@ -58,6 +58,7 @@ class Stream:
         segments: Where those bytes go.
         importance: Importance weights, float32 of shape (matrices, columns), one matrix after the other; or
             None.
+        effort: How hard to look for good codes, as `phiconv.quantizers.encode` takes it.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Stream:
     pack: Callable[[Encoded], tuple[NDArray, ...]]  # type: ignore[type-arg]
     segments: tuple[Segment, ...]
     importance: FloatArray | None = None
+    effort: str = "exact"
 
     @property
     def nbytes(self) -> int:

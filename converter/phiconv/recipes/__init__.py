@@ -33,6 +33,7 @@ class Choices:
         leave_output_tensor: The output matrix stays as it is stored.
         tensor_types: Types of the tensors whose names a pattern is found in; the first pattern wins.
         allow_requantize: Quantize also what is quantized already.
+        effort: "exact" for the runtime's own bytes, "fast" for a quicker search where there is one.
         importance: The importance matrix, if there is one.
     """
 
@@ -42,6 +43,7 @@ class Choices:
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[re.Pattern[str], str], ...] = ()
     allow_requantize: bool = False
+    effort: str = "exact"
     importance: ImportanceMatrix | None = None
 
 
