@@ -89,8 +89,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and prints what it found."""
+    from phiconv.errors import PhiconvError
+
     options = parse(arguments)
-    result = options.run(options)
+    try:
+        result = options.run(options)
+    except PhiconvError as error:  # a model or recipe that does not go
+        sys.exit(str(error))
     if options.json:
         print(json.dumps(result, indent=1))
     else:

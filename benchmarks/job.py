@@ -86,7 +86,7 @@ def _job(options: argparse.Namespace, model: Path, scratch: Path) -> dict[str, A
     phi = [sys.executable, "-P", "-m", "phiconv", model]
     how = ["--quiet", "--force", "--jobs", str(options.jobs)]
     commands = {
-        "phiconv, to BF16": [*phi, scratch / "bf16.gguf", "--bf16", *how],
+        "phiconv, the BF16 file": [*phi, scratch / "bf16.gguf", "--bf16", *how],
         f"phiconv, to {recipe}": [*phi, scratch / "ours.gguf", "--quant", recipe, *how],
     }
     if options.peer_converter:
