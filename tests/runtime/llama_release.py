@@ -2,8 +2,8 @@
 
     python llama_release.py LIBRARIES JOBS.json
 
-carries out a list of jobs: objects with ``source``, ``target`` and ``recipe``, and perhaps ``pure``,
-``leave_output_tensor``, ``allow_requantize``, ``output_tensor_type``, ``token_embedding_type``,
+carries out a list of jobs: objects with ``source``, ``target`` and ``recipe``, and perhaps ``pure``, ``jobs``
+(threads), ``leave_output_tensor``, ``allow_requantize``, ``output_tensor_type``, ``token_embedding_type``,
 ``tensor_types`` (a list of pairs) and ``imatrix`` (an ``.npz`` of float32 vectors by tensor name). It is a
 program of its own because two builds of llama.cpp do not get along in one process. LIBRARIES is the folder
 that fixtures/fetch_llama.py prints; the structures below are those of that release (llama.h of llama.cpp
@@ -74,7 +74,8 @@ def quantize(llama: ctypes.CDLL, job: dict) -> None:
     """Carries one job out."""
     params = llama.llama_model_quantize_default_params()
     assert params.quantize_output_tensor, "llama_model_quantize_params has another layout"
-    params.nthread, params.ftype, params.pure = 2, FILE_TYPES[job["recipe"]], job.get("pure", False)
+    params.nthread, params.ftype = job.get("jobs", 2), FILE_TYPES[job["recipe"]]
+    params.pure = job.get("pure", False)
     params.allow_requantize = job.get("allow_requantize", False)
     params.quantize_output_tensor = not job.get("leave_output_tensor", False)
     for key in ("output_tensor_type", "token_embedding_type"):

@@ -1,0 +1,106 @@
+"""The benchmarks run; how fast anything is, no test asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import phiconv
+from phiconv import ir
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gguf.py"
+SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    """Makes the folder a package that can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parents[1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model as the benchmark writes it, but small."""
+    from benchmarks.weights import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"), 2, vocab_size=4096, **SMALL)
+
+
+def run(*arguments):
+    command = [sys.executable, SCRIPT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if "skipped, " in done.stdout or '"skipped"' in done.stdout:
+        pytest.skip(f"no released llama.cpp: run fixtures/fetch_llama.py ({done.stdout.strip()})")
+    return done.stdout
+
+
+@pytest.mark.runtime
+def test_kernels_print_a_table():
+    lines = run("kernels", "--types", "q8_0,Q4_K", "--repeat", "1", "--importance").splitlines()
+    rows = [line.split() for line in lines]
+    start = next(i for i, row in enumerate(rows) if row[:1] == ["type"])
+    kinds = [["Q8_0", "no"], ["Q8_0", "yes"], ["Q4_K", "no"], ["Q4_K", "yes"]]
+    assert [row[:2] for row in rows[start + 1 : start + 5]] == kinds
+    assert [row[-1] for row in rows[start + 1 : start + 5]] == ["equal"] * 4
+    assert all(float(cell) > 0 for row in rows[start + 1 : start + 5] for cell in row[2:5])
+    assert any("load average" in line for line in lines)
+    assert [row[0] for row in rows[-2:]] == ["phiconv", "llama.cpp"]
+
+
+@pytest.mark.runtime
+def test_kernels_print_json():
+    found = json.loads(run("kernels", "--types", "IQ2_XXS", "--repeat", "1", "--source", "f16", "--json"))
+    assert found["source"] == "f16"
+    assert found["kernels"] == []  # it needs importance weights
+    assert [row["Q4_K"] for row in found["threads"]] == ["phiconv", "llama.cpp"]
+
+
+@pytest.mark.runtime
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="os.wait4 is not there")
+def test_job_compares_both_routes(model):
+    peer = f"{sys.executable} -P -m phiconv {{model}} {{out}} --bf16 --quiet"
+    found = json.loads(run("job", "--model", model, "--peer-converter", peer, "--jobs", "2", "--json"))
+    assert [row[""] for row in found["outputs"]] == ["equal, byte for byte"] * 2
+    assert len(found["ratios"]) == 2
+    assert {row["step"] for row in found["steps"]} >= {"phiconv, to Q4_K_M", "llama.cpp, BF16 to Q4_K_M"}
+
+
+def test_random_model_is_one(model):
+    opened = phiconv.open_model(model)
+    assert opened.architecture is not None
+    assert opened.tokenizer is not None
+    assert opened.stored["model.embed_tokens.weight"].shape == (4096, 256)
+    weights = phiconv.read(opened.stored["lm_head.weight"])
+    assert 0.01 < weights.std() < 0.1
+    assert phiconv.plan(model, model.parent / "x.gguf", quant="q4").recipe == "Q4_K_M"
+
+
+def test_random_model_has_the_real_widths():
+    from benchmarks.weights import PHI35_MINI
+
+    real = {"hidden_size": 3072, "intermediate_size": 8192, "num_attention_heads": 32, "vocab_size": 32064}
+    assert real.items() <= PHI35_MINI.items()
+
+
+def test_tiles_hold_bfloat16_values():
+    from benchmarks.weights import TILE, tile
+
+    values = tile("bf16")
+    assert (values.shape, values.dtype) == (TILE, ir.BF16.dtype)
+    assert np.array_equal(values.astype(np.float32), tile("f32"))
+
+
+def test_tables_are_aligned():
+    from benchmarks.gguf import table
+
+    rows = [{"step": "a", "cpu": 1.0, "n": None}, {"step": "long", "cpu": 12.345, "n": None}]
+    assert table(rows).splitlines() == ["step  CPU s  n", "a      1.00  -", "long  12.35  -"]
