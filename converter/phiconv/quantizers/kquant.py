@@ -154,13 +154,14 @@ def _affine(
             _Rounded(*fit_positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)
         )
     scale, minimum = narrow(scales.unit, F16), narrow(minima.unit, F16)
-    factors = widen(scale) * scales.integers
+    sub_scales, sub_minima = _as_stored(scales.integers, minima.integers, encoding, importance is None)
+    factors = widen(scale) * sub_scales
     unused = np.flatnonzero(factors == 0)
     found = _searched(x, fit, search.limit, unused)
-    x += widen(minimum) * minima.integers
+    x += widen(minimum) * sub_minima
     codes = _nearest_codes(x, factors, 0, search.limit)
     _groups(codes)[:, unused] = found
-    return Blocks(encoding, to_quads(codes), scale, minimum, scales.integers, minima.integers)
+    return Blocks(encoding, to_quads(codes), scale, minimum, sub_scales, sub_minima)
 
 
 def _linear_blocks(
@@ -206,7 +207,23 @@ def _round_to_largest(numbers: FloatArray, limit: int) -> _Rounded:
     largest = np.maximum(numbers.max(axis=0), np.float32(0))
     inverse = np.where(largest > 0, np.float32(limit) / largest, np.float32(0))
     integers = nearest(inverse * numbers).astype(np.uint8)
-    return _Rounded(largest / np.float32(limit), np.minimum(integers, np.uint8(limit)))
+    return _Rounded(largest / np.float32(limit), integers)
+
+
+def _as_stored(
+    scales: NDArray[np.uint8], minima: NDArray[np.uint8], encoding: SuperBlockEncoding, plain: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What ggml's blocks hold: a negative scale, there a large byte, is cut off or spills into others.
+
+    A negative scale can only be best where most of a sub-block has no importance.
+    """
+    if encoding == Q2_K:
+        return scales & np.uint8(15), minima | scales >> np.uint8(4)
+    if encoding == Q5_K or plain:
+        return np.minimum(scales, np.uint8(63)), np.minimum(minima, np.uint8(63))
+    first, second = scales[:4], scales[4:]
+    above = (second >> np.uint8(4) | first >> np.uint8(6)) & np.uint8(3)
+    return np.concatenate([first & np.uint8(63), second & np.uint8(15) | above << np.uint8(4)]), minima
 
 
 def _elements(values: NDArray[Any], encoding: SuperBlockEncoding) -> FloatArray:
