@@ -5,11 +5,11 @@ Nothing here knows how a file stores a block; that is a format's packer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine, codebook, kquant, lattice, nonlinear, weighted
+from phiconv.quantizers import affine, codebook, fast, kquant, lattice, nonlinear, weighted
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["QUANTIZERS", "Quantizer", "decode", "encode"]
+__all__ = ["FAST", "QUANTIZERS", "Effort", "Quantizer", "decode", "encode"]
 
 Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
 """From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order. The
 second argument is what the error of a weight counts, by its column, or None."""
+
+Effort: TypeAlias = Literal["exact", "fast"]
+"""What to spend on a quantization: "exact" gives the very bytes of llama.cpp; "fast" may give others, in the
+same encoding and with about the same error, see `fast`."""
 
 QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.Q4_0: weighted.q4_0,
@@ -47,9 +51,16 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.IQ3_S: lattice.iq3_s,
 }
 
+FAST: dict[ir.AnyBlockEncoding, Quantizer] = {ir.Q4_K: fast.q4_k, ir.Q5_K: fast.q5_k}
+"""Those that have a faster search."""
+
 
 def encode(
-    values: NDArray[Any], encoding: ir.Encoding, importance: ir.FloatArray | None = None
+    values: NDArray[Any],
+    encoding: ir.Encoding,
+    importance: ir.FloatArray | None = None,
+    *,
+    effort: Effort = "exact",
 ) -> ir.Encoded:
     """Converts or quantizes rows of weights.
 
@@ -58,10 +69,13 @@ def encode(
         encoding: What to make of them. For a block encoding, columns is a multiple of its block size.
         importance: Weights of the quantization error by column ("importance matrix"): float32, shape
             (columns,), 0 or more. Encodings that llama.cpp quantizes without them ignore them.
+        effort: "exact" or "fast"; an encoding that has no fast search is always exact.
 
     Returns:
         ``values`` in the encoding's float type (the same array if it has it), or their blocks.
     """
+    if effort not in get_args(Effort):
+        raise UsageError(f"no effort {effort!r}: choose from {', '.join(get_args(Effort))}")
     if isinstance(encoding, ir.FloatEncoding):
         return narrow(values, encoding)
     if isinstance(encoding, ir.RawEncoding) or encoding not in QUANTIZERS:
@@ -70,7 +84,10 @@ def encode(
         raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
     if importance is not None and importance.shape != values.shape[-1:]:
         raise UsageError(f"importance weights of shape {importance.shape} for {values.shape[-1]} columns")
-    return QUANTIZERS[encoding](widen(values) if values.dtype.itemsize == 8 else values, importance)
+    quantizer = QUANTIZERS[encoding]
+    if effort == "fast":
+        quantizer = FAST.get(encoding, quantizer)
+    return quantizer(widen(values) if values.dtype.itemsize == 8 else values, importance)
 
 
 def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from phiconv.ir import FloatArray
     from phiconv.quantizers.search import AffineFit, LinearFit
 
-__all__ = ["dequantize", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+__all__ = ["affine_blocks", "dequantize", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -47,17 +47,17 @@ def q2_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
         values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
         importance: What the error of a weight counts, by its column: shape (columns,), 0 or more.
     """
-    return _affine(values, importance, Q2_K, AffineSearch(3, -0.5, 0.1, 15, absolute=True))
+    return affine_blocks(values, importance, Q2_K)
 
 
 def q4_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     """Quantizes to 4 bits above a minimum."""
-    return _affine(values, importance, Q4_K, AffineSearch(15, -1, 0.1, 20))
+    return affine_blocks(values, importance, Q4_K)
 
 
 def q5_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     """Quantizes to 5 bits above a minimum."""
-    return _affine(values, importance, Q5_K, AffineSearch(31, -0.5, 0.1, 15))
+    return affine_blocks(values, importance, Q5_K)
 
 
 @np.errstate(all="ignore")
@@ -136,19 +136,40 @@ class _Rounded(NamedTuple):
     integers: NDArray[np.uint8]
 
 
+_SEARCHES = {
+    Q2_K: AffineSearch(3, -0.5, 0.1, 15, absolute=True),
+    Q4_K: AffineSearch(15, -1, 0.1, 20),
+    Q5_K: AffineSearch(31, -0.5, 0.1, 15),
+}
+"""What ``quantize_row_q*_K_ref`` tries; with importance weights it is the same for all."""
+
+
 @np.errstate(all="ignore")
-def _affine(
-    values: NDArray[Any], importance: FloatArray | None, encoding: SuperBlockEncoding, search: AffineSearch
+def affine_blocks(
+    values: NDArray[Any],
+    importance: FloatArray | None,
+    encoding: SuperBlockEncoding,
+    find: Callable[[FloatArray, FloatArray, AffineSearch], AffineFit] = fit_affine,
 ) -> Blocks:
+    """Quantizes to an encoding with minima.
+
+    Args:
+        values: As for all quantizers here.
+        importance: Likewise.
+        encoding: Q2_K, Q4_K or Q5_K.
+        find: Finds the scales and minima of sub-blocks, from the arguments of `fit_affine`. The weights of
+            the errors that it gets, and all that follows on it, are ggml's.
+    """
     x = _elements(values, encoding)
+    search = _SEARCHES[encoding]
     limit = (1 << encoding.scale_bits) - 1
     if importance is None:
         weights = _magnitudes(x, encoding)
-        fit = fit_affine(_groups(x), _groups(weights), search)
+        fit = find(_groups(x), _groups(weights), search)
         scales, minima = (_round_to_largest(v.reshape(x.shape[1:]), limit) for v in (fit.scale, -fit.low))
     else:
         weights = _importance(x, values, importance, encoding, 1 if encoding == Q2_K else 2)
-        fit = fit_affine(_groups(x), _groups(weights), AffineSearch(search.limit, -0.9, 0.05, 36))
+        fit = find(_groups(x), _groups(weights), AffineSearch(search.limit, -0.9, 0.05, 36))
         counts = total(weights)
         scales, minima = (
             _Rounded(*fit_positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)

@@ -26,6 +26,7 @@ __all__ = [
     "AffineFit",
     "AffineSearch",
     "LinearFit",
+    "Rounding",
     "dot",
     "extreme",
     "fit_affine",
@@ -60,8 +61,8 @@ def nearest(values: FloatArray) -> NDArray[np.int32]:
     return result
 
 
-class _Rounding:
-    """Rounds numbers to codes, in place."""
+class Rounding:
+    """Rounds numbers to codes from ``low`` to ``high``, in place."""
 
     def __init__(self, shape: tuple[int, ...], low: int, high: int) -> None:
         # With limits in arrays, of all places, NumPy is more than twice as fast as with its clip.
@@ -78,7 +79,7 @@ class _Rounding:
             np.minimum(values, self.high, out=values)
 
 
-class _ExactRounding(_Rounding):
+class _ExactRounding(Rounding):
     """The same as ggml does it, for numbers of any size and for NaN."""
 
     def __call__(self, values: FloatArray, *, below: bool, above: bool) -> None:  # noqa: ARG002
@@ -191,7 +192,7 @@ def _fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
     largest = extreme(x)
     weighted = np.multiply(x, weights, out=scratch("weighted", x.shape, x.dtype))
     inverse = np.float32(-limit) / largest
-    rounding = _Rounding(x.shape, -limit, limit - 1)
+    rounding = Rounding(x.shape, -limit, limit - 1)
     codes, products = scratch("codes", x.shape, np.float32), scratch("products", x.shape, np.float32)
 
     def sums(step: int) -> tuple[FloatArray, FloatArray]:
@@ -282,7 +283,7 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
     """
     result = AffineFit(*np.empty((4, x.shape[1]), np.float32))
     for part, x_part, weights_part in parts(x, weights):
-        fit, tightest = _fit_affine(x_part, weights_part, search, _Rounding(x_part.shape, 0, search.limit))
+        fit, tightest = _fit_affine(x_part, weights_part, search, Rounding(x_part.shape, 0, search.limit))
         # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
         reach = np.abs(x_part).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
         usual = (tightest > 0) & (reach < _EXACT) & np.isfinite(np.float32(search.limit + 1) / tightest)
@@ -298,7 +299,7 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
 
 
 def _fit_affine(
-    x: FloatArray, weights: FloatArray, search: AffineSearch, rounding: _Rounding
+    x: FloatArray, weights: FloatArray, search: AffineSearch, rounding: Rounding
 ) -> tuple[AffineFit, FloatArray]:
     """The fit, and the smallest range that weights were divided by."""
     high, low = x.max(axis=0), lowest(x)
