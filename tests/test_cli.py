@@ -343,3 +343,14 @@ def test_types_of_single_tensors(cli, fails):
 def test_pytorch_is_no_source_yet(fails, tmp_path, name):
     (tmp_path / name).write_bytes(b"PK")
     fails(name, "o.gguf", says="PyTorch checkpoints are not supported yet")
+
+
+def test_fast_search(cli):
+    assert cli(FIXTURE, "exact.gguf", "--q4")[0] == 0
+    assert cli(FIXTURE, "fast.gguf", "--q4", "--effort", "fast")[0] == 0
+    exact, fast = (phiconv.open_model(f"{n}.gguf") for n in ("exact", "fast"))
+    assert Path("exact.gguf").stat().st_size == Path("fast.gguf").stat().st_size
+    original = phiconv.read(phiconv.open_model(FIXTURE).stored["model.layers.2.mlp.gate_up_proj.weight"])
+    errors = [np.linalg.norm(phiconv.read(m.stored["blk.2.ffn_up.weight"]) - original) for m in (exact, fast)]
+    assert errors[0] != errors[1]
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -90,6 +90,7 @@ __all__ = [
     "BlockEncoding",
     "Blocks",
     "CodebookEncoding",
+    "Effort",
     "Encoded",
     "Encoding",
     "FloatArray",
@@ -105,6 +106,10 @@ __all__ = [
 ]
 
 FloatArray: TypeAlias = "NDArray[np.float32]"
+
+Effort: TypeAlias = Literal["exact", "fast"]
+"""What to spend on a quantization: "exact" gives the very bytes of llama.cpp; "fast" may give others, in the
+same encoding and with about the same error, see `fast`."""
 
 
 # --------------------------------------------------------------------------------------------------- blocks

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from phiconv.ir import Encoded, Encoding, FloatArray, Tensor
+    from phiconv.ir import Effort, Encoded, Encoding, FloatArray, Tensor
     from phiconv.model import Role
 
 __all__ = ["OutputFile", "OutputTensor", "Package", "Segment", "Stream"]
@@ -67,7 +67,7 @@ class Stream:
     pack: Callable[[Encoded], tuple[NDArray, ...]]  # type: ignore[type-arg]
     segments: tuple[Segment, ...]
     importance: FloatArray | None = None
-    effort: str = "exact"
+    effort: Effort = "exact"
 
     @property
     def nbytes(self) -> int:

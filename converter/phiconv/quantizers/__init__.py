@@ -5,7 +5,7 @@ Nothing here knows how a file stores a block; that is a format's packer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from phiconv import ir
 from phiconv.errors import UsageError
@@ -17,15 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FAST", "QUANTIZERS", "Effort", "Quantizer", "decode", "encode"]
+__all__ = ["FAST", "QUANTIZERS", "Quantizer", "decode", "encode"]
 
 Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
 """From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order. The
 second argument is what the error of a weight counts, by its column, or None."""
-
-Effort: TypeAlias = Literal["exact", "fast"]
-"""What to spend on a quantization: "exact" gives the very bytes of llama.cpp; "fast" may give others, in the
-same encoding and with about the same error, see `fast`."""
 
 QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.Q4_0: weighted.q4_0,
@@ -60,7 +56,7 @@ def encode(
     encoding: ir.Encoding,
     importance: ir.FloatArray | None = None,
     *,
-    effort: Effort = "exact",
+    effort: ir.Effort = "exact",
 ) -> ir.Encoded:
     """Converts or quantizes rows of weights.
 
@@ -74,8 +70,8 @@ def encode(
     Returns:
         ``values`` in the encoding's float type (the same array if it has it), or their blocks.
     """
-    if effort not in get_args(Effort):
-        raise UsageError(f"no effort {effort!r}: choose from {', '.join(get_args(Effort))}")
+    if effort not in get_args(ir.Effort):
+        raise UsageError(f"no effort {effort!r}: choose from {', '.join(get_args(ir.Effort))}")
     if isinstance(encoding, ir.FloatEncoding):
         return narrow(values, encoding)
     if isinstance(encoding, ir.RawEncoding) or encoding not in QUANTIZERS:

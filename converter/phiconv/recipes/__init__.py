@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from phiconv.importance import ImportanceMatrix
-    from phiconv.ir import Encoding
+    from phiconv.ir import Effort, Encoding
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor
 
@@ -43,7 +43,7 @@ class Choices:
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[re.Pattern[str], str], ...] = ()
     allow_requantize: bool = False
-    effort: str = "exact"
+    effort: Effort = "exact"
     importance: ImportanceMatrix | None = None
 
 
