@@ -13,9 +13,9 @@ one before it. Here
   ``scale * sum(weight * x * code) + minimum * sum(weight * x)``, and these sums are known from solving.
 
 In float32, that last difference is reliable only where the codes of a sub-block spread and do not fit too
-well. Sub-blocks where it is not (all weights above 0 and nearly equal; few of any importance; quantized before;
-numbers beyond what float32 can square) are left to the exact search. Among the weights of a model they are
-rare.
+well. Sub-blocks where it is not (all weights above 0 and nearly equal; few of any importance; numbers beyond
+what float32 can square) are left to the exact search. Among the weights of a model they are rare, unless it
+was quantized before.
 
 The root mean square error, with or without the weights of the errors, is within 1 % of the exact search's on
 normal, Laplace and Student-t weights, in less than a third of the time.
@@ -46,7 +46,6 @@ _Q5_K, _Q5_K_BY_IMPORTANCE = AffineSearch(31, -1, 0.6, 2), AffineSearch(31, -1.2
 
 _SPREAD = np.float32(0.01)
 """The least variance of codes, against their mean square, for which sums in float32 are trusted."""
-
 
 _MISFIT = np.float32(2e-5)
 """Likewise the least sum of squares of errors, against that of weights. Rounding to 5 bits leaves 3e-4."""
