@@ -8,6 +8,7 @@ or merged changes the results.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,9 +42,12 @@ TINY = np.float32(1e-15)
 _ROUNDS_TO_INTEGER = np.float32(3 << 22)
 """Float32 numbers from here to the next power of two are integers, so adding it rounds, ties to even."""
 
-PART = 1 << 18
-"""Weights to search at a time. A quarter of it would fit a core's cache better, and be a little faster on one
-thread; but two threads would then spend their time on handing each other Python's lock between short steps."""
+_PART = 1 << 16
+"""Weights to search at a time: a few arrays of so many fit the cache that a core has for itself."""
+
+_PART_BESIDE_OTHERS = 1 << 18
+"""The same where other threads work, too. Between steps as short as those of small parts, threads would spend
+their time on handing each other Python's lock. The codes do not depend on it."""
 
 _EXACT = np.float32(1 << 22)
 """Below this magnitude `nearest` and ``np.rint`` are the same."""
@@ -119,7 +123,9 @@ def dot(x: FloatArray, y: FloatArray) -> FloatArray:
 def parts(x: FloatArray, weights: FloatArray) -> Iterator[tuple[slice, FloatArray, FloatArray]]:
     """Cuts groups and their weights into parts, contiguous ones, that stay in a core's own cache."""
     size, count = x.shape
-    step = max(PART // size, 1)
+    # A pool of one thread is the second one of its process.
+    alone = threading.active_count() <= 2
+    step = max((_PART if alone else _PART_BESIDE_OTHERS) // size, 1)
     if count <= step:
         yield slice(None), x, weights
         return
