@@ -354,3 +354,32 @@ def test_fast_search(cli):
     errors = [np.linalg.norm(phiconv.read(m.stored["blk.2.ffn_up.weight"]) - original) for m in (exact, fast)]
     assert errors[0] != errors[1]
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
+
+
+def write_gguf(path, data, kind=None):
+    """A GGUF whose tensors are aligned otherwise than ours, by the gguf package."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "phi3")
+    writer.add_custom_alignment(128)
+    writer.add_tensor("blk.0.attn_norm.weight", np.ones(3, np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_with_another_alignment(cli):
+    values = np.arange(4 * 64, dtype=np.float32).reshape(4, 64)
+    write_gguf("a.gguf", values)
+    assert cli("a.gguf", "b.gguf", "--f16")[0] == 0
+    model = phiconv.open_model("b.gguf")
+    assert np.array_equal(phiconv.read(model.stored["blk.0.attn_q.weight"]), values)
+
+
+def test_types_that_cannot_be_decoded_are_not_taken_for_numbers(fails):
+    from gguf import GGMLQuantizationType
+
+    write_gguf("a.gguf", np.zeros((2, 292), np.uint8), GGMLQuantizationType.Q8_K)
+    fails("a.gguf", "b.gguf", "--f32", says="is stored as q8_k, which phiconv cannot decode")

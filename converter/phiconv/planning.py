@@ -152,15 +152,17 @@ def _check_requantizing(
     count = 0
     for tensor, encoding in zip(tensors, encodings, strict=True):
         stored = tensor.tensor.encoding
-        if stored == encoding or isinstance(stored, FloatEncoding) or encoding == F32:
+        if stored == encoding or isinstance(stored, FloatEncoding):
             continue
-        count += 1
         if isinstance(stored, RawEncoding):
             raise UnsupportedModelError(
                 f"is stored as {stored.name}, which phiconv cannot decode",
                 path=model.path,
                 at=f"tensor {tensor.name}",
             )
+        if encoding == F32:  # loses nothing
+            continue
+        count += 1
         if not choices.allow_requantize:
             raise UnsupportedModelError(
                 f"is stored as {stored.name}: as {encoding.name} it loses more than the original would",

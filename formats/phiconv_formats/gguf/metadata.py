@@ -103,7 +103,7 @@ def file_metadata(
     """
     pairs: list[tuple[str, GgufValue]] = []
     if model.format == "gguf":  # another GGUF keeps what it says, but for what is written below
-        ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE}
+        ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE, Keys.General.ALIGNMENT}
         pairs += [(key, value) for key, value in model.metadata.items() if key not in ours]
     if model.architecture is not None and model.hyperparameters is not None:
         name, hp = ARCHITECTURE_NAMES[model.architecture], model.hyperparameters
