@@ -101,6 +101,14 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
             show_default=True,
             help="exact: llama.cpp's own bytes; fast: a quicker search for Q4_K and Q5_K.",
         ),
+        click.option(
+            "--dtype",
+            type=click.Choice(["f16", "bf16", "f32"]),
+            help="MLX: the type of what is not quantized.",
+        ),
+        click.option(
+            "--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."
+        ),
         click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
         click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
         _JSON,

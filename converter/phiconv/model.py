@@ -118,6 +118,8 @@ class Checkpoint:
         read_tokenizer: Takes the model's vocabulary size; None where there is no tokenizer.
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
+        tensors: The same weights under the names that Hugging Face checkpoints have; None where ``stored`` has
+            these names.
     """
 
     path: Path
@@ -128,6 +130,7 @@ class Checkpoint:
     read_tokenizer: Callable[[int], Tokenizer | None] = lambda _: None
     card: ModelCard = field(default_factory=ModelCard)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,12 @@ class PartialFile:
 
 @contextlib.contextmanager
 def partial_files(
-    folder: Path, files: Sequence[OutputFile], *, force: bool
+    folder: Path,
+    files: Sequence[OutputFile],
+    *,
+    force: bool,
+    own_folder: bool = False,
+    stale: Sequence[str] = (),
 ) -> Iterator[dict[str, PartialFile]]:
     """Creates temporary files for an output; renames them when the block ends well, removes them otherwise.
 
@@ -97,26 +102,30 @@ def partial_files(
         folder: Where they go; it is made if it is not there.
         files: Names and sizes.
         force: Replace files that exist.
+        own_folder: The folder is the output: it must not hold anything yet, and appears as a whole.
+        stale: Patterns of names of older files that must not stay beside the new ones.
 
     Yields:
         The files by name.
 
     Raises:
-        OutputExistsError: One exists, and ``force`` is not set.
+        OutputExistsError: One exists (or the folder holds anything, where it is the output), and ``force`` is
+            not set.
         DiskFullError: There is no room for them.
         OutputError: Any other reason why they cannot be written.
     """
     final = [folder / f.name for f in files]
     _check_absent(final, force=force)
+    if own_folder and not force and folder.is_dir() and any(folder.iterdir()):
+        raise OutputExistsError("is not empty", path=folder, hint="choose another folder, or give --force")
+    fresh = not folder.exists()
+    place = _partial_name(folder) if fresh and own_folder else folder
     made: dict[str, PartialFile] = {}
-    made_folder = False
     try:
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            made_folder = True
-        _check_space(folder, sum(f.size for f in files))
-        for file, path in zip(files, final, strict=True):
-            partial = PartialFile(path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial"), path)
+        place.mkdir(parents=True, exist_ok=True)
+        _check_space(place, sum(f.size for f in files))
+        for file in files:
+            partial = PartialFile(_partial_name(place / file.name), place / file.name)
             made[file.name] = partial
             partial.create(file.size)
             for offset, chunk in file.chunks:
@@ -126,10 +135,14 @@ def partial_files(
             partial.sync()
             partial.close()
         _check_absent(final, force=force)
+        _remove_stale(folder, stale, {path.name for path in final})
         # The first file is the one that a runtime opens: it appears last.
         for partial in reversed(list(made.values())):
             os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
-        _sync_folder(folder)
+        _sync_folder(place)
+        if place != folder:
+            place.rename(folder)
+            _sync_folder(folder.parent)
     except OSError as error:
         if isinstance(error, OutputError) or error.errno is None:
             raise
@@ -138,9 +151,22 @@ def partial_files(
         for partial in made.values():
             partial.close()
             partial.path.unlink(missing_ok=True)
-        if made_folder:
+        if place != folder:
+            shutil.rmtree(place, ignore_errors=True)  # it is still there only if something went wrong
+        elif fresh:
             with contextlib.suppress(OSError):  # it is not empty: the files are there
                 folder.rmdir()
+
+
+def _partial_name(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
+
+
+def _remove_stale(folder: Path, patterns: Sequence[str], new: set[str]) -> None:
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            if path.name not in new and path.is_file():
+                path.unlink()
 
 
 def _check_absent(paths: Sequence[Path], *, force: bool) -> None:

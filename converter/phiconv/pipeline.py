@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from phiconv import checks
 from phiconv.errors import MalformedFileError, WeightError
-from phiconv.ir import Blocks, FloatEncoding
+from phiconv.ir import Blocks, FloatEncoding, same_meaning
 from phiconv.outputs import partial_files
 from phiconv.quantizers import decode, encode
+from phiconv.quantizers.floats import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +104,10 @@ def run(
     jobs = jobs or os.cpu_count() or 1
     reports = [TensorReport(s.name) for s in package.streams]
     own = executor is None
-    with partial_files(folder, package.files, force=force) as files:
+    made = partial_files(
+        folder, package.files, force=force, own_folder=package.own_folder, stale=package.stale
+    )
+    with made as files:
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv") if executor is None else executor
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
@@ -206,13 +210,26 @@ def _tiles(stream: Stream, span: _Span) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _encode(values: Encoded, stream: Stream, start: int) -> Encoded:
-    """What is stored in the wanted encoding already is copied."""
-    if stream.tensor.encoding == stream.encoding:
-        return values
-    floats = decode(values, stream.tensor.columns) if isinstance(values, Blocks) else values
+def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Encoded, int]:
+    """Encodes rows, ``bad`` of whose numbers are not finite; returns also how many more are not afterwards.
+
+    What is stored in the wanted encoding already is copied, also where formats call it differently.
+    """
+    stored = stream.tensor.encoding
+    if isinstance(values, Blocks):
+        if same_meaning(stored, stream.encoding):
+            return replace(values, encoding=stream.encoding), 0
+        values = decode(values, stream.tensor.columns)
+    elif stored == stream.encoding:
+        return values, 0
+    if stream.cast is not None:
+        values = narrow(values, stream.cast)
+        if checks.may_overflow(stored, stream.cast) and (lost := checks.count_nonfinite(values) - bad) > 0:
+            return encode(values, stream.encoding), lost
     weights = None if stream.importance is None else stream.importance[start // stream.tensor.shape[-2]]
-    return encode(floats, stream.encoding, weights, effort=stream.effort)
+    encoded = encode(values, stream.encoding, weights, effort=stream.effort)
+    lost = checks.count_nonfinite(encoded) - bad if checks.may_overflow(stored, stream.encoding) else 0
+    return encoded, max(lost, 0)
 
 
 def _convert_span(
@@ -226,9 +243,8 @@ def _convert_span(
         if bad and not allow_nonfinite:
             raise _nonfinite(stream, values, start)
         nonfinite += bad
-        encoded = _encode(values, stream, start)
-        if checks.may_overflow(stream.tensor.encoding, stream.encoding):
-            overflows += max(checks.count_nonfinite(encoded) - bad, 0)
+        encoded, lost = _encode(values, stream, start, bad)
+        overflows += lost
         for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
             target.write(segment.offset + start * segment.row_bytes, data)
     return nonfinite, overflows

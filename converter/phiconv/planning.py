@@ -12,8 +12,8 @@ from phiconv.errors import (
     OutputError,
     UnsupportedModelError,
 )
-from phiconv.ir import F32, FloatEncoding, RawEncoding
-from phiconv.recipes import Choices, assign, find_recipe
+from phiconv.ir import F32, FloatEncoding, RawEncoding, same_meaning
+from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def make_plan(
         split_max_size=split_max_size,
         importance=choices.importance,
     )
-    package = _with_choices(package, choices)
+    package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     if again:
         note = f"{again} tensors were quantized a second time, which costs more quality than doing it once"
         package = replace(package, notes=(*package.notes, note))
@@ -152,7 +152,7 @@ def _check_requantizing(
     count = 0
     for tensor, encoding in zip(tensors, encodings, strict=True):
         stored = tensor.tensor.encoding
-        if stored == encoding or isinstance(stored, FloatEncoding):
+        if same_meaning(stored, encoding) or isinstance(stored, FloatEncoding):
             continue
         if isinstance(stored, RawEncoding):
             raise UnsupportedModelError(
@@ -173,14 +173,14 @@ def _check_requantizing(
     return count
 
 
-def _with_choices(package: Package, choices: Choices) -> Package:
-    """Tells every stream of a quantized tensor its importance weights, and how hard to try."""
+def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | None) -> Package:
+    """Tells every stream of a quantized tensor what to round to first, its importance, how hard to try."""
 
     def change(stream: Stream) -> Stream:
         if isinstance(stream.encoding, FloatEncoding):
             return stream
         weights = choices.importance.of(stream.name, stream.tensor) if choices.importance else None
-        return replace(stream, importance=weights, effort=choices.effort)
+        return replace(stream, importance=weights, effort=choices.effort, cast=dtype)
 
     return replace(package, streams=tuple(map(change, package.streams)))
 
@@ -193,7 +193,12 @@ def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[Tensor
 
 
 def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:
-    """Folder and file name of the output; in a folder the file is named after the model and the recipe."""
+    """Folder and file name of the output; in a folder the file is named after the model and the recipe.
+
+    A format without a suffix is a folder whose files have names of their own.
+    """
+    if not suffixes:
+        return destination, ""
     if destination.name.endswith(suffixes) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(

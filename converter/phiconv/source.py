@@ -38,13 +38,14 @@ def open_model(path: str | PathLike[str]) -> Model:
     config = Config(found.config, found.config_path)
     architecture = architectures.find(config)
     hyperparameters = architecture.parse(config)
+    named = found.stored if found.tensors is None else found.tensors
     return Model(
         path=path,
         format=found.format,
         stored=found.stored,
         architecture=architecture.name,
         hyperparameters=hyperparameters,
-        tensors=architectures.read_weights(architecture, hyperparameters, found.stored, path),
+        tensors=architectures.read_weights(architecture, hyperparameters, named, path),
         tokenizer=found.read_tokenizer(hyperparameters.vocab_size),
         card=found.card,
         metadata=found.metadata,

@@ -57,7 +57,7 @@ class Format:
     Attributes:
         name: What ``--to`` takes.
         title: What it is.
-        suffixes: File names that end so are of this format.
+        suffixes: File names that end so are of this format; none for a format that is a folder.
         reader: Imports and returns its reader; None if it cannot be read.
         writer: Imports and returns its writer; None if it cannot be written.
     """
@@ -87,6 +87,18 @@ def _gguf_writer() -> Writer:
     return GgufWriter()
 
 
+def _mlx_reader() -> Reader:
+    from phiconv_formats.mlx import open_checkpoint
+
+    return open_checkpoint
+
+
+def _mlx_writer() -> Writer:
+    from phiconv_formats.mlx import MlxWriter
+
+    return MlxWriter()
+
+
 FORMATS = {
     f.name: f
     for f in (
@@ -97,6 +109,7 @@ FORMATS = {
             reader=_huggingface_reader,
         ),
         Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
+        Format("mlx", "a folder for Apple MLX (mlx-lm, LM Studio)", (), reader=_mlx_reader, writer=_mlx_writer),
     )
 }
 """Every format, by name."""

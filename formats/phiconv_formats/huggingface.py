@@ -1,4 +1,7 @@
-"""A Hugging Face folder: config.json, weights in safetensors, tokenizer files, generation_config.json."""
+"""A Hugging Face folder: config.json, weights in safetensors, tokenizer files, generation_config.json.
+
+An MLX folder looks the same from outside; what its tensors are tells it apart.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError, UnsupportedModelError
 from phiconv.model import Checkpoint, ModelCard
+from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.safetensors import open_safetensors, open_sharded
 from phiconv_formats.strict_json import load_json_object
 from phiconv_formats.tokenizer_files import read_tokenizer
@@ -52,9 +56,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return read_tokenizer(folder, vocab_size=vocab_size, config=config)
 
     card = ModelCard(folder, config, _optional_json(folder / "generation_config.json") or {})
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path, "safetensors", archive.tensors, config, config_path, tokenizer, card, archive.metadata
     )
+    return as_checkpoint(checkpoint) if is_mlx(archive.tensors, archive.metadata) else checkpoint
 
 
 def _find_weights(path: Path) -> Path:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from phiconv.ir import Effort, Encoded, Encoding, FloatArray, Tensor
+    from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
     from phiconv.model import Role
 
 __all__ = ["OutputFile", "OutputTensor", "Package", "Segment", "Stream"]
@@ -59,6 +59,7 @@ class Stream:
         importance: Importance weights, float32 of shape (matrices, columns), one matrix after the other; or
             None.
         effort: How hard to look for good codes, as `phiconv.quantizers.encode` takes it.
+        cast: What the weights are rounded to before they are quantized; None for as they are.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Stream:
     segments: tuple[Segment, ...]
     importance: FloatArray | None = None
     effort: Effort = "exact"
+    cast: FloatEncoding | None = None
 
     @property
     def nbytes(self) -> int:
@@ -98,11 +100,16 @@ class Package:
         files: The files. The first is the one that a runtime opens; it appears last under its final name.
         streams: The tensors, in the order of the output.
         notes: What the user should know about this output; one line each.
+        own_folder: The output is a folder as a whole, which should hold nothing else.
+        stale: Patterns of file names that a runtime would take for parts of this output; files of an older
+            output that have such names are removed when this one replaces it.
     """
 
     files: tuple[OutputFile, ...]
     streams: tuple[Stream, ...]
     notes: tuple[str, ...] = ()
+    own_folder: bool = False
+    stale: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

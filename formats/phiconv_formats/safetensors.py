@@ -6,6 +6,7 @@ without another look. Sharded checkpoints (``model.safetensors.index.json``) ope
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from .rows import FileRows
 from .strict_json import load_json_object, parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
-__all__ = ["Archive", "load_weight_map", "open_safetensors", "open_sharded"]
+__all__ = ["Archive", "Layout", "lay_out", "load_weight_map", "open_safetensors", "open_sharded"]
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_HEADER_VALUES = 250_000  # about eight per tensor; the largest files have some thousand tensors
@@ -46,6 +48,49 @@ _ENCODINGS: dict[str, ir.Encoding] = {
     **{dtype: _encoding(dtype, bits) for dtype, bits in _RAW_BITS.items()},
 }
 _BITS = {**{dtype: 8 * encoding.dtype.itemsize for dtype, encoding in _FLOATS.items()}, **_RAW_BITS}
+
+
+_ALIGNMENT = 64  # a cache line, and what any runtime that maps the file may ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A safetensors file without its tensors.
+
+    Attributes:
+        head: Length and header.
+        offsets: Where in the file each tensor starts, by name.
+        size: Bytes of the file.
+    """
+
+    head: bytes
+    offsets: dict[str, int]
+    size: int
+
+
+def lay_out(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> Layout:
+    """Lays a file out.
+
+    The format allows no gaps. So that every tensor is aligned to its own elements all the same, those with
+    wide elements come first, and spaces behind the header put the first one at a multiple of 64.
+
+    Args:
+        tensors: Name, dtype and shape of each; of one width they are stored in this order.
+        metadata: Goes into ``__metadata__``.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at, begins = 0, {}
+    for name, dtype, shape in sorted(tensors, key=lambda t: -_BITS[t[1]]):
+        begins[name] = at
+        at += math.prod(shape) * _BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begins[name], at]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    start = 8 + len(text)
+    offsets = {name: start + begin for name, begin in begins.items()}
+    return Layout(len(text).to_bytes(8, "little") + text, offsets, start + at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
-from phiconv.recipes import gguf
+from phiconv.recipes import gguf, mlx
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from phiconv.importance import ImportanceMatrix
-    from phiconv.ir import Effort, Encoding
+    from phiconv.ir import Effort, Encoding, FloatEncoding
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor
 
-__all__ = ["TARGETS", "Choices", "assign", "find_recipe", "override"]
+__all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "find_recipe", "override"]
 
-TARGETS = {"gguf": gguf}
-"""The recipes of each target: ``PRESETS``, ``DEFAULTS`` (by name), ``ALIASES`` and ``assign``."""
+
+class Recipes(Protocol):
+    """The recipes of one target: what its module in this package has.
+
+    Attributes:
+        PRESETS: What ``--q4``, ``--q8``, ``--f16``, ``--bf16`` and ``--f32`` mean.
+        DEFAULTS: Every recipe, by its name.
+        ALIASES: Other names of recipes.
+        OPTIONS: The fields of `Choices` that it knows what to do with.
+    """
+
+    @property
+    def PRESETS(self) -> Mapping[str, str]: ...  # noqa: D102, N802
+    @property
+    def DEFAULTS(self) -> Mapping[str, object]: ...  # noqa: D102, N802
+    @property
+    def ALIASES(self) -> Mapping[str, str]: ...  # noqa: D102, N802
+    @property
+    def OPTIONS(self) -> Collection[str]: ...  # noqa: D102, N802
+
+    def assign(
+        self, recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices, /
+    ) -> list[Encoding]:
+        """The encoding of every tensor."""
+
+    def check_type(self, name: str, /) -> None:
+        """Raises `UsageError` unless ``name`` is what a single tensor can be turned into."""
+
+    def cast(self, recipe: str, model: Model, choices: Choices, /) -> FloatEncoding | None:
+        """What weights are rounded to before they are quantized; None for as they are."""
+
+
+TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx}
+"""The recipes of each target, by its name in `phiconv_formats.FORMATS`."""
+
+# How the command line calls the fields of `Choices`.
+_FLAGS = {"tensor_types": "--tensor-type", "importance": "--imatrix"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +70,9 @@ class Choices:
         allow_requantize: Quantize also what is quantized already.
         effort: "exact" for the runtime's own bytes, "fast" for a quicker search where there is one.
         importance: The importance matrix, if there is one.
+        dtype: The float type ("f16", "bf16", "f32") of what is not quantized, and that weights are rounded to
+            before they are.
+        match_runtime: Every choice as the runtime's own tool makes it, also where phiconv's is better.
     """
 
     pure: bool = False
@@ -45,6 +83,8 @@ class Choices:
     allow_requantize: bool = False
     effort: Effort = "exact"
     importance: ImportanceMatrix | None = None
+    dtype: str | None = None
+    match_runtime: bool = False
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:
@@ -60,12 +100,11 @@ def override(text: str) -> tuple[re.Pattern[str], str]:
         raise UsageError(f"--tensor-type {text}: {error}") from error
     if not pattern or not name:
         raise UsageError(f"--tensor-type {text}: write it as REGEX=TYPE")
-    gguf.encoding_of(name)
     return compiled, name
 
 
 def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()) -> str:
-    """The name of a recipe, by preset or by the target's own name; case does not matter, and "-" is "_".
+    """The name of a recipe, by preset or by the target's own name; case does not matter, and "_" is "-".
 
     Args:
         target: Name of the format to write.
@@ -77,22 +116,43 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
     """
     known = TARGETS[target]
     if name is None:
-        floats = {"F32": 0, "F16": 0, "BF16": 0}
+        floats = {"f32": 0, "f16": 0, "bf16": 0}
         for encoding in stored:
-            if encoding.name.upper() in floats:
-                floats[encoding.name.upper()] += 1
-        return max(floats, key=lambda n: floats[n])
-    name = known.PRESETS.get(name.lower(), name).upper().replace("-", "_")
-    name = known.ALIASES.get(name, name)
-    if name not in known.DEFAULTS:
-        names = ", ".join(known.DEFAULTS)
-        raise UsageError(f"{target} has no quantization {name!r}", hint=f"one of {names}")
-    return name
+            if encoding.name in floats:
+                floats[encoding.name] += 1
+        return known.PRESETS[max(floats, key=lambda n: floats[n])]
+    wanted = _canonical(known.PRESETS.get(name.lower(), name))
+    aliases = {_canonical(alias): recipe for alias, recipe in known.ALIASES.items()}
+    names = {_canonical(recipe): recipe for recipe in known.DEFAULTS}
+    if wanted not in aliases | names:
+        raise UsageError(
+            f"{target} has no quantization {name!r}", hint=f"one of {', '.join(known.DEFAULTS)}"
+        )
+    return aliases.get(wanted) or names[wanted]
 
 
 def assign(
     target: str, recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices
 ) -> list[Encoding]:
-    """The encoding of every tensor, in order; see the target's module for the rules."""
-    encodings: list[Encoding] = TARGETS[target].assign(recipe, model, tensors, choices)
-    return encodings
+    """The encoding of every tensor, in order; see the target's module for the rules.
+
+    Raises:
+        UsageError: A choice that the target does not know.
+    """
+    recipes = TARGETS[target]
+    for field in fields(choices):
+        if field.name not in recipes.OPTIONS and getattr(choices, field.name) != field.default:
+            flag = _FLAGS.get(field.name) or "--" + field.name.replace("_", "-")
+            raise UsageError(f"{flag} means nothing for {target}")
+    for _, name in choices.tensor_types:
+        recipes.check_type(name)
+    return recipes.assign(recipe, model, tensors, choices)
+
+
+def cast(target: str, recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:
+    """What the target rounds weights to before it quantizes them; None for as they are."""
+    return TARGETS[target].cast(recipe, model, choices)
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-")

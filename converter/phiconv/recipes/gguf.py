@@ -25,10 +25,26 @@ if TYPE_CHECKING:
     from phiconv.recipes import Choices
     from phiconv_formats.output import OutputTensor
 
-__all__ = ["ALIASES", "DEFAULTS", "PRESETS", "assign", "encoding_of", "needs_importance"]
+__all__ = [
+    "ALIASES",
+    "DEFAULTS",
+    "OPTIONS",
+    "PRESETS",
+    "assign",
+    "cast",
+    "check_type",
+    "encoding_of",
+    "needs_importance",
+]
 
 PRESETS = {"q4": "Q4_K_M", "q8": "Q8_0", "f16": "F16", "bf16": "BF16", "f32": "F32"}
 """What ``--q4``, ``--q8`` and so on mean."""
+
+OPTIONS = frozenset(
+    "pure output_tensor_type token_embedding_type leave_output_tensor tensor_types allow_requantize effort "
+    "importance match_runtime".split()
+)
+"""The fields of `phiconv.recipes.Choices` that mean something here."""
 
 _ALL = {
     "F32": "F32", "F16": "F16", "BF16": "BF16",
@@ -288,6 +304,16 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
             )
         result.append(encoding)
     return result
+
+
+def check_type(name: str) -> None:
+    """Raises `UsageError` unless a tensor can be quantized to the type."""
+    encoding_of(name)
+
+
+def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
+    """Nothing is rounded before it is quantized."""
+    return None
 
 
 def needs_importance(recipe: str, encoding: Encoding, name: str) -> bool:

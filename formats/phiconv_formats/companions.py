@@ -1,0 +1,67 @@
+"""The files that stand around the weights in a model folder: tokenizer, chat template, generation settings.
+
+They are data, copied as they are where the source is a folder; every target that is a folder takes them from
+here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from .files import read_small_file
+from .strict_json import load_json_object
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from phiconv.model import Model
+
+__all__ = ["companion_files", "json_bytes"]
+
+_LIMIT = 64 << 20
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+_TEMPLATE = "chat_template.jinja"
+_SETTINGS = "tokenizer_config.json"
+
+
+def json_bytes(value: Any, *, indent: int = 2) -> bytes:
+    """A JSON file as people read it."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def companion_files(model: Model) -> dict[str, bytes]:
+    """Names and contents of what belongs beside the weights.
+
+    The chat template stands in a file of its own and inside tokenizer_config.json, since runtimes look for it
+    in either place.
+    """
+    folder = model.card.folder
+    files = _from_folder(folder) if folder is not None else {}
+    settings = json.loads(files[_SETTINGS]) if _SETTINGS in files else {}
+    template = model.tokenizer.chat_templates.get("default") if model.tokenizer else None
+    if template is not None:
+        files[_TEMPLATE] = template.encode("utf-8")
+        if "chat_template" not in settings:
+            files[_SETTINGS] = json_bytes({**settings, "chat_template": template})
+    if model.card.generation:
+        files["generation_config.json"] = json_bytes(dict(model.card.generation))
+    return files
+
+
+def _from_folder(folder: Path) -> dict[str, bytes]:
+    files = {
+        name: read_small_file(folder / name, _LIMIT) for name in _TOKENIZER_FILES if (folder / name).is_file()
+    }
+    if (folder / _SETTINGS).is_file():
+        settings = load_json_object(folder / _SETTINGS, limit=_LIMIT)
+        settings.pop("auto_map", None)  # remote code stays where it is
+        files[_SETTINGS] = json_bytes(settings)
+    return files

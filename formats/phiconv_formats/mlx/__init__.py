@@ -1,0 +1,33 @@
+"""MLX: the folders of mlx-lm and LM Studio, written with mlx's own tensors and read back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phiconv_formats.mlx.names import output_tensors
+from phiconv_formats.mlx.writer import package
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from phiconv.model import Checkpoint, Model
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["MlxWriter", "open_checkpoint"]
+
+
+class MlxWriter:
+    """The writer of MLX folders (see `phiconv_formats.Writer`)."""
+
+    package = staticmethod(package)
+
+    def tensors(self, model: Model) -> list[OutputTensor]:
+        """What mlx-lm wants stored, in its order."""
+        return output_tensors(model)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens an MLX folder, or a .safetensors file of one."""
+    from phiconv_formats.huggingface import open_checkpoint as open_folder
+
+    return open_folder(path)

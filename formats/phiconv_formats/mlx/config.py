@@ -1,0 +1,164 @@
+"""config.json of an MLX folder: the model's own, with the keys that mlx-lm reads.
+
+mlx-lm 0.32 knows only the older style of the rotary keys (``rope_theta``, ``rope_scaling``, ...) and takes its
+own defaults where they are missing, without a word: a config.json of transformers 5 (``rope_parameters``)
+gives wrong logits. So the older keys stand beside whatever keys the model has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from phiconv import ir
+from phiconv.errors import UnsupportedModelError
+from phiconv.model import Rope
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from phiconv.model import Hyperparameters, Model
+
+__all__ = ["check_model", "encoding_of", "make_config", "quantization_of", "runtime_notes"]
+
+# What belongs to another machine, to remote code, or to the source's own quantization.
+_DROPPED = ("_name_or_path", "auto_map", "quantization", "quantization_config")
+
+_DTYPES = {ir.F16: "float16", ir.BF16: "bfloat16", ir.F32: "float32"}
+
+_MICROSCALING = {
+    ir.MLX_MXFP4: {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    ir.MLX_MXFP8: {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+    ir.MLX_NVFP4: {"group_size": 16, "bits": 4, "mode": "nvfp4"},
+}
+
+
+def quantization_of(encoding: ir.Encoding) -> dict[str, Any] | None:
+    """What mlx calls an encoding: group size, bits and mode; None for a float."""
+    if isinstance(encoding, ir.BlockEncoding):
+        return {"group_size": encoding.block_size, "bits": encoding.bits, "mode": "affine"}
+    if isinstance(encoding, ir.CodebookEncoding):
+        return dict(_MICROSCALING[encoding])
+    return None
+
+
+def encoding_of(quantization: Mapping[str, Any], scales: ir.Encoding) -> ir.Encoding | None:
+    """The inverse of `quantization_of`, given how the scales are stored; None for what phiconv does not know."""
+    group_size, bits = quantization.get("group_size"), quantization.get("bits")
+    mode = quantization.get("mode", "affine")
+    if mode != "affine":
+        wanted = {"group_size": group_size, "bits": bits, "mode": mode}
+        return next((e for e, known in _MICROSCALING.items() if known == wanted), None)
+    known = (e for e in ir.MLX_AFFINE if e.scale_type == scales)
+    return next((e for e in known if (e.bits, e.block_size) == (bits, group_size)), None)
+
+
+def make_config(
+    model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir.Encoding]
+) -> dict[str, Any]:
+    """The object of config.json.
+
+    Args:
+        model: Where everything else comes from.
+        dtype: The float type of the folder.
+        matrices: The encoding of every matrix, by the path of its module.
+
+    Returns:
+        Keys in alphabetical order, as mlx-lm writes them.
+    """
+    assert model.hyperparameters is not None  # noqa: S101 - MLX has no files of plain tensors
+    config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
+    config |= _older_keys(model.architecture or "", model.hyperparameters, config)
+    config |= {"model_type": model.architecture, "torch_dtype": _DTYPES[dtype]}
+    if "dtype" in config:
+        config["dtype"] = _DTYPES[dtype]
+    if (eos := model.card.generation.get("eos_token_id")) is not None:
+        config["eos_token_id"] = eos
+    if quantization := _quantization(matrices):
+        config |= {"quantization": quantization, "quantization_config": quantization}
+    return dict(sorted(config.items()))
+
+
+def _quantization(matrices: Mapping[str, ir.Encoding]) -> dict[str, Any] | None:
+    """The scheme of most matrices for all, and the others by name."""
+    schemes = {path: quantization_of(encoding) for path, encoding in matrices.items()}
+    quantized = [s for s in schemes.values() if s is not None]
+    if not quantized:
+        return None
+    usual = max(quantized, key=quantized.count)
+    # A matrix that is a float is known by having no scales; naming it as well does no harm, and tells people.
+    others = {path: scheme or False for path, scheme in schemes.items() if scheme != usual}
+    return usual | others
+
+
+def _older_keys(architecture: str, hp: Hyperparameters, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding and the shape in the keys that mlx-lm reads."""
+    rope = hp.rope
+    result: dict[str, Any] = {
+        "rope_theta": rope.theta,
+        "num_key_value_heads": hp.num_key_value_heads,
+        "tie_word_embeddings": hp.tie_word_embeddings and architecture == "phi3",
+    }
+    if architecture != "phimoe":
+        result["partial_rotary_factor"] = rope.dimensions / hp.head_dim
+    if architecture == "phi":
+        result["layer_norm_eps"] = hp.norm_epsilon
+    else:
+        result["rms_norm_eps"] = hp.norm_epsilon
+        result["original_max_position_embeddings"] = rope.original_context
+    if rope.long_factor:
+        scaling = config.get("rope_scaling") or {}
+        result["rope_scaling"] = dict(scaling) | {
+            "type": "longrope",
+            "short_factor": list(rope.short_factor),
+            "long_factor": list(rope.long_factor),
+        }
+        if architecture == "phimoe":
+            result["rope_scaling"] |= {"short_mscale": rope.short_mscale, "long_mscale": rope.long_mscale}
+    elif architecture != "phi":
+        result["rope_scaling"] = None
+    return result
+
+
+def check_model(model: Model) -> None:
+    """Refuses what mlx-lm would load and compute wrongly, or not load at all.
+
+    Raises:
+        UnsupportedModelError: Heads of their own size, a rotary embedding that it does not know.
+    """
+    hp = model.hyperparameters
+    if hp is None:
+        return
+
+    def refuse(what: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"mlx-lm does not support {what}", path=model.path, hint="choose another format"
+        )
+
+    if hp.head_dim * hp.num_attention_heads != hp.hidden_size:
+        raise refuse(f"heads of {hp.head_dim} dimensions that do not add up to hidden_size (Phi-tiny-MoE)")
+    if model.architecture == "phi" and hp.rope.long_factor:
+        raise refuse("longrope in a PhiForCausalLM")
+    if model.architecture == "phimoe" and hp.rope.dimensions != hp.head_dim:
+        raise refuse("a partial rotary embedding in a phimoe")
+
+
+def runtime_notes(model: Model) -> list[str]:
+    """What mlx-lm (0.32) is known to do wrong with this model, whoever writes the folder."""
+    hp = model.hyperparameters
+    if hp is None:
+        return []
+    notes, rope = [], hp.rope
+    if rope.long_factor and rope.short_factor != rope.long_factor:
+        notes.append(
+            f"mlx-lm uses the long rotary factors at every length: up to {rope.original_context} tokens its "
+            "answers are slightly off; use another runtime where that matters"
+        )
+    if rope.long_factor and model.architecture == "phi3":
+        scale = hp.max_position_embeddings / rope.original_context
+        if abs(Rope.longrope_mscale(scale, rope.original_context) - rope.long_mscale) > 1e-6:
+            notes.append("mlx-lm ignores this model's own attention factor of the rotary embedding")
+    if hp.sliding_window is not None and hp.sliding_window < hp.max_position_embeddings:
+        notes.append(
+            f"mlx-lm ignores the sliding window: beyond {hp.sliding_window} tokens its answers are off"
+        )
+    return notes

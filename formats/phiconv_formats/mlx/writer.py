@@ -1,0 +1,210 @@
+"""An MLX folder, laid out in full before a weight is read.
+
+Weights in shards of at most 5 GiB, each a safetensors file with aligned arrays; their index, config.json,
+tokenizer files, a model card.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv import ir
+from phiconv._version import __version__
+from phiconv.errors import UsageError
+from phiconv_formats.companions import companion_files, json_bytes
+from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
+from phiconv_formats.mlx.packing import pack, row_bytes
+from phiconv_formats.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.safetensors import lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from phiconv.importance import ImportanceMatrix
+    from phiconv.ir import Encoding
+    from phiconv.model import Model
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["package"]
+
+_SHARD = 5 << 30
+_METADATA = {"format": "mlx"}
+_FLOATS = {ir.F16: "F16", ir.BF16: "BF16", ir.F32: "F32"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One array of the file: codes, scales or minima of a tensor, or its floats."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    row_bytes: int
+    rows: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor of the model, its encoding, and the arrays that store it."""
+
+    output: OutputTensor
+    encoding: Encoding
+    parts: tuple[_Part, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+def package(
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    encodings: Sequence[Encoding],
+    *,
+    file_name: str,  # noqa: ARG001 - the files of a folder have names of their own
+    recipe: str,
+    split_max_size: int | None = None,
+    importance: ImportanceMatrix | None = None,  # noqa: ARG001 - nothing here weighs errors
+) -> Package:
+    """Lays the whole output out; see `phiconv_formats.Writer`.
+
+    Raises:
+        UnsupportedModelError: A model that mlx-lm cannot run.
+        UsageError: A split size that would make too many files.
+    """
+    check_model(model)
+    entries = [_Entry(t, e, tuple(_parts(t, e))) for t, e in zip(tensors, encodings, strict=True)]
+    shards = _split(entries, split_max_size or _SHARD)
+    names = _shard_names(len(shards))
+    files, streams = [], []
+    for name, shard in zip(names, shards, strict=True):
+        file, more = _shard_file(name, shard)
+        files.append(file)
+        streams += more
+    others = _other_files(model, entries, dict(zip(names, shards, strict=True)), recipe)
+    small = [OutputFile(name, len(data), ((0, data),)) for name, data in others.items()]
+    return Package(
+        (*small, *files),
+        tuple(streams),
+        (*runtime_notes(model), *_notes(entries)),
+        own_folder=True,
+        stale=("model*.safetensors", "model.safetensors.index.json"),
+    )
+
+
+def _parts(tensor: OutputTensor, encoding: Encoding) -> Iterator[_Part]:
+    """The arrays that store a tensor, with mlx's names, types and shapes."""
+    shape = tensor.tensor.shape
+    sizes = row_bytes(encoding, tensor.tensor.columns)
+    if isinstance(encoding, ir.FloatEncoding):
+        yield _Part(tensor.name, _FLOATS[encoding], shape, sizes[0], tensor.tensor.rows)
+        return
+    path = tensor.name.removesuffix(".weight")
+    scale_type = _FLOATS[encoding.scale_type] if isinstance(encoding, ir.BlockEncoding) else "U8"
+    widths = {"U32": 4, "U8": 1, "F16": 2, "BF16": 2, "F32": 4}
+    named = zip(("weight", "scales", "biases"), ("U32", scale_type, scale_type), sizes, strict=False)
+    for name, dtype, size in named:
+        columns = size // widths[dtype]
+        yield _Part(f"{path}.{name}", dtype, (*shape[:-1], columns), size, tensor.tensor.rows)
+
+
+def _split(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
+    """Tensors go to a shard until the next one would not fit any more; a larger one has a shard of its own."""
+    shards: list[list[_Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.nbytes
+    if len(shards) > 99_999:
+        raise UsageError(f"--split-max-size would make {len(shards)} files", hint="use a larger size")
+    return shards
+
+
+def _shard_names(count: int) -> list[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _shard_file(name: str, entries: Sequence[_Entry]) -> tuple[OutputFile, list[Stream]]:
+    parts = [part for entry in entries for part in entry.parts]
+    layout = lay_out([(p.name, p.dtype, p.shape) for p in parts], _METADATA)
+    streams = []
+    for entry in entries:
+        segments = tuple(Segment(name, layout.offsets[p.name], p.row_bytes) for p in entry.parts)
+        streams.append(Stream(entry.output.name, entry.output.tensor, entry.encoding, pack, segments))
+    return OutputFile(name, layout.size, ((0, layout.head),)), streams
+
+
+def _other_files(
+    model: Model, entries: Sequence[_Entry], shards: dict[str, list[_Entry]], recipe: str
+) -> dict[str, bytes]:
+    """Everything but the weights; config.json first, since without it a runtime sees no model."""
+    vectors = [e.encoding for e in entries if len(e.output.tensor.shape) == 1]
+    dtype = vectors[0]
+    assert isinstance(dtype, ir.FloatEncoding)  # noqa: S101 - vectors are never quantized
+    matrices = {
+        e.output.name.removesuffix(".weight"): e.encoding
+        for e in entries
+        if len(e.output.tensor.shape) > 1 and _can_be_quantized(e)
+    }
+    index = {
+        "metadata": {
+            "total_size": sum(e.nbytes for e in entries),
+            "total_parameters": sum(e.output.tensor.size for e in entries),
+        },
+        "weight_map": dict(sorted((p.name, n) for n, shard in shards.items() for e in shard for p in e.parts)),
+    }
+    # As mlx-lm writes it: four spaces, nothing behind the last bracket.
+    config = json.dumps(make_config(model, dtype, matrices), indent=4).encode()
+    return {
+        "config.json": config,
+        "model.safetensors.index.json": json_bytes(index, indent=4),
+        "README.md": _model_card(model, recipe).encode(),
+        **companion_files(model),
+    }
+
+
+def _can_be_quantized(entry: _Entry) -> bool:
+    return entry.output.name.endswith(".weight")
+
+
+def _notes(entries: Sequence[_Entry]) -> list[str]:
+    """Matrices that stayed floats where others were quantized."""
+    if not any(quantization_of(e.encoding) for e in entries):
+        return []
+    kept = [
+        e.output
+        for e in entries
+        if isinstance(e.encoding, ir.FloatEncoding) and len(e.output.tensor.shape) > 1
+    ]
+    if not kept:
+        return []
+    columns = sorted({t.tensor.columns for t in kept})
+    return [
+        f"{len(kept)} matrices stay unquantized, the first is {kept[0].name}: rows of "
+        f"{', '.join(map(str, columns))} weights do not divide into groups, or --tensor-type says so"
+    ]
+
+
+def _model_card(model: Model, recipe: str) -> str:
+    name = (model.path if model.path.is_dir() else model.path.parent).resolve().name
+    weights = sum(math.prod(t.shape) for t in model.stored.values())
+    return (
+        "---\n"
+        "language: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- phiconv\n"
+        "---\n\n"
+        f"# {name}, {recipe} for MLX\n\n"
+        f"Converted from `{name}` ({weights:,} parameters) by phiconv {__version__}, recipe `{recipe}`.\n\n"
+        "```sh\npip install mlx-lm\nmlx_lm.generate --model . --prompt 'Hello'\n```\n"
+    )
