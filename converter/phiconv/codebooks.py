@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ __all__ = [
     "IQ3_XXS",
     "IQ4_NL",
     "IQ4_XS",
+    "MLX_MXFP4",
+    "MLX_MXFP8",
+    "MLX_NVFP4",
     "MXFP4",
     "NVFP4",
     "TQ1_0",
@@ -69,6 +73,17 @@ IQ4_XS = CodebookEncoding("iq4_xs", 256, _IQ4_VALUES, 4.25, sub_block_size=32)
 _E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 MXFP4 = CodebookEncoding("mxfp4", 32, _E2M1_VALUES, 4.25, scale_dtype=_FLOAT32)
 NVFP4 = CodebookEncoding("nvfp4", 16, _E2M1_VALUES, 4.5, scale_dtype=_FLOAT32)
+
+# The same numbers and bytes in MLX, which computes them otherwise.
+MLX_MXFP4 = replace(MXFP4, name="mlx_mxfp4")
+MLX_NVFP4 = replace(NVFP4, name="mlx_nvfp4")
+
+# E4M3 with an E8M0 scale, 2.0 ** (exponent - 127). The two codes of NaN are +-480 in MLX.
+_E4M3_VALUES = tuple(
+    math.copysign(math.ldexp(code % 8 + 8 * (code % 128 > 7), max(code % 128 // 8, 1) - 10), 127.5 - code)
+    for code in range(256)
+)
+MLX_MXFP8 = CodebookEncoding("mlx_mxfp8", 32, _E4M3_VALUES, 8.25, scale_dtype=_FLOAT32)
 
 TQ1_0 = CodebookEncoding("tq1_0", 256, (-1, 0, 1), 1.6875)
 TQ2_0 = CodebookEncoding("tq2_0", 256, (-1, 0, 1, 2), 2.0625)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import ml_dtypes
@@ -15,6 +15,7 @@ __all__ = [
     "F16",
     "F32",
     "F64",
+    "MLX_AFFINE",
     "Q2_K",
     "Q3_K",
     "Q4_0",
@@ -31,6 +32,8 @@ __all__ = [
     "FloatEncoding",
     "RawEncoding",
     "SuperBlockEncoding",
+    "mlx_affine",
+    "same_meaning",
 ]
 
 
@@ -49,6 +52,12 @@ class FloatEncoding:
         return 8.0 * self.dtype.itemsize
 
 
+F64 = FloatEncoding("f64", np.dtype("<f8"))
+F32 = FloatEncoding("f32", np.dtype("<f4"))
+F16 = FloatEncoding("f16", np.dtype("<f2"))
+BF16 = FloatEncoding("bf16", np.dtype(ml_dtypes.bfloat16))
+
+
 @dataclass(frozen=True, slots=True)
 class BlockEncoding:
     """``block_size`` neighbouring weights of a row share a scale.
@@ -61,6 +70,7 @@ class BlockEncoding:
         bits: Bits of a code.
         offset: Subtracted from a code; codes of an encoding with offset 0 and no minimum are signed.
         has_minimum: Whether a block also has a minimum (asymmetric); 0 otherwise.
+        scale_type: The type of the scales and of the minima.
     """
 
     name: str
@@ -68,11 +78,13 @@ class BlockEncoding:
     bits: int
     offset: int = 0
     has_minimum: bool = False
+    scale_type: FloatEncoding = F16
 
     @property
     def bits_per_weight(self) -> float:
         """Bits that one weight takes, scales included."""
-        return self.bits + (32.0 if self.has_minimum else 16.0) / self.block_size
+        scales = 2 if self.has_minimum else 1
+        return self.bits + scales * self.scale_type.bits_per_weight / self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +149,6 @@ AnyBlockEncoding: TypeAlias = BlockEncoding | SuperBlockEncoding | CodebookEncod
 
 Encoding: TypeAlias = FloatEncoding | AnyBlockEncoding | RawEncoding
 
-F64 = FloatEncoding("f64", np.dtype("<f8"))
-F32 = FloatEncoding("f32", np.dtype("<f4"))
-F16 = FloatEncoding("f16", np.dtype("<f2"))
-BF16 = FloatEncoding("bf16", np.dtype(ml_dtypes.bfloat16))
-
 # llama.cpp's classic blocks (ggml-common.h): one float16 scale for 32 weights, some with a float16 minimum.
 Q4_0 = BlockEncoding("q4_0", 32, 4, offset=8)
 Q4_1 = BlockEncoding("q4_1", 32, 4, has_minimum=True)
@@ -155,3 +162,37 @@ Q3_K = SuperBlockEncoding("q3_k", 3, sub_block_size=16, scale_bits=6, offset=4)
 Q4_K = SuperBlockEncoding("q4_k", 4, sub_block_size=32, scale_bits=6, has_minimum=True)
 Q5_K = SuperBlockEncoding("q5_k", 5, sub_block_size=32, scale_bits=6, has_minimum=True)
 Q6_K = SuperBlockEncoding("q6_k", 6, sub_block_size=16, scale_bits=8, offset=32)
+
+
+def mlx_affine(bits: int, group_size: int, scale_type: FloatEncoding) -> BlockEncoding:
+    """MLX's affine quantization: ``group_size`` neighbours have a scale, of either sign, and a minimum.
+
+    The minimum is what code 0 stands for: where the scale is negative it is the largest weight.
+
+    Args:
+        bits: Bits of a code: 2, 3, 4, 5, 6 or 8.
+        group_size: 32, 64 or 128 weights.
+        scale_type: `F16`, `BF16` or `F32`: the type that the weights had.
+    """
+    name = f"mlx_{bits}bit_g{group_size}_{scale_type.name}"
+    return BlockEncoding(name, group_size, bits, has_minimum=True, scale_type=scale_type)
+
+
+MLX_AFFINE = tuple(
+    mlx_affine(bits, group_size, scale_type)
+    for bits in (2, 3, 4, 5, 6, 8)
+    for group_size in (32, 64, 128)
+    for scale_type in (F16, BF16, F32)
+)
+"""Every affine quantization that MLX can compute with."""
+
+
+def same_meaning(a: Encoding, b: Encoding) -> bool:
+    """Whether two encodings differ in nothing but the name.
+
+    Blocks of one are then blocks of the other: a conversion between them leaves every code and scale as it
+    is. So it is with Q4_1 and MLX's 4 bits in groups of 32 with float16 scales.
+    """
+    if isinstance(a, RawEncoding) or isinstance(b, RawEncoding):  # of these, the name is all that is known
+        return a == b
+    return replace(a, name=b.name) == b

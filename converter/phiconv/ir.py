@@ -24,6 +24,9 @@ from phiconv.codebooks import (
     IQ3_XXS,
     IQ4_NL,
     IQ4_XS,
+    MLX_MXFP4,
+    MLX_MXFP8,
+    MLX_NVFP4,
     MXFP4,
     NVFP4,
     TQ1_0,
@@ -35,6 +38,7 @@ from phiconv.encodings import (
     F16,
     F32,
     F64,
+    MLX_AFFINE,
     Q2_K,
     Q3_K,
     Q4_0,
@@ -51,6 +55,8 @@ from phiconv.encodings import (
     FloatEncoding,
     RawEncoding,
     SuperBlockEncoding,
+    mlx_affine,
+    same_meaning,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +78,10 @@ __all__ = [
     "IQ3_XXS",
     "IQ4_NL",
     "IQ4_XS",
+    "MLX_AFFINE",
+    "MLX_MXFP4",
+    "MLX_MXFP8",
+    "MLX_NVFP4",
     "MXFP4",
     "NVFP4",
     "Q2_K",
@@ -102,6 +112,8 @@ __all__ = [
     "Tensor",
     "concatenate",
     "constant",
+    "mlx_affine",
+    "same_meaning",
     "stack",
 ]
 
@@ -128,7 +140,7 @@ class Blocks:
         encoding: How codes, scales and minima give weights.
         codes: uint8 (int8 where the encoding's codes are signed), shape (block_size / 4, n, 4), C-contiguous.
         scales: float16 (or the encoding's own type), shape (n,).
-        minima: float16, shape (n,), or None where the encoding has none.
+        minima: Of the scales' type, shape (n,), or None where the encoding has none.
         sub_scales: What multiplies the scale in each sub-block, small integers, shape (sub-blocks of a block,
             n); None where the encoding has no sub-blocks.
         sub_minima: What multiplies the minimum, in the same way; None where the encoding has none.
@@ -136,8 +148,8 @@ class Blocks:
 
     encoding: AnyBlockEncoding
     codes: NDArray[np.uint8] | NDArray[np.int8]
-    scales: NDArray[np.float16] | FloatArray
-    minima: NDArray[np.float16] | None = None
+    scales: NDArray[np.floating[Any]]
+    minima: NDArray[np.floating[Any]] | None = None
     sub_scales: NDArray[np.integer[Any]] | None = None
     sub_minima: NDArray[np.integer[Any]] | None = None
 

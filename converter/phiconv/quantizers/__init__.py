@@ -5,11 +5,12 @@ Nothing here knows how a file stores a block; that is a format's packer.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine, codebook, fast, kquant, lattice, nonlinear, weighted
+from phiconv.quantizers import affine, codebook, fast, grouped, kquant, lattice, microscaling, nonlinear, weighted
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.IQ2_S: lattice.iq2_s,
     ir.IQ3_XXS: lattice.iq3_xxs,
     ir.IQ3_S: lattice.iq3_s,
+    **{encoding: partial(grouped.affine, encoding=encoding) for encoding in ir.MLX_AFFINE},
+    ir.MLX_MXFP4: microscaling.mxfp4,
+    ir.MLX_MXFP8: microscaling.mxfp8,
+    ir.MLX_NVFP4: microscaling.nvfp4,
 }
 
 FAST: dict[ir.AnyBlockEncoding, Quantizer] = {ir.Q4_K: fast.q4_k, ir.Q5_K: fast.q5_k}

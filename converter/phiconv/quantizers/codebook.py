@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["dequantize", "mxfp4", "nvfp4", "tq1_0", "tq2_0"]
+__all__ = ["dequantize", "e2m1_codes", "mxfp4", "nvfp4", "tq1_0", "tq2_0"]
 
 
 @np.errstate(all="ignore")
@@ -46,7 +46,9 @@ def dequantize(blocks: Blocks) -> FloatArray:
 
 
 def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
-    """The value of every code, two at a time."""
+    """The value of every code; of codes of 4 bits, two at a time."""
+    if len(encoding.table) > 16:
+        return np.array(encoding.table, np.float32)[codes]
     pairs = codes.view(np.uint16)
     keys = scratch("keys", pairs.shape, np.uint16)
     np.right_shift(pairs, 4, out=keys)
@@ -121,7 +123,7 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
         x[:, small] *= 2
         inverse[small] = 2.0**127
     x *= spread(inverse)
-    codes = _e2m1_codes(x, _BETWEEN)
+    codes = e2m1_codes(x, _BETWEEN)
     return Blocks(MXFP4, codes, np.where(np.isfinite(largest), scale, largest))
 
 
@@ -133,7 +135,7 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     scale = _round_to_e4m3(largest / np.float32(6)) * np.float32(0.5)
     huge = np.flatnonzero(largest > _HUGE)
     exact = _by_error(x[:, huge], scale[huge])
-    codes = _e2m1_codes(x, [spread(threshold * scale) for threshold in _BETWEEN])
+    codes = e2m1_codes(x, [spread(threshold * scale) for threshold in _BETWEEN])
     codes[:, scale == 0] = 0
     codes[:, huge] = exact
     return Blocks(NVFP4, codes, np.where(np.isfinite(largest), scale, largest))
@@ -150,8 +152,16 @@ def _by_error(x: FloatArray, scale: FloatArray) -> NDArray[np.uint8]:
     return np.asarray(errors.argmin(axis=-1), np.uint8)
 
 
-def _e2m1_codes(x: FloatArray, between: Any) -> NDArray[np.uint8]:
-    """Codes of weights by the thresholds between magnitudes; ``x`` loses its signs."""
+def e2m1_codes(x: FloatArray, between: Any) -> NDArray[np.uint8]:
+    """E2M1 codes of weights by the thresholds between magnitudes; a weight on one belongs below it.
+
+    Args:
+        x: Weights, shape (block_size / 4, n, 4); they lose their signs.
+        between: The seven thresholds: numbers, or arrays of shape (n, 4).
+
+    Returns:
+        Shape (block_size / 4, n, 4); a negative zero has code 0.
+    """
     above = scratch("above", x.shape, np.bool_)
     sign = scratch("sign", x.shape, np.bool_)
     np.less(x, np.float32(0), out=sign)

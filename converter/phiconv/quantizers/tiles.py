@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["block_max", "block_min", "column_sums", "first_equal", "from_quads", "quads", "spread"]
+__all__ = ["block_max", "block_min", "column_sums", "first_equal", "from_quads", "quads", "scratch_quads", "spread"]
 
 _UNITS = {2: np.dtype(np.uint64), 4: np.dtype(np.complex128)}
 """A type as wide as four weights, by the bytes of one; only copied, never computed with."""
@@ -50,6 +50,12 @@ def quads(values: NDArray[Any], block_size: int, out: FloatArray | None = None) 
         np.copyto(moved, units)
         widen(moved.view(values.dtype).reshape(shape), out=result)
     return result
+
+
+def scratch_quads(values: NDArray[Any], block_size: int) -> FloatArray:
+    """`quads` in memory of this thread, to compute in: the next tile overwrites it."""
+    shape = (block_size // 4, values.size // block_size, 4)
+    return quads(values, block_size, scratch("tile", shape, np.float32))
 
 
 def from_quads(x: FloatArray) -> FloatArray:

@@ -1,0 +1,132 @@
+"""MLX's quantizers to 4- and 8-bit floats with a scale of 8 bits.
+
+The formulas are those of ``mx.quantize`` on the CPU, of MLX 0.32.2 and later. The scale comes from the
+largest magnitude of a block, divided by the largest number of the element's type: a quotient that is rounded
+to the type of the weights. A weight halfway between two E2M1 numbers gets the smaller one, and E2M1 has no
+negative zero here.
+
+Where MLX computes nonsense, this does not: it bounds the exponent of a block of the tiniest weights, below
+2**-124 in MXFP4 and 2**-118 in MXFP8, which MLX lets run over into a huge one; and a weight that is
+thousands of times as large as what NVFP4 holds becomes the largest number, not 0.
+
+A weight that is not finite gives a scale that is not finite, and no warning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phiconv.ir import F32, MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks, CodebookEncoding
+from phiconv.quantizers.codebook import e2m1_codes
+from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from phiconv.ir import FloatArray
+
+__all__ = ["mxfp4", "mxfp8", "nvfp4"]
+
+_LARGEST_E2M1 = np.float32(6)
+_LARGEST_E4M3 = np.float32(448)
+_BETWEEN_E2M1 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
+"""The middles between neighbouring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4 and 6."""
+
+
+@np.errstate(all="ignore")
+def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to E2M1 with a power of two as scale, the least one that 6 times it holds the block.
+
+    Args:
+        values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
+    """
+    x, largest = _tile(values, MLX_MXFP4)
+    exponent = _exponent(largest, _LARGEST_E2M1, values.dtype)
+    x *= spread(np.ldexp(np.float32(1), -exponent))
+    codes = e2m1_codes(x, _BETWEEN_E2M1)
+    # The table has doubled numbers: half the scale belongs to it.
+    return Blocks(MLX_MXFP4, codes, _marked(np.ldexp(np.float32(1), exponent - 1), largest))
+
+
+@np.errstate(all="ignore")
+def mxfp8(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to E4M3 with a power of two as scale, the least one that 448 times it holds the block."""
+    x, largest = _tile(values, MLX_MXFP8)
+    exponent = _exponent(largest, _LARGEST_E4M3, values.dtype)
+    x *= spread(np.ldexp(np.float32(1), -exponent))
+    return Blocks(MLX_MXFP8, _e4m3_codes(x), _marked(np.ldexp(np.float32(1), exponent), largest))
+
+
+@np.errstate(all="ignore")
+def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to E2M1 with an E4M3 number as scale: ``max |x| / 6``, rounded.
+
+    Weights below 6 / 1024 all become 0: their scale is.
+    """
+    x, largest = _tile(values, MLX_NVFP4)
+    numbers = np.array(MLX_MXFP8.table, np.float32)
+    scale = numbers[_e4m3_codes(_quotient(largest, _LARGEST_E2M1, values.dtype))]
+    # x / scale is above a threshold just where x is above their product, which is exact.
+    codes = e2m1_codes(x, [spread(threshold * scale) for threshold in _BETWEEN_E2M1])
+    codes[:, scale == 0] = 0
+    return Blocks(MLX_NVFP4, codes, _marked(scale / 2, largest))
+
+
+def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> tuple[FloatArray, FloatArray]:
+    """The tile, to compute in, and the largest magnitude of every block."""
+    x = scratch_quads(values, encoding.block_size)
+    return x, np.abs(np.maximum(block_max(x), -block_min(x)))
+
+
+def _quotient(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> FloatArray:
+    """``largest / number`` as a number of the weights' own type."""
+    quotient: FloatArray = (largest / number).astype(dtype).astype(F32.dtype)
+    return quotient
+
+
+def _exponent(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> NDArray[np.int32]:
+    """``ceil(log2(largest / number))``, -127 or more, in float32; 0 of a block of zeros."""
+    quotient = _quotient(largest, number, dtype)
+    usual = (quotient > 0) & np.isfinite(quotient)
+    # The logarithm rounded to float32: of a number just above a power of two it is a whole number, too.
+    logarithm = np.log2(np.where(usual, quotient, 1), dtype=np.float64).astype(np.float32)
+    return np.maximum(np.ceil(logarithm).astype(np.int32), -127)
+
+
+def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
+    """The scales, but infinity or NaN where a weight is."""
+    return np.where(np.isfinite(largest), scale, largest)
+
+
+def _e4m3_codes(x: FloatArray) -> NDArray[np.uint8]:
+    """Rounds to E4M3 by one float32 addition, as `floats` does to float16; too large becomes 448.
+
+    The spacing of E4M3 numbers at ``|x|`` is ``2**(e - 3)``, where ``e`` is the exponent of ``x`` but at
+    least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the spacings:
+    8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of mantissa
+    that is the code: the leading 8 of a normal number is the carry into its exponent.
+
+    Returns:
+        The codes, of the same shape; those of negative numbers have the highest bit, that of -0 as well.
+    """
+    magnitude, power, sign = scratch("e4m3", (3, *x.shape), np.uint32)
+    bits = x.view(np.uint32)
+    np.right_shift(bits, 24, out=sign)
+    sign &= 0x80
+    np.clip(np.abs(x, out=magnitude.view(np.float32)), 0, _LARGEST_E4M3, out=magnitude.view(np.float32))
+    np.bitwise_and(magnitude, 0x7F800000, out=power)
+    np.clip(power, np.uint32(121 << 23), np.uint32(255 << 23), out=power)
+    power += 20 << 23
+    total = magnitude.view(np.float32)
+    total += power.view(np.float32)
+    # power's exponent field is e + 147, so the sum of both has it twice but for the carry.
+    magnitude -= power
+    power >>= 20
+    magnitude += power
+    magnitude -= (141 << 3)
+    magnitude |= sign
+    return magnitude.astype(np.uint8)
