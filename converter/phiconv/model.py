@@ -118,8 +118,7 @@ class Checkpoint:
         read_tokenizer: Takes the model's vocabulary size; None where there is no tokenizer.
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
-        tensors: The same weights under the names that Hugging Face checkpoints have; None where ``stored`` has
-            these names.
+        tensors: The same weights under the names of Hugging Face checkpoints; None where ``stored`` has them.
     """
 
     path: Path

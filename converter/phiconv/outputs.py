@@ -120,29 +120,17 @@ def partial_files(
         raise OutputExistsError("is not empty", path=folder, hint="choose another folder, or give --force")
     fresh = not folder.exists()
     place = _partial_name(folder) if fresh and own_folder else folder
-    made: dict[str, PartialFile] = {}
+    made = {f.name: PartialFile(_partial_name(place / f.name), place / f.name) for f in files}
     try:
         place.mkdir(parents=True, exist_ok=True)
         _check_space(place, sum(f.size for f in files))
         for file in files:
-            partial = PartialFile(_partial_name(place / file.name), place / file.name)
-            made[file.name] = partial
-            partial.create(file.size)
+            made[file.name].create(file.size)
             for offset, chunk in file.chunks:
-                partial.write(offset, chunk)
+                made[file.name].write(offset, chunk)
         yield made
-        for partial in made.values():
-            partial.sync()
-            partial.close()
         _check_absent(final, force=force)
-        _remove_stale(folder, stale, {path.name for path in final})
-        # The first file is the one that a runtime opens: it appears last.
-        for partial in reversed(list(made.values())):
-            os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
-        _sync_folder(place)
-        if place != folder:
-            place.rename(folder)
-            _sync_folder(folder.parent)
+        _finish(list(made.values()), place, folder, stale)
     except OSError as error:
         if isinstance(error, OutputError) or error.errno is None:
             raise
@@ -158,15 +146,26 @@ def partial_files(
                 folder.rmdir()
 
 
+def _finish(made: Sequence[PartialFile], place: Path, folder: Path, stale: Sequence[str]) -> None:
+    """Gives complete files their names, and a new folder its own."""
+    for partial in made:
+        partial.sync()
+        partial.close()
+    new = {partial.final.name for partial in made}
+    for path in {p for pattern in stale for p in folder.glob(pattern) if p.is_file()}:
+        if path.name not in new:
+            path.unlink()
+    # The first file is the one that a runtime opens: it appears last.
+    for partial in reversed(made):
+        os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
+    _sync_folder(place)
+    if place != folder:
+        place.rename(folder)
+        _sync_folder(folder.parent)
+
+
 def _partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
-
-
-def _remove_stale(folder: Path, patterns: Sequence[str], new: set[str]) -> None:
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            if path.name not in new and path.is_file():
-                path.unlink()
 
 
 def _check_absent(paths: Sequence[Path], *, force: bool) -> None:

@@ -11,7 +11,7 @@ import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from phiconv.ir import Encoded
+    from phiconv.ir import AnyBlockEncoding, Encoded
     from phiconv.outputs import PartialFile
     from phiconv_formats.output import Package, Stream
 
@@ -218,7 +218,7 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
     stored = stream.tensor.encoding
     if isinstance(values, Blocks):
         if same_meaning(stored, stream.encoding):
-            return replace(values, encoding=stream.encoding), 0
+            return replace(values, encoding=cast("AnyBlockEncoding", stream.encoding)), 0
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0

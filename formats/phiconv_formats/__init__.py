@@ -109,7 +109,9 @@ FORMATS = {
             reader=_huggingface_reader,
         ),
         Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
-        Format("mlx", "a folder for Apple MLX (mlx-lm, LM Studio)", (), reader=_mlx_reader, writer=_mlx_writer),
+        Format(
+            "mlx", "a folder for Apple MLX (mlx-lm, LM Studio)", (), reader=_mlx_reader, writer=_mlx_writer
+        ),
     )
 }
 """Every format, by name."""

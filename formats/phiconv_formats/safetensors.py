@@ -68,9 +68,7 @@ class Layout:
     size: int
 
 
-def lay_out(
-    tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> Layout:
+def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Layout:
     """Lays a file out.
 
     The format allows no gaps. So that every tensor is aligned to its own elements all the same, those with

@@ -125,9 +125,7 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
     aliases = {_canonical(alias): recipe for alias, recipe in known.ALIASES.items()}
     names = {_canonical(recipe): recipe for recipe in known.DEFAULTS}
     if wanted not in aliases | names:
-        raise UsageError(
-            f"{target} has no quantization {name!r}", hint=f"one of {', '.join(known.DEFAULTS)}"
-        )
+        raise UsageError(f"{target} has no quantization {name!r}", hint=f"one of {', '.join(known.DEFAULTS)}")
     return aliases.get(wanted) or names[wanted]
 
 

@@ -42,7 +42,7 @@ def quantization_of(encoding: ir.Encoding) -> dict[str, Any] | None:
 
 
 def encoding_of(quantization: Mapping[str, Any], scales: ir.Encoding) -> ir.Encoding | None:
-    """The inverse of `quantization_of`, given how the scales are stored; None for what phiconv does not know."""
+    """The inverse of `quantization_of`, given how scales are stored; None for what phiconv does not know."""
     group_size, bits = quantization.get("group_size"), quantization.get("bits")
     mode = quantization.get("mode", "affine")
     if mode != "affine":
@@ -52,9 +52,7 @@ def encoding_of(quantization: Mapping[str, Any], scales: ir.Encoding) -> ir.Enco
     return next((e for e in known if (e.bits, e.block_size) == (bits, group_size)), None)
 
 
-def make_config(
-    model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir.Encoding]
-) -> dict[str, Any]:
+def make_config(model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir.Encoding]) -> dict[str, Any]:
     """The object of config.json.
 
     Args:

@@ -116,7 +116,7 @@ def _parts(tensor: OutputTensor, encoding: Encoding) -> Iterator[_Part]:
 
 
 def _split(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
-    """Tensors go to a shard until the next one would not fit any more; a larger one has a shard of its own."""
+    """Tensors go to a shard until the next one would not fit; a larger one has a shard of its own."""
     shards: list[list[_Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -163,7 +163,9 @@ def _other_files(
             "total_size": sum(e.nbytes for e in entries),
             "total_parameters": sum(e.output.tensor.size for e in entries),
         },
-        "weight_map": dict(sorted((p.name, n) for n, shard in shards.items() for e in shard for p in e.parts)),
+        "weight_map": dict(
+            sorted((p.name, n) for n, shard in shards.items() for e in shard for p in e.parts)
+        ),
     }
     # As mlx-lm writes it: four spaces, nothing behind the last bracket.
     config = json.dumps(make_config(model, dtype, matrices), indent=4).encode()
@@ -191,10 +193,9 @@ def _notes(entries: Sequence[_Entry]) -> list[str]:
     if not kept:
         return []
     columns = sorted({t.tensor.columns for t in kept})
-    return [
-        f"{len(kept)} matrices stay unquantized, the first is {kept[0].name}: rows of "
-        f"{', '.join(map(str, columns))} weights do not divide into groups, or --tensor-type says so"
-    ]
+    what = f"{len(kept)} matrices stay unquantized, the first is {kept[0].name}"
+    why = f"rows of {', '.join(map(str, columns))} weights"
+    return [f"{what}: {why} do not divide into groups, or --tensor-type says so"]
 
 
 def _model_card(model: Model, recipe: str) -> str:
