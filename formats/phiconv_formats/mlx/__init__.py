@@ -1,0 +1,1 @@
+"""MLX: a model folder whose matrices may be quantized in groups."""
