@@ -5,9 +5,9 @@ largest magnitude of a block, divided by the largest number of the element's typ
 to the type of the weights. A weight halfway between two E2M1 numbers gets the smaller one, and E2M1 has no
 negative zero here.
 
-Where MLX computes nonsense, this does not: it bounds the exponent of a block of the tiniest weights, below
-2**-124 in MXFP4 and 2**-118 in MXFP8, which MLX lets run over into a huge one; and a weight that is
-thousands of times as large as what NVFP4 holds becomes the largest number, not 0.
+Where MLX computes nonsense, this does not: it bounds the exponent of a block of the tiniest weights, all
+below 1.8e-38 in MXFP4 and 1.4e-36 in MXFP8, which MLX lets run over into a huge one; and a weight beyond 1e10
+becomes the largest number that NVFP4 has, not 0.
 
 A weight that is not finite gives a scale that is not finite, and no warning.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from phiconv.ir import F32, MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks, CodebookEncoding
@@ -35,6 +36,12 @@ _LARGEST_E2M1 = np.float32(6)
 _LARGEST_E4M3 = np.float32(448)
 _BETWEEN_E2M1 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
 """The middles between neighbouring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4 and 6."""
+
+_SMALLEST_E4M3 = np.uint32((127 - 6) << 23)
+"""The bits of 2**-6, the smallest normal E4M3."""
+
+_CHUNK = 1 << 16
+"""Weights at a time, so that what lies between two NumPy operations stays in a core's own caches."""
 
 
 @np.errstate(all="ignore")
@@ -68,12 +75,10 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     Weights below 6 / 1024 all become 0: their scale is.
     """
     x, largest = _tile(values, MLX_NVFP4)
-    numbers = np.array(MLX_MXFP8.table, np.float32)
-    scale = numbers[_e4m3_codes(_quotient(largest, _LARGEST_E2M1, values.dtype))]
-    # x / scale is above a threshold just where x is above their product, which is exact.
-    codes = e2m1_codes(x, [spread(threshold * scale) for threshold in _BETWEEN_E2M1])
-    codes[:, scale == 0] = 0
-    return Blocks(MLX_NVFP4, codes, _marked(scale / 2, largest))
+    quotient = _quotient(largest, _LARGEST_E2M1, values.dtype)
+    scale = np.clip(quotient, 0, _LARGEST_E4M3).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    x /= spread(np.where(scale == 0, np.float32(np.inf), scale))
+    return Blocks(MLX_NVFP4, e2m1_codes(x, _BETWEEN_E2M1), _marked(scale / 2, largest))
 
 
 def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> tuple[FloatArray, FloatArray]:
@@ -89,12 +94,11 @@ def _quotient(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> 
 
 
 def _exponent(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> NDArray[np.int32]:
-    """``ceil(log2(largest / number))``, -127 or more, in float32; 0 of a block of zeros."""
-    quotient = _quotient(largest, number, dtype)
-    usual = (quotient > 0) & np.isfinite(quotient)
-    # The logarithm rounded to float32: of a number just above a power of two it is a whole number, too.
-    logarithm = np.log2(np.where(usual, quotient, 1), dtype=np.float64).astype(np.float32)
-    return np.maximum(np.ceil(logarithm).astype(np.int32), -127)
+    """``ceil(log2(largest / number))``, but -127 or more, and 0 of a block of zeros."""
+    mantissa, exponent = np.frexp(_quotient(largest, number, dtype))
+    # The mantissa is 0.5 or more and below 1, so the logarithm is below the exponent, and 1 below it at 0.5.
+    exponent -= mantissa == 0.5
+    return np.maximum(exponent, -127)
 
 
 def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
@@ -103,30 +107,40 @@ def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
 
 
 def _e4m3_codes(x: FloatArray) -> NDArray[np.uint8]:
-    """Rounds to E4M3 by one float32 addition, as `floats` does to float16; too large becomes 448.
+    """The nearest E4M3 number of every weight; halves to the even code, too large becomes 448.
+
+    Returns:
+        Codes of the same shape; those of negative weights have the highest bit, that of -0 as well.
+    """
+    codes = np.empty(x.shape, np.uint8)
+    weights, rounded = x.reshape(-1), codes.reshape(-1)
+    for start in range(0, x.size, _CHUNK):
+        _round_to_e4m3(weights[start : start + _CHUNK], rounded[start : start + _CHUNK])
+    return codes
+
+
+def _round_to_e4m3(x: FloatArray, target: NDArray[np.uint8]) -> None:
+    """Rounds a vector by one float32 addition, as `floats` does to float16.
 
     The spacing of E4M3 numbers at ``|x|`` is ``2**(e - 3)``, where ``e`` is the exponent of ``x`` but at
     least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the spacings:
     8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of mantissa
     that is the code: the leading 8 of a normal number is the carry into its exponent.
-
-    Returns:
-        The codes, of the same shape; those of negative numbers have the highest bit, that of -0 as well.
     """
-    magnitude, power, sign = scratch("e4m3", (3, *x.shape), np.uint32)
-    bits = x.view(np.uint32)
-    np.right_shift(bits, 24, out=sign)
+    magnitude, power, sign = scratch("e4m3", (3, x.size), np.uint32)
+    np.right_shift(x.view(np.uint32), 24, out=sign)
     sign &= 0x80
-    np.clip(np.abs(x, out=magnitude.view(np.float32)), 0, _LARGEST_E4M3, out=magnitude.view(np.float32))
+    size = magnitude.view(np.float32)
+    np.abs(x, out=size)
+    np.clip(size, np.float32(0), _LARGEST_E4M3, out=size)
     np.bitwise_and(magnitude, 0x7F800000, out=power)
-    np.clip(power, np.uint32(121 << 23), np.uint32(255 << 23), out=power)
+    np.clip(power, _SMALLEST_E4M3, np.uint32(255 << 23), out=power)
     power += 20 << 23
-    total = magnitude.view(np.float32)
-    total += power.view(np.float32)
-    # power's exponent field is e + 147, so the sum of both has it twice but for the carry.
+    size += power.view(np.float32)
+    # Both have the exponent e + 147 now; what the sum has beyond that is the count of spacings.
     magnitude -= power
+    power -= 141 << 23
     power >>= 20
     magnitude += power
-    magnitude -= (141 << 3)
-    magnitude |= sign
-    return magnitude.astype(np.uint8)
+    magnitude += sign
+    np.copyto(target, magnitude, casting="unsafe")

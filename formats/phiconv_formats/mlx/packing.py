@@ -1,0 +1,215 @@
+"""The bytes of MLX's tensors: packing to them, and the exact inverse.
+
+A matrix that is quantized is stored as two or three tensors: codes, scales and, of an affine quantization,
+minima, which MLX calls biases. The codes of a row are one stream of bits, each from its lowest bit on; a
+group fills whole bytes of it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from phiconv import ir
+from phiconv.errors import MalformedFileError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Words: TypeAlias = NDArray[np.uint32]
+    Bytes: TypeAlias = NDArray[np.uint8]
+    Data: TypeAlias = bytes | memoryview | Bytes
+
+__all__ = ["pack", "row_bytes", "unpack"]
+
+_CHUNK = 1 << 13
+
+_CODEBOOKS = (ir.MLX_MXFP4, ir.MLX_MXFP8, ir.MLX_NVFP4)
+
+
+def row_bytes(encoding: ir.Encoding, columns: int) -> tuple[int, ...]:
+    """Bytes of a row in each of the tensors that store a matrix.
+
+    Args:
+        encoding: A float type, or an encoding of blocks that means the same as one of MLX's.
+        columns: Weights in a row, a multiple of the block size.
+
+    Returns:
+        Of a float type one number; else those of codes, scales and, of an affine quantization, minima.
+
+    Raises:
+        UsageError: MLX has no such tensors.
+    """
+    if isinstance(encoding, ir.FloatEncoding):
+        return (columns * encoding.dtype.itemsize,)
+    bits, groups = _bits(encoding), columns // encoding.block_size
+    if columns % encoding.block_size:
+        raise UsageError(f"rows of {columns} weights cannot be cut into {encoding.name} groups")
+    if isinstance(encoding, ir.BlockEncoding):
+        size = groups * encoding.scale_type.dtype.itemsize
+        return columns * bits // 8, size, size
+    return columns * bits // 8, groups
+
+
+def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
+    """The bytes of rows, one vector for each of the tensors that store them, as `row_bytes` counts them.
+
+    Args:
+        encoded: Float rows of any shape, or blocks of an encoding that means the same as one of MLX's.
+
+    Raises:
+        UsageError: MLX has no such tensors.
+    """
+    if not isinstance(encoded, ir.Blocks):
+        return (_bytes(encoded),)
+    encoding = encoded.encoding
+    codes = _pack_codes(encoded.words(), _bits(encoding))
+    if encoded.minima is not None:
+        return codes, _bytes(encoded.scales), _bytes(encoded.minima)
+    if ir.same_meaning(encoding, ir.MLX_NVFP4):
+        return codes, _e4m3_bytes(encoded.scales)
+    return codes, _exponents(encoded.scales, doubled=len(encoding.table) == 16)
+
+
+def unpack(
+    encoding: ir.Encoding, columns: int, weight: Data, scales: Data = b"", biases: Data = b""
+) -> ir.Encoded:
+    """The inverse of `pack`.
+
+    Args:
+        encoding: What the bytes are.
+        columns: Weights in a row.
+        weight, scales, biases: A whole number of rows of each tensor that there is.
+
+    Returns:
+        Blocks in memory of their own; of a float type rows that are the memory of ``weight``.
+
+    Raises:
+        MalformedFileError: The tensors have not the same number of rows.
+        UsageError: MLX has no such tensors.
+    """
+    parts = [np.frombuffer(data, np.uint8) for data in (weight, scales, biases)]
+    sizes = (*row_bytes(encoding, columns), 0, 0)[:3]
+    rows = parts[0].size // sizes[0] if sizes[0] else 0
+    if [part.size for part in parts] != [rows * size for size in sizes]:
+        found = ", ".join(str(part.size) for part in parts)
+        raise MalformedFileError(f"{found} bytes are no rows of {columns} weights in {encoding.name}")
+    if isinstance(encoding, ir.FloatEncoding):
+        return parts[0].view(encoding.dtype).reshape(rows, columns)
+    bits = _bits(encoding)
+    codes = _unpack_codes(parts[0], bits, encoding.block_size)[..., None].view(np.uint8)
+    if isinstance(encoding, ir.BlockEncoding):
+        kind = encoding.scale_type.dtype
+        return ir.Blocks(encoding, codes, parts[1].view(kind).copy(), parts[2].view(kind).copy())
+    if ir.same_meaning(encoding, ir.MLX_NVFP4):
+        return ir.Blocks(encoding, codes, _e4m3_halves(parts[1]))
+    return ir.Blocks(encoding, codes, _powers(parts[1], doubled=bits == 4))
+
+
+@cache
+def _bits(encoding: ir.Encoding) -> int:
+    """Bits of a code of an encoding that MLX has, perhaps under another name."""
+    if isinstance(encoding, ir.BlockEncoding) and any(ir.same_meaning(encoding, e) for e in ir.MLX_AFFINE):
+        return encoding.bits
+    if isinstance(encoding, ir.CodebookEncoding) and any(ir.same_meaning(encoding, e) for e in _CODEBOOKS):
+        return len(encoding.table).bit_length() - 1
+    raise UsageError(f"MLX has no tensor type for {encoding.name}")
+
+
+def _bytes(values: NDArray[np.generic]) -> Bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- codes
+
+
+def _pack_codes(words: Words, bits: int) -> Bytes:
+    """The stream of bits of all blocks, one after the other; of words of four codes, (block_size / 4, n)."""
+    eights = np.ascontiguousarray(words.T).reshape(-1).view("<u8")
+    for part in _parts(eights):
+        upper = np.empty_like(part)
+        for kept, gap in _steps(bits):
+            np.bitwise_and(part, kept << gap, out=upper)
+            part ^= upper
+            upper >>= gap
+            part |= upper
+    width, used = _lane(bits)
+    lanes = eights.view(np.uint8).reshape(-1, width)
+    packed = np.empty((len(lanes), used), np.uint8)
+    for k in range(used):  # several times as fast as all at once: NumPy is slow over a short axis
+        packed[:, k] = lanes[:, k]
+    return packed.reshape(-1)
+
+
+def _unpack_codes(packed: Bytes, bits: int, block_size: int) -> Words:
+    """The inverse of `_pack_codes`."""
+    width, used = _lane(bits)
+    lanes = np.zeros((packed.size // used, width), np.uint8)
+    for k in range(used):
+        lanes[:, k] = packed[k::used]
+    eights = lanes.reshape(-1).view("<u8")
+    for part in _parts(eights):
+        upper = np.empty_like(part)
+        for kept, gap in reversed(_steps(bits)):
+            np.bitwise_and(part, kept, out=upper)
+            part ^= upper
+            upper <<= gap
+            part |= upper
+    return np.ascontiguousarray(eights.view("<u4").reshape(-1, block_size // 4).T)
+
+
+def _lane(bits: int) -> tuple[int, int]:
+    """The fewest codes that fill whole bytes, and how many they fill."""
+    common = math.gcd(bits, 8)
+    return 8 // common, bits // common
+
+
+def _steps(bits: int) -> list[tuple[int, int]]:
+    """How codes of one byte each get next to each other: at first in pairs, then in fours, then in eights.
+
+    Returns:
+        For each step where the upper ones of two are afterwards, a mask of 64 bits, and how far down they move.
+    """
+    steps = []
+    for codes in (1, 2, 4)[: _lane(bits)[0].bit_length() - 1]:
+        width, field = 8 * codes, bits * codes
+        upper = ((1 << field) - 1) << field
+        steps.append((sum(upper << at for at in range(0, 64, 2 * width)), width - field))
+    return steps
+
+
+def _parts(eights: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
+    """Views of a vector, so short that what lies between two operations stays in a core's own cache."""
+    return [eights[start : start + _CHUNK] for start in range(0, eights.size, _CHUNK)]
+
+
+# --------------------------------------------------------------------------------------------------- scales
+
+
+def _exponents(scales: NDArray[np.float32], *, doubled: bool) -> Bytes:
+    """E8M0 bytes of powers of two, ``2.0 ** (byte - 127)``, or half of that where the table is doubled.
+
+    What is not finite becomes 255, which is no number.
+    """
+    exponent = np.frexp(scales)[1] + (126 + doubled)
+    return np.where(np.isfinite(scales), exponent, 255).astype(np.uint8)
+
+
+def _powers(exponents: Bytes, *, doubled: bool) -> NDArray[np.float32]:
+    bytes_ = np.arange(256)
+    with np.errstate(over="ignore"):  # 2.0 ** 128
+        return np.ldexp(np.float32(1), bytes_ - (127 + doubled))[exponents]
+
+
+def _e4m3_bytes(scales: NDArray[np.float32]) -> Bytes:
+    """The bytes of halves of E4M3 numbers; 127, no number but in MLX, of what is not finite."""
+    return (scales * 2).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+
+
+def _e4m3_halves(bytes_: Bytes) -> NDArray[np.float32]:
+    """Half of the number of every E4M3 byte, for the doubled table."""
+    return (np.array(ir.MLX_MXFP8.table, np.float32) / 2)[bytes_]
