@@ -109,6 +109,11 @@ def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
         click.option(
             "--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."
         ),
+        click.option(
+            "--short-context",
+            is_flag=True,
+            help="For texts within a LongRoPE model's original context only.",
+        ),
         click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
         click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
         _JSON,

@@ -11,6 +11,7 @@ from phiconv.errors import (
     MissingFileError,
     OutputError,
     UnsupportedModelError,
+    UsageError,
 )
 from phiconv.ir import F32, FloatEncoding, RawEncoding, same_meaning
 from phiconv.recipes import Choices, assign, cast, find_recipe
@@ -109,9 +110,11 @@ def make_plan(
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
-    _check_model(model)
-    tensors = writer.tensors(model)
     choices = choices or Choices()
+    _check_model(model)
+    if choices.short_context:
+        model = _for_short_context(model)
+    tensors = writer.tensors(model)
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
     encodings = assign(target.name, recipe, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
@@ -143,6 +146,21 @@ def _check_model(model: Model) -> None:
             path=model.path,
             hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
         )
+
+
+def _for_short_context(model: Model) -> Model:
+    """The model with LongRoPE's short factors at every length.
+
+    Raises:
+        UsageError: It has none.
+    """
+    hp = model.hyperparameters
+    if hp is None or not hp.rope.short_factor:
+        raise UsageError(
+            "--short-context means nothing for this model: its rotary embedding is the same at all lengths"
+        )
+    rope = replace(hp.rope, long_factor=hp.rope.short_factor, long_mscale=hp.rope.short_mscale)
+    return replace(model, hyperparameters=replace(hp, rope=rope))
 
 
 def _check_requantizing(

@@ -73,6 +73,8 @@ class Choices:
         dtype: The float type ("f16", "bf16", "f32") of what is not quantized, and that weights are rounded to
             before they are.
         match_runtime: Every choice as the runtime's own tool makes it, also where phiconv's is better.
+        short_context: The output is for texts within the original context only: LongRoPE's short factors at
+            every length, for runtimes that do not switch.
     """
 
     pure: bool = False
@@ -85,6 +87,7 @@ class Choices:
     importance: ImportanceMatrix | None = None
     dtype: str | None = None
     match_runtime: bool = False
+    short_context: bool = False
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:

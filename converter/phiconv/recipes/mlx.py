@@ -30,7 +30,7 @@ PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32
 ALIASES = {"fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 """Other names for recipes, as folders on the hub are called."""
 
-OPTIONS = frozenset("tensor_types allow_requantize dtype match_runtime effort".split())
+OPTIONS = frozenset("tensor_types allow_requantize dtype match_runtime short_context effort".split())
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
 _FLOATS = {"f16": F16, "bf16": BF16, "f32": F32}

@@ -148,8 +148,8 @@ def runtime_notes(model: Model) -> list[str]:
     notes, rope = [], hp.rope
     if rope.long_factor and rope.short_factor != rope.long_factor:
         notes.append(
-            f"mlx-lm uses the long rotary factors at every length: up to {rope.original_context} tokens its "
-            "answers are slightly off; use another runtime where that matters"
+            f"mlx-lm uses the long rotary factors at every length, so that up to {rope.original_context} "
+            "tokens its answers are off; give --short-context if you need no more than that"
         )
     if rope.long_factor and model.architecture == "phi3":
         scale = hp.max_position_embeddings / rope.original_context
