@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
-from phiconv.ir import F32, MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks, CodebookEncoding
+from phiconv.ir import MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks, CodebookEncoding
 from phiconv.quantizers.codebook import e2m1_codes
-from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.floats import widen
 from phiconv.quantizers.scratch import scratch
 from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
 
@@ -39,6 +38,11 @@ _BETWEEN_E2M1 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
 
 _SMALLEST_E4M3 = np.uint32((127 - 6) << 23)
 """The bits of 2**-6, the smallest normal E4M3."""
+
+_INFINITY = np.uint32(255 << 23)
+"""The bits of infinity; larger ones are NaN."""
+
+_LARGEST_E4M3_CODE = np.uint8(0x7E)
 
 _CHUNK = 1 << 16
 """Weights at a time, so that what lies between two NumPy operations stays in a core's own caches."""
@@ -76,7 +80,7 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     """
     x, largest = _tile(values, MLX_NVFP4)
     quotient = _quotient(largest, _LARGEST_E2M1, values.dtype)
-    scale = np.clip(quotient, 0, _LARGEST_E4M3).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    scale = np.array(MLX_MXFP8.table, np.float32)[_e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
     x /= spread(np.where(scale == 0, np.float32(np.inf), scale))
     return Blocks(MLX_NVFP4, e2m1_codes(x, _BETWEEN_E2M1), _marked(scale / 2, largest))
 
@@ -89,8 +93,8 @@ def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> tuple[FloatArray,
 
 def _quotient(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> FloatArray:
     """``largest / number`` as a number of the weights' own type."""
-    quotient: FloatArray = (largest / number).astype(dtype).astype(F32.dtype)
-    return quotient
+    quotient: NDArray[Any] = (largest / number).astype(dtype)
+    return widen(quotient)
 
 
 def _exponent(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> NDArray[np.int32]:
@@ -107,15 +111,18 @@ def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
 
 
 def _e4m3_codes(x: FloatArray) -> NDArray[np.uint8]:
-    """The nearest E4M3 number of every weight; halves to the even code, too large becomes 448.
+    """The nearest E4M3 numbers of magnitudes up to 900; halves to the even code, too large becomes 448.
+
+    Args:
+        x: C-contiguous, any shape.
 
     Returns:
         Codes of the same shape; those of negative weights have the highest bit, that of -0 as well.
     """
     codes = np.empty(x.shape, np.uint8)
-    weights, rounded = x.reshape(-1), codes.reshape(-1)
+    weights, target = x.reshape(-1), codes.reshape(-1)
     for start in range(0, x.size, _CHUNK):
-        _round_to_e4m3(weights[start : start + _CHUNK], rounded[start : start + _CHUNK])
+        _round_to_e4m3(weights[start : start + _CHUNK], target[start : start + _CHUNK])
     return codes
 
 
@@ -125,22 +132,20 @@ def _round_to_e4m3(x: FloatArray, target: NDArray[np.uint8]) -> None:
     The spacing of E4M3 numbers at ``|x|`` is ``2**(e - 3)``, where ``e`` is the exponent of ``x`` but at
     least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the spacings:
     8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of mantissa
-    that is the code: the leading 8 of a normal number is the carry into its exponent.
+    that is the code: the leading 8 of a normal number is the carry into its exponent. It all happens in the
+    lowest byte of a word, where what stands above it does not matter.
     """
-    magnitude, power, sign = scratch("e4m3", (3, x.size), np.uint32)
-    np.right_shift(x.view(np.uint32), 24, out=sign)
-    sign &= 0x80
-    size = magnitude.view(np.float32)
-    np.abs(x, out=size)
-    np.clip(size, np.float32(0), _LARGEST_E4M3, out=size)
-    np.bitwise_and(magnitude, 0x7F800000, out=power)
-    np.clip(power, _SMALLEST_E4M3, np.uint32(255 << 23), out=power)
-    power += 20 << 23
-    size += power.view(np.float32)
-    # Both have the exponent e + 147 now; what the sum has beyond that is the count of spacings.
-    magnitude -= power
-    power -= 141 << 23
-    power >>= 20
-    magnitude += power
-    magnitude += sign
+    magnitude, exponent, power = scratch("e4m3", (3, x.size), np.uint32)
+    total = np.abs(x, out=magnitude.view(np.float32))
+    np.bitwise_and(magnitude, 0x7F800000, out=exponent)
+    np.clip(exponent, _SMALLEST_E4M3, _INFINITY, out=exponent)
+    np.add(exponent, 20 << 23, out=power)
+    total += power.view(np.float32)
+    exponent >>= 20
+    magnitude += exponent
+    magnitude -= (127 - 6) << 3
     np.copyto(target, magnitude, casting="unsafe")
+    np.clip(target, np.uint8(0), _LARGEST_E4M3_CODE, out=target)
+    sign = np.right_shift(x.view(np.uint32), 24, out=power).astype(np.uint8)
+    sign &= 0x80
+    target |= sign

@@ -11,7 +11,6 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
-import ml_dtypes
 import numpy as np
 
 from phiconv import ir
@@ -207,7 +206,11 @@ def _powers(exponents: Bytes, *, doubled: bool) -> NDArray[np.float32]:
 
 def _e4m3_bytes(scales: NDArray[np.float32]) -> Bytes:
     """The bytes of halves of E4M3 numbers; 127, no number but in MLX, of what is not finite."""
-    return (scales * 2).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    size = np.abs(scales) * 2
+    # Three bits of mantissa; the exponent is 120 less than in float32, and below 2**-6 it is fixed.
+    codes = np.where(size < 2.0**-6, size * 512, (size.view(np.uint32) >> 20) - np.uint32(120 << 3))
+    codes = np.where(np.isfinite(size), codes, 0x7F).astype(np.uint8)
+    return codes | np.signbit(scales).view(np.uint8) << 7
 
 
 def _e4m3_halves(bytes_: Bytes) -> NDArray[np.float32]:
