@@ -190,9 +190,11 @@ def test_every_recipe_and_class_is_documented():
     from phiconv.architectures import ARCHITECTURES
     from phiconv.recipes import TARGETS
 
-    quantization = (ROOT / "docs/quantization.md").read_text(encoding="utf-8")
+    pages = {"gguf": "quantization.md", "mlx": "mlx.md"}
     models = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in quantization for target in TARGETS.values() for name in target.DEFAULTS)
+    for name, target in TARGETS.items():
+        text = (ROOT / "docs" / pages[name]).read_text(encoding="utf-8")
+        assert [recipe for recipe in target.DEFAULTS if f"| `{recipe}` |" not in text] == []
     assert all(f"`{name}`" in models for a in ARCHITECTURES.values() for name in a.classes)
 
 

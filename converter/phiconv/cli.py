@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from functools import wraps
@@ -15,6 +14,7 @@ import click
 from click_default_group import DefaultGroup
 
 from phiconv._version import __version__
+from phiconv.cli_options import conversion_options
 from phiconv.errors import PhiconvError, printable
 
 if TYPE_CHECKING:
@@ -26,16 +26,6 @@ __all__ = ["main"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def size(text: str) -> int:
-    """Bytes: a number with K, M, G or T behind it, in powers of 1000 as llama.cpp's tools count them."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text, re.IGNORECASE)
-    if match is None or not (value := int(float(match[1]) * _UNITS[match[2].upper()])):
-        raise click.BadParameter(f"{text!r} is no size; write it like 2G or 500M")
-    return value
 
 
 def _reporting(command: Callable[P, R]) -> Callable[P, R]:
@@ -69,60 +59,6 @@ _DEST = click.argument("dest", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 
 
-def _conversion_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Options that ``convert`` and ``plan`` share."""
-    presets = {
-        "q4": "The runtime's usual 4-bit quantization.",
-        "q8": "The runtime's usual 8-bit quantization.",
-        "f16": "float16.",
-        "bf16": "bfloat16.",
-        "f32": "float32.",
-    }
-    decorators = [
-        click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder."),
-        *(click.option(f"--{n}", "quant", flag_value=n, help=text) for n, text in presets.items()),
-        click.option("--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1."),
-        click.option("--pure", is_flag=True, help="Every matrix in the recipe's main type."),
-        click.option(
-            "--tensor-type",
-            "tensor_types",
-            metavar="REGEX=TYPE",
-            multiple=True,
-            help="The type of the tensors whose names the pattern is found in.",
-        ),
-        click.option("--output-tensor-type", metavar="TYPE", help="The type of the output matrix."),
-        click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
-        click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
-        click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
-        click.option(
-            "--effort",
-            type=click.Choice(["exact", "fast"]),
-            default="exact",
-            show_default=True,
-            help="exact: llama.cpp's own bytes; fast: a quicker search for Q4_K and Q5_K.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["f16", "bf16", "f32"]),
-            help="MLX: the type of what is not quantized.",
-        ),
-        click.option(
-            "--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."
-        ),
-        click.option(
-            "--short-context",
-            is_flag=True,
-            help="For texts within a LongRoPE model's original context only.",
-        ),
-        click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
-        click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
-        _JSON,
-    ]
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
-
-
 @click.group(
     cls=DefaultGroup,
     default="convert",
@@ -150,7 +86,7 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001
 @main.command()
 @_SOURCE
 @_DEST
-@_conversion_options
+@conversion_options
 @click.option("--force", "-f", is_flag=True, help="Replace DEST if it exists.")
 @click.option("--jobs", "-j", type=click.IntRange(1, 1024), help="Threads; by default one per processor.")
 @click.option(
@@ -213,7 +149,7 @@ def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
 @main.command()
 @_SOURCE
 @_DEST
-@_conversion_options
+@conversion_options
 @_reporting
 def plan(
     source: Path,

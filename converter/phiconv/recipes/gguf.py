@@ -1,24 +1,24 @@
-"""The recipes of llama-quantize: which type each tensor of a GGUF gets, one rule a line.
+"""The recipes of llama-quantize: which type each tensor of a GGUF gets.
 
 Facts from llama.cpp's src/llama-quant.cpp (release v0.5.0), as far as they concern the Phi architectures. A
-recipe has a default type; the first rule that fits a tensor replaces it. Rows that do not divide into blocks
-get the fallback.
+recipe has a default type; the first rule (see `gguf_rules`) that fits a tensor replaces it. Rows that do not
+divide into blocks get the fallback.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding
 from phiconv.quantizers import QUANTIZERS
+from phiconv.recipes.gguf_rules import RULES, Place
 from phiconv_formats.gguf.types import GGML_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from phiconv.ir import Encoding
     from phiconv.model import Model
@@ -86,185 +86,6 @@ _CATEGORIES = {
 }
 
 
-# -------------------------------------------------------------------------------------------- conditions
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What a rule may ask about.
-
-    Attributes:
-        index, count: Number of the tensor among those of its category, and how many there are.
-        gqa: Attention heads per key/value head.
-        experts: Experts of the model, 0 if it is dense.
-        stacked: The tensor holds the matrices of several experts.
-        importance: There is an importance matrix.
-        divides: Its rows divide into blocks of the recipe's default type.
-    """
-
-    index: int
-    count: int
-    gqa: int
-    experts: int
-    stacked: bool
-    importance: bool
-    divides: bool
-
-
-def _always(_: _Place) -> bool:
-    return True
-
-
-def _gqa_4(p: _Place) -> bool:
-    return p.gqa >= 4
-
-
-def _gqa_or_experts_4(p: _Place) -> bool:
-    return p.gqa >= 4 or p.experts >= 4
-
-
-def _experts_8(p: _Place) -> bool:
-    return p.experts == 8  # Mixtral's number
-
-
-def _stacked(p: _Place) -> bool:
-    return p.stacked
-
-
-def _uneven(p: _Place) -> bool:
-    return not p.divides
-
-
-def _first_2(p: _Place) -> bool:
-    return p.index < 2
-
-
-def _first_4(p: _Place) -> bool:
-    return p.index < 4
-
-
-def _first_eighth(p: _Place) -> bool:
-    return p.index < p.count // 8
-
-
-def _first_eighth_unweighted(p: _Place) -> bool:
-    return _first_eighth(p) and not p.importance
-
-
-def _first_eighth_weighted(p: _Place) -> bool:
-    return _first_eighth(p) and p.importance
-
-
-def _first_sixteenth(p: _Place) -> bool:
-    return p.index < p.count // 16
-
-
-def _middle(p: _Place) -> bool:
-    return p.count // 8 <= p.index < 7 * p.count // 8
-
-
-def _more_bits(p: _Place) -> bool:
-    """The first and the last eighth of the layers, and every third between."""
-    return not _middle(p) or (p.index - p.count // 8) % 3 == 2
-
-
-def _more_bits_experts_8(p: _Place) -> bool:
-    return _experts_8(p) and _more_bits(p)
-
-
-# ------------------------------------------------------------------------------------------------- rules
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """In these recipes ("" for all), tensors of this category ("" for any) get this type, if it applies."""
-
-    recipes: str
-    category: str
-    type: str
-    where: Callable[[_Place], bool] = _always
-
-    def fits(self, recipe: str, category: str, place: _Place) -> bool:
-        return (
-            (not self.recipes or recipe in self.recipes.split())
-            and self.category in {"", category}
-            and self.where(place)
-        )
-
-
-_LOW = "IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ1_S IQ1_M"
-
-_RULES = (
-    # The output matrix; also the embedding, where it is both.
-    _Rule("MXFP4_MOE", "output", "Q8_0"),
-    _Rule("", "output", "Q8_0", _uneven),
-    _Rule(f"{_LOW} IQ3_XXS", "output", "Q5_K"),
-    _Rule("Q8_0", "output", "Q8_0"),
-    _Rule("", "output", "Q6_K"),
-    _Rule("MXFP4_MOE", "", "MXFP4", _stacked),
-    _Rule("MXFP4_MOE", "", "Q8_0"),
-    _Rule("IQ2_XXS IQ2_XS IQ1_S IQ1_M", "token_embd", "Q2_K"),
-    _Rule("IQ2_S IQ2_M IQ3_XXS", "token_embd", "IQ3_S"),
-    _Rule("TQ1_0 TQ2_0", "token_embd", "Q4_K"),
-    # Below three bits.
-    _Rule(_LOW, "attn_v", "Q4_K", _gqa_or_experts_4),
-    _Rule("IQ2_S IQ2_M", "attn_v", "IQ3_S"),
-    _Rule(_LOW, "attn_v", "Q2_K"),
-    _Rule(_LOW, "attn_k", "Q4_K", _experts_8),
-    _Rule("IQ2_S IQ2_M", "ffn_down", "IQ3_S", _first_eighth),
-    _Rule(_LOW, "ffn_down", "Q2_K", _first_eighth),
-    _Rule(_LOW, "attn_output", "Q5_K", _experts_8),
-    _Rule("IQ1_S IQ1_M", "attn_output", "IQ2_XXS"),
-    _Rule("IQ2_S IQ2_M", "attn_output", "IQ3_S"),
-    # Values.
-    _Rule("", "attn_v", "Q8_0", _experts_8),
-    _Rule("Q2_K", "attn_v", "Q4_K", _gqa_4),
-    _Rule("Q2_K", "attn_v", "Q3_K"),
-    _Rule("Q2_K_S IQ3_XXS IQ3_XS IQ3_S", "attn_v", "Q4_K", _gqa_4),
-    _Rule("IQ3_M", "attn_v", "Q4_K"),
-    _Rule("Q3_K_M", "attn_v", "Q5_K", _first_2),
-    _Rule("Q3_K_M", "attn_v", "Q4_K"),
-    _Rule("Q3_K_L", "attn_v", "Q5_K"),
-    _Rule("IQ4_NL IQ4_XS", "attn_v", "Q5_K", _gqa_4),
-    _Rule("Q4_K_M Q5_K_M", "attn_v", "Q6_K", _more_bits),
-    _Rule("Q4_K_S", "attn_v", "Q5_K", _first_4),
-    # Keys and queries.
-    _Rule("", "attn_k", "Q8_0", _experts_8),
-    _Rule("IQ3_XS", "attn_k", "IQ3_XXS"),
-    _Rule("IQ3_XS", "attn_q", "IQ3_XXS"),
-    _Rule("IQ3_XXS", "attn_k", "IQ2_S"),
-    _Rule("IQ3_XXS", "attn_q", "IQ2_S"),
-    # The way out of the feed-forward part.
-    _Rule("Q2_K", "ffn_down", "Q3_K"),
-    _Rule("Q2_K_S", "ffn_down", "Q4_K", _first_eighth),
-    _Rule("Q3_K_M", "ffn_down", "Q5_K", _first_sixteenth),
-    _Rule("Q3_K_M", "ffn_down", "Q4_K"),
-    _Rule("IQ3_M", "ffn_down", "Q4_K", _first_eighth),
-    _Rule("IQ3_M", "ffn_down", "Q4_K", _more_bits_experts_8),
-    _Rule("Q3_K_L", "ffn_down", "Q5_K"),
-    _Rule("Q4_K_M Q5_K_M", "ffn_down", "Q6_K", _more_bits),
-    _Rule("IQ4_NL IQ4_XS", "ffn_down", "Q5_K", _first_eighth_unweighted),
-    _Rule("Q4_K_S", "ffn_down", "Q5_K", _first_eighth),
-    _Rule("Q4_0", "ffn_down", "Q4_1", _first_eighth_weighted),
-    _Rule("Q5_0", "ffn_down", "Q5_1", _first_eighth_weighted),
-    # The way out of the attention.
-    _Rule(
-        "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS",
-        "attn_output",
-        "Q5_K",
-        _experts_8,
-    ),
-    _Rule("", "attn_output", "", _experts_8),  # no other rule for them
-    _Rule("Q2_K", "attn_output", "Q3_K"),
-    _Rule("IQ3_XXS", "attn_output", "IQ3_S"),
-    _Rule("Q3_K_M IQ3_M", "attn_output", "Q4_K"),
-    _Rule("Q3_K_L", "attn_output", "Q5_K"),
-    # The way into the feed-forward part.
-    _Rule("IQ3_XS", "ffn_gate", "IQ3_XXS", _middle),
-    _Rule("IQ3_XS", "ffn_up", "IQ3_XXS", _middle),
-)
-
-
 def _can(name: str) -> bool:
     encoding = _TYPES[name]
     return isinstance(encoding, FloatEncoding) or encoding in QUANTIZERS
@@ -272,7 +93,7 @@ def _can(name: str) -> bool:
 
 def _types(recipe: str) -> set[str]:
     """Every type that the recipe may need."""
-    rules = [r.type for r in _RULES if r.type and recipe in r.recipes.split()]
+    rules = [r.type for r in RULES if r.type and recipe in r.recipes.split()]
     return {_ALL[recipe], *rules}
 
 
@@ -359,16 +180,16 @@ class _Mixer:
             category = "output"
         place = self.place(tensor, category)
         self.seen[category] += 1
-        for rule in _RULES:
+        for rule in RULES:
             if rule.fits(self.recipe, category, place):
                 return rule.type or DEFAULTS[self.recipe]
         return DEFAULTS[self.recipe]
 
-    def place(self, tensor: OutputTensor, category: str) -> _Place:
+    def place(self, tensor: OutputTensor, category: str) -> Place:
         layers, gqa, experts = self.shape
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
         by_layer = experts > 1 and category.startswith("ffn_") and layer is not None
-        return _Place(
+        return Place(
             index=int(layer[1]) if by_layer and layer else self.seen[category],
             count=self.values if category == "attn_v" else layers,
             gqa=gqa,

@@ -1,0 +1,80 @@
+"""The options of a conversion, which ``convert`` and ``plan`` share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["conversion_options", "size"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def size(text: str) -> int:
+    """Bytes: a number with K, M, G or T behind it, in powers of 1000 as llama.cpp's tools count them."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text, re.IGNORECASE)
+    if match is None or not (value := int(float(match[1]) * _UNITS[match[2].upper()])):
+        raise click.BadParameter(f"{text!r} is no size; write it like 2G or 500M")
+    return value
+
+
+_PRESETS = {
+    "q4": "The runtime's usual 4-bit quantization.",
+    "q8": "The runtime's usual 8-bit quantization.",
+    "f16": "float16.",
+    "bf16": "bfloat16.",
+    "f32": "float32.",
+}
+
+_OPTIONS = (
+    click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx."),
+    *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
+    click.option(
+        "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1 or 4bit-g32."
+    ),
+    click.option("--pure", is_flag=True, help="Every matrix in the recipe's main type."),
+    click.option(
+        "--tensor-type",
+        "tensor_types",
+        metavar="REGEX=TYPE",
+        multiple=True,
+        help="The type of the tensors whose names the pattern is found in.",
+    ),
+    click.option("--output-tensor-type", metavar="TYPE", help="The type of the output matrix."),
+    click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
+    click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
+    click.option(
+        "--dtype", metavar="TYPE", help="The type of what is not quantized: f16, bf16 or f32 (MLX)."
+    ),
+    click.option("--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."),
+    click.option(
+        "--short-context", is_flag=True, help="For texts within the original context only (LongRoPE)."
+    ),
+    click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
+    click.option(
+        "--effort",
+        type=click.Choice(["exact", "fast"]),
+        default="exact",
+        show_default=True,
+        help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K.",
+    ),
+    click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
+    click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
+    click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout."),
+)
+
+
+def conversion_options(command: Callable[P, R]) -> Callable[P, R]:
+    """Adds them to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
