@@ -52,12 +52,10 @@ _OPTIONS = (
     click.option("--output-tensor-type", metavar="TYPE", help="The type of the output matrix."),
     click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
     click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
-    click.option(
-        "--dtype", metavar="TYPE", help="The type of what is not quantized: f16, bf16 or f32 (MLX)."
-    ),
+    click.option("--dtype", metavar="TYPE", help="MLX: the type of what is not quantized: f16, bf16, f32."),
     click.option("--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."),
     click.option(
-        "--short-context", is_flag=True, help="For texts within the original context only (LongRoPE)."
+        "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(

@@ -1,8 +1,8 @@
 """config.json of an MLX folder: the model's own, with the keys that mlx-lm reads.
 
-mlx-lm 0.32 knows only the older style of the rotary keys (``rope_theta``, ``rope_scaling``, ...) and takes its
-own defaults where they are missing, without a word: a config.json of transformers 5 (``rope_parameters``)
-gives wrong logits. So the older keys stand beside whatever keys the model has.
+mlx-lm 0.32 knows only the older style of the rotary keys (``rope_theta``, ``rope_scaling``, ...) and takes
+its own defaults where they are missing, without a word: a config.json of transformers 5
+(``rope_parameters``) gives wrong logits. So the older keys stand beside whatever keys the model has.
 """
 
 from __future__ import annotations

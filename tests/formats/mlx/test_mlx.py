@@ -92,7 +92,7 @@ def test_shards_and_their_index(tmp_path):
     assert index["metadata"]["total_parameters"] == phiconv.open_model(FIXTURES / "tiny-phi4mini").size
 
 
-# ------------------------------------------------------------------------------------------------------ config
+# ----------------------------------------------------------------------------------------------------- config
 
 
 @pytest.mark.parametrize("kind", ["phi", "phi2", "phi4mini-transformers5", "phimoe-transformers5"])

@@ -97,7 +97,11 @@ def folder(tmp_path_factory):
     return path
 
 
-def changed(folder, target, config=lambda c: None, header=lambda h: None):
+def same(_):
+    pass
+
+
+def changed(folder, target, config=same, header=same):
     """A copy of the folder with a changed config.json, and a changed header of its weights."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder, target)
@@ -140,10 +144,6 @@ def reshaped(name, shape):
 
 
 SCALES = "model.layers.0.mlp.down_proj.scales"
-
-
-def same(_):
-    pass
 
 
 FAULTS = {
