@@ -105,7 +105,7 @@ def unpack(
         kind = encoding.scale_type.dtype
         return ir.Blocks(encoding, codes, parts[1].view(kind).copy(), parts[2].view(kind).copy())
     if ir.same_meaning(encoding, ir.MLX_NVFP4):
-        return ir.Blocks(encoding, codes, _e4m3_halves(parts[1]))
+        return ir.Blocks(encoding, codes, _e4m3_halves()[parts[1]])
     return ir.Blocks(encoding, codes, _powers(parts[1], doubled=bits == 4))
 
 
@@ -204,15 +204,19 @@ def _powers(exponents: Bytes, *, doubled: bool) -> NDArray[np.float32]:
         return np.ldexp(np.float32(1), bytes_ - (127 + doubled))[exponents]
 
 
+def _e4m3_halves() -> NDArray[np.float32]:
+    """Half of the number of every E4M3 byte, for the doubled table."""
+    return np.array(ir.MLX_MXFP8.table, np.float32) / 2
+
+
 def _e4m3_bytes(scales: NDArray[np.float32]) -> Bytes:
     """The bytes of halves of E4M3 numbers; 127, no number but in MLX, of what is not finite."""
-    size = np.abs(scales) * 2
-    # Three bits of mantissa; the exponent is 120 less than in float32, and below 2**-6 it is fixed.
-    codes = np.where(size < 2.0**-6, size * 512, (size.view(np.uint32) >> 20) - np.uint32(120 << 3))
-    codes = np.where(np.isfinite(size), codes, 0x7F).astype(np.uint8)
-    return codes | np.signbit(scales).view(np.uint8) << 7
+    return _e4m3_by_top_bits()[scales.view(np.uint32) >> 20]
 
 
-def _e4m3_halves(bytes_: Bytes) -> NDArray[np.float32]:
-    """Half of the number of every E4M3 byte, for the doubled table."""
-    return (np.array(ir.MLX_MXFP8.table, np.float32) / 2)[bytes_]
+@cache
+def _e4m3_by_top_bits() -> Bytes:
+    """The bytes by the sign, the exponent and three bits of mantissa of their float32: they have no more."""
+    bytes_ = np.full(1 << 12, 127, np.uint8)
+    bytes_[_e4m3_halves().view(np.uint32) >> 20] = np.arange(256)
+    return bytes_
