@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import affine, codebook, fast, grouped, kquant, lattice, microscaling, nonlinear, weighted
+from phiconv.quantizers import (
+    affine,
+    codebook,
+    fast,
+    grouped,
+    kquant,
+    lattice,
+    microscaling,
+    nonlinear,
+    weighted,
+)
 from phiconv.quantizers.floats import narrow, widen
 
 if TYPE_CHECKING:

@@ -48,7 +48,8 @@ def dequantize(blocks: Blocks) -> FloatArray:
 def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
     """The value of every code; of codes of 4 bits, two at a time."""
     if len(encoding.table) > 16:
-        return np.array(encoding.table, np.float32)[codes]
+        values: FloatArray = np.array(encoding.table, np.float32)[codes]
+        return values
     pairs = codes.view(np.uint16)
     keys = scratch("keys", pairs.shape, np.uint16)
     np.right_shift(pairs, 4, out=keys)
@@ -153,10 +154,15 @@ def _by_error(x: FloatArray, scale: FloatArray) -> NDArray[np.uint8]:
 
 
 def take_signs(x: FloatArray) -> NDArray[np.uint8]:
-    """Makes weights magnitudes, and returns 1 where one was negative, in memory that the next call overwrites."""
-    negative = np.less(x, np.float32(0), out=scratch("negative", x.shape, np.bool_))
+    """Makes weights magnitudes.
+
+    Returns:
+        1 where one was negative, or 0, in memory that the next call overwrites.
+    """
+    negative: NDArray[np.uint8] = scratch("negative", x.shape, np.uint8)
+    np.less(x, np.float32(0), out=negative.view(np.bool_))
     np.abs(x, out=x)
-    return negative.view(np.uint8)
+    return negative
 
 
 def e2m1_codes(x: FloatArray, negative: NDArray[np.uint8], between: Any) -> NDArray[np.uint8]:

@@ -29,9 +29,7 @@ _LEAST_SCALE = np.float32(1e-7)
 
 
 @np.errstate(all="ignore")
-def affine(
-    values: NDArray[Any], _importance: FloatArray | None = None, *, encoding: BlockEncoding
-) -> Blocks:
+def affine(values: NDArray[Any], _importance: FloatArray | None = None, *, encoding: BlockEncoding) -> Blocks:
     """Quantizes such that the end of larger size, and 0 if it lies between both ends, lose nothing.
 
     With ``n = 2**bits - 1`` a group spans ``n`` steps of ``(max - min) / n``. Codes count from the end of

@@ -83,10 +83,11 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     x = scratch_quads(values, MLX_NVFP4.block_size)
     negative, largest = take_signs(x), block_max(x)
     quotient = _quotient(largest, _LARGEST_E2M1, values.dtype)
-    scale = np.array(MLX_MXFP8.table, np.float32)[_e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
+    numbers = np.array(MLX_MXFP8.table, np.float32)
+    scale = numbers[_e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
     x /= spread(np.where(scale == 0, np.float32(np.inf), scale))
     codes = e2m1_codes(x, negative, _BETWEEN_E2M1)
-    return Blocks(MLX_NVFP4, codes, _marked(scale / 2, largest))
+    return Blocks(MLX_NVFP4, codes, _marked(scale * np.float32(0.5), largest))
 
 
 def _quotient(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> FloatArray:
@@ -128,10 +129,10 @@ def _round_to_e4m3(x: FloatArray, target: NDArray[np.uint8]) -> None:
     """Rounds a vector by one float32 addition, as `floats` does to float16.
 
     The spacing of E4M3 numbers at ``|x|`` is ``2**(e - 3)``, where ``e`` is the exponent of ``x`` but at
-    least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the spacings:
-    8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of mantissa
-    that is the code: the leading 8 of a normal number is the carry into its exponent. It all happens in the
-    lowest byte of a word, where what stands above it does not matter.
+    least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the
+    spacings: 8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of
+    mantissa that is the code: the leading 8 of a normal number is the carry into its exponent. It all happens
+    in the lowest byte of a word, where what stands above it does not matter.
     """
     magnitude, exponent, power = scratch("e4m3", (3, x.size), np.uint32)
     total = np.abs(x, out=magnitude.view(np.float32))

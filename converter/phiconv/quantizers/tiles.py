@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["block_max", "block_min", "column_sums", "first_equal", "from_quads", "quads", "scratch_quads", "spread"]
+__all__ = [
+    "block_max",
+    "block_min",
+    "column_sums",
+    "first_equal",
+    "from_quads",
+    "quads",
+    "scratch_quads",
+    "spread",
+]
 
 _UNITS = {2: np.dtype(np.uint64), 4: np.dtype(np.complex128)}
 """A type as wide as four weights, by the bytes of one; only copied, never computed with."""
