@@ -35,10 +35,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kernel_types() -> list[str]:
-    """Every type that phiconv quantizes to."""
+    """Every type of GGUF that phiconv quantizes to."""
     from phiconv.quantizers import QUANTIZERS
+    from phiconv_formats.gguf.types import TYPE_OF_ENCODING
 
-    return [encoding.name.upper() for encoding in QUANTIZERS]
+    return [encoding.name.upper() for encoding in QUANTIZERS if encoding in TYPE_OF_ENCODING]
 
 
 def _pair(

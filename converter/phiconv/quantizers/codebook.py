@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["dequantize", "e2m1_codes", "mxfp4", "nvfp4", "tq1_0", "tq2_0"]
+__all__ = ["dequantize", "e2m1_codes", "mxfp4", "nvfp4", "take_signs", "tq1_0", "tq2_0"]
 
 
 @np.errstate(all="ignore")
@@ -48,7 +48,8 @@ def dequantize(blocks: Blocks) -> FloatArray:
 def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
     """The value of every code; of codes of 4 bits, two at a time."""
     if len(encoding.table) > 16:
-        return np.array(encoding.table, np.float32)[codes]
+        values: FloatArray = np.array(encoding.table, np.float32)[codes]
+        return values
     pairs = codes.view(np.uint16)
     keys = scratch("keys", pairs.shape, np.uint16)
     np.right_shift(pairs, 4, out=keys)
@@ -123,7 +124,7 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
         x[:, small] *= 2
         inverse[small] = 2.0**127
     x *= spread(inverse)
-    codes = e2m1_codes(x, _BETWEEN)
+    codes = e2m1_codes(x, take_signs(x), _BETWEEN)
     return Blocks(MXFP4, codes, np.where(np.isfinite(largest), scale, largest))
 
 
@@ -135,7 +136,7 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     scale = _round_to_e4m3(largest / np.float32(6)) * np.float32(0.5)
     huge = np.flatnonzero(largest > _HUGE)
     exact = _by_error(x[:, huge], scale[huge])
-    codes = e2m1_codes(x, [spread(threshold * scale) for threshold in _BETWEEN])
+    codes = e2m1_codes(x, take_signs(x), [spread(threshold * scale) for threshold in _BETWEEN])
     codes[:, scale == 0] = 0
     codes[:, huge] = exact
     return Blocks(NVFP4, codes, np.where(np.isfinite(largest), scale, largest))
@@ -152,23 +153,32 @@ def _by_error(x: FloatArray, scale: FloatArray) -> NDArray[np.uint8]:
     return np.asarray(errors.argmin(axis=-1), np.uint8)
 
 
-def e2m1_codes(x: FloatArray, between: Any) -> NDArray[np.uint8]:
+def take_signs(x: FloatArray) -> NDArray[np.uint8]:
+    """Makes weights magnitudes.
+
+    Returns:
+        1 where one was negative, or 0, in memory that the next call overwrites.
+    """
+    negative: NDArray[np.uint8] = scratch("negative", x.shape, np.uint8)
+    np.less(x, np.float32(0), out=negative.view(np.bool_))
+    np.abs(x, out=x)
+    return negative
+
+
+def e2m1_codes(x: FloatArray, negative: NDArray[np.uint8], between: Any) -> NDArray[np.uint8]:
     """E2M1 codes of weights by the thresholds between magnitudes; a weight on one belongs below it.
 
     Args:
-        x: Weights, shape (block_size / 4, n, 4); they lose their signs.
+        x: Magnitudes, shape (block_size / 4, n, 4).
+        negative: 1 where the weight is negative, or 0; overwritten.
         between: The seven thresholds: numbers, or arrays of shape (n, 4).
 
     Returns:
-        Shape (block_size / 4, n, 4); a negative zero has code 0.
+        Codes of the same shape; that of a negative zero is 0.
     """
     above = scratch("above", x.shape, np.bool_)
-    sign = scratch("sign", x.shape, np.bool_)
-    np.less(x, np.float32(0), out=sign)
-    np.abs(x, out=x)
     codes: NDArray[np.uint8] = np.greater(x, between[0]).view(np.uint8)
     # A negative code is 8 more, but where the magnitude is 0.
-    negative = sign.view(np.uint8)
     negative &= codes
     for threshold in between[1:]:
         codes += np.greater(x, threshold, out=above).view(np.uint8)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.ir import MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks, CodebookEncoding
-from phiconv.quantizers.codebook import e2m1_codes
+from phiconv.ir import MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks
+from phiconv.quantizers.codebook import e2m1_codes, take_signs
 from phiconv.quantizers.floats import widen
 from phiconv.quantizers.scratch import scratch
 from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
@@ -55,10 +55,11 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     Args:
         values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
     """
-    x, largest = _tile(values, MLX_MXFP4)
+    x = scratch_quads(values, MLX_MXFP4.block_size)
+    negative, largest = take_signs(x), block_max(x)
     exponent = _exponent(largest, _LARGEST_E2M1, values.dtype)
     x *= spread(np.ldexp(np.float32(1), -exponent))
-    codes = e2m1_codes(x, _BETWEEN_E2M1)
+    codes = e2m1_codes(x, negative, _BETWEEN_E2M1)
     # The table has doubled numbers: half the scale belongs to it.
     return Blocks(MLX_MXFP4, codes, _marked(np.ldexp(np.float32(1), exponent - 1), largest))
 
@@ -66,7 +67,8 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
 @np.errstate(all="ignore")
 def mxfp8(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
     """Quantizes to E4M3 with a power of two as scale, the least one that 448 times it holds the block."""
-    x, largest = _tile(values, MLX_MXFP8)
+    x = scratch_quads(values, MLX_MXFP8.block_size)
+    largest = np.abs(np.maximum(block_max(x), -block_min(x)))
     exponent = _exponent(largest, _LARGEST_E4M3, values.dtype)
     x *= spread(np.ldexp(np.float32(1), -exponent))
     return Blocks(MLX_MXFP8, _e4m3_codes(x), _marked(np.ldexp(np.float32(1), exponent), largest))
@@ -78,17 +80,14 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
 
     Weights below 6 / 1024 all become 0: their scale is.
     """
-    x, largest = _tile(values, MLX_NVFP4)
+    x = scratch_quads(values, MLX_NVFP4.block_size)
+    negative, largest = take_signs(x), block_max(x)
     quotient = _quotient(largest, _LARGEST_E2M1, values.dtype)
-    scale = np.array(MLX_MXFP8.table, np.float32)[_e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
+    numbers = np.array(MLX_MXFP8.table, np.float32)
+    scale = numbers[_e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
     x /= spread(np.where(scale == 0, np.float32(np.inf), scale))
-    return Blocks(MLX_NVFP4, e2m1_codes(x, _BETWEEN_E2M1), _marked(scale / 2, largest))
-
-
-def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> tuple[FloatArray, FloatArray]:
-    """The tile, to compute in, and the largest magnitude of every block."""
-    x = scratch_quads(values, encoding.block_size)
-    return x, np.abs(np.maximum(block_max(x), -block_min(x)))
+    codes = e2m1_codes(x, negative, _BETWEEN_E2M1)
+    return Blocks(MLX_NVFP4, codes, _marked(scale * np.float32(0.5), largest))
 
 
 def _quotient(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> FloatArray:
@@ -130,10 +129,10 @@ def _round_to_e4m3(x: FloatArray, target: NDArray[np.uint8]) -> None:
     """Rounds a vector by one float32 addition, as `floats` does to float16.
 
     The spacing of E4M3 numbers at ``|x|`` is ``2**(e - 3)``, where ``e`` is the exponent of ``x`` but at
-    least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the spacings:
-    8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of mantissa
-    that is the code: the leading 8 of a normal number is the carry into its exponent. It all happens in the
-    lowest byte of a word, where what stands above it does not matter.
+    least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the
+    spacings: 8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of
+    mantissa that is the code: the leading 8 of a normal number is the carry into its exponent. It all happens
+    in the lowest byte of a word, where what stands above it does not matter.
     """
     magnitude, exponent, power = scratch("e4m3", (3, x.size), np.uint32)
     total = np.abs(x, out=magnitude.view(np.float32))

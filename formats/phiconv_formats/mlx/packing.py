@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     Words: TypeAlias = NDArray[np.uint32]
     Bytes: TypeAlias = NDArray[np.uint8]
     Data: TypeAlias = bytes | memoryview | Bytes
+    MlxEncoding: TypeAlias = ir.BlockEncoding | ir.CodebookEncoding
 
 __all__ = ["pack", "row_bytes", "unpack"]
 
 _CHUNK = 1 << 13
+"""Eights of codes at a time, so that what lies between two operations stays in a core's own caches."""
 
-_CODEBOOKS = (ir.MLX_MXFP4, ir.MLX_MXFP8, ir.MLX_NVFP4)
+_ENCODINGS: tuple[MlxEncoding, ...] = (*ir.MLX_AFFINE, ir.MLX_MXFP4, ir.MLX_MXFP8, ir.MLX_NVFP4)
 
 
 def row_bytes(encoding: ir.Encoding, columns: int) -> tuple[int, ...]:
@@ -45,6 +47,7 @@ def row_bytes(encoding: ir.Encoding, columns: int) -> tuple[int, ...]:
     """
     if isinstance(encoding, ir.FloatEncoding):
         return (columns * encoding.dtype.itemsize,)
+    encoding = _checked(encoding)
     bits, groups = _bits(encoding), columns // encoding.block_size
     if columns % encoding.block_size:
         raise UsageError(f"rows of {columns} weights cannot be cut into {encoding.name} groups")
@@ -65,9 +68,10 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
     """
     if not isinstance(encoded, ir.Blocks):
         return (_bytes(encoded),)
-    encoding = encoded.encoding
+    encoding = _checked(encoded.encoding)
     codes = _pack_codes(encoded.words(), _bits(encoding))
-    if encoded.minima is not None:
+    if isinstance(encoding, ir.BlockEncoding):
+        assert encoded.minima is not None  # noqa: S101 - MLX's have minima
         return codes, _bytes(encoded.scales), _bytes(encoded.minima)
     if ir.same_meaning(encoding, ir.MLX_NVFP4):
         return codes, _e4m3_bytes(encoded.scales)
@@ -82,7 +86,9 @@ def unpack(
     Args:
         encoding: What the bytes are.
         columns: Weights in a row.
-        weight, scales, biases: A whole number of rows of each tensor that there is.
+        weight: The bytes of the codes, or of the floats: a whole number of rows; so for the other two.
+        scales: The bytes of the scales.
+        biases: The bytes of the minima.
 
     Returns:
         Blocks in memory of their own; of a float type rows that are the memory of ``weight``.
@@ -99,24 +105,30 @@ def unpack(
         raise MalformedFileError(f"{found} bytes are no rows of {columns} weights in {encoding.name}")
     if isinstance(encoding, ir.FloatEncoding):
         return parts[0].view(encoding.dtype).reshape(rows, columns)
+    encoding = _checked(encoding)
     bits = _bits(encoding)
     codes = _unpack_codes(parts[0], bits, encoding.block_size)[..., None].view(np.uint8)
     if isinstance(encoding, ir.BlockEncoding):
         kind = encoding.scale_type.dtype
         return ir.Blocks(encoding, codes, parts[1].view(kind).copy(), parts[2].view(kind).copy())
     if ir.same_meaning(encoding, ir.MLX_NVFP4):
-        return ir.Blocks(encoding, codes, _e4m3_halves(parts[1]))
+        return ir.Blocks(encoding, codes, _e4m3_halves()[parts[1]])
     return ir.Blocks(encoding, codes, _powers(parts[1], doubled=bits == 4))
 
 
 @cache
-def _bits(encoding: ir.Encoding) -> int:
-    """Bits of a code of an encoding that MLX has, perhaps under another name."""
-    if isinstance(encoding, ir.BlockEncoding) and any(ir.same_meaning(encoding, e) for e in ir.MLX_AFFINE):
-        return encoding.bits
-    if isinstance(encoding, ir.CodebookEncoding) and any(ir.same_meaning(encoding, e) for e in _CODEBOOKS):
-        return len(encoding.table).bit_length() - 1
+def _checked(encoding: ir.Encoding) -> MlxEncoding:
+    """The encoding, if it is one of MLX's, perhaps under another name."""
+    if isinstance(encoding, ir.BlockEncoding | ir.CodebookEncoding) and any(
+        ir.same_meaning(encoding, known) for known in _ENCODINGS
+    ):
+        return encoding
     raise UsageError(f"MLX has no tensor type for {encoding.name}")
+
+
+def _bits(encoding: MlxEncoding) -> int:
+    """Bits of a code."""
+    return encoding.bits if isinstance(encoding, ir.BlockEncoding) else len(encoding.table).bit_length() - 1
 
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:
@@ -128,8 +140,9 @@ def _bytes(values: NDArray[np.generic]) -> Bytes:
 
 def _pack_codes(words: Words, bits: int) -> Bytes:
     """The stream of bits of all blocks, one after the other; of words of four codes, (block_size / 4, n)."""
-    eights = np.ascontiguousarray(words.T).reshape(-1).view("<u8")
-    for part in _parts(eights):
+    eights = words.T.copy().reshape(-1).view("<u8")  # not the memory of the blocks, not even of one
+    for start in range(0, eights.size, _CHUNK):
+        part = eights[start : start + _CHUNK]
         upper = np.empty_like(part)
         for kept, gap in _steps(bits):
             np.bitwise_and(part, kept << gap, out=upper)
@@ -151,7 +164,8 @@ def _unpack_codes(packed: Bytes, bits: int, block_size: int) -> Words:
     for k in range(used):
         lanes[:, k] = packed[k::used]
     eights = lanes.reshape(-1).view("<u8")
-    for part in _parts(eights):
+    for start in range(0, eights.size, _CHUNK):
+        part = eights[start : start + _CHUNK]
         upper = np.empty_like(part)
         for kept, gap in reversed(_steps(bits)):
             np.bitwise_and(part, kept, out=upper)
@@ -171,7 +185,7 @@ def _steps(bits: int) -> list[tuple[int, int]]:
     """How codes of one byte each get next to each other: at first in pairs, then in fours, then in eights.
 
     Returns:
-        For each step where the upper ones of two are afterwards, a mask of 64 bits, and how far down they move.
+        For each step a mask of where the upper ones of two are afterwards, and how far down they move.
     """
     steps = []
     for codes in (1, 2, 4)[: _lane(bits)[0].bit_length() - 1]:
@@ -179,11 +193,6 @@ def _steps(bits: int) -> list[tuple[int, int]]:
         upper = ((1 << field) - 1) << field
         steps.append((sum(upper << at for at in range(0, 64, 2 * width)), width - field))
     return steps
-
-
-def _parts(eights: NDArray[np.uint64]) -> list[NDArray[np.uint64]]:
-    """Views of a vector, so short that what lies between two operations stays in a core's own cache."""
-    return [eights[start : start + _CHUNK] for start in range(0, eights.size, _CHUNK)]
 
 
 # --------------------------------------------------------------------------------------------------- scales
@@ -204,15 +213,20 @@ def _powers(exponents: Bytes, *, doubled: bool) -> NDArray[np.float32]:
         return np.ldexp(np.float32(1), bytes_ - (127 + doubled))[exponents]
 
 
+def _e4m3_halves() -> NDArray[np.float32]:
+    """Half of the number of every E4M3 byte, for the doubled table."""
+    return np.array([number / 2 for number in ir.MLX_MXFP8.table], np.float32)
+
+
 def _e4m3_bytes(scales: NDArray[np.float32]) -> Bytes:
     """The bytes of halves of E4M3 numbers; 127, no number but in MLX, of what is not finite."""
-    size = np.abs(scales) * 2
-    # Three bits of mantissa; the exponent is 120 less than in float32, and below 2**-6 it is fixed.
-    codes = np.where(size < 2.0**-6, size * 512, (size.view(np.uint32) >> 20) - np.uint32(120 << 3))
-    codes = np.where(np.isfinite(size), codes, 0x7F).astype(np.uint8)
-    return codes | np.signbit(scales).view(np.uint8) << 7
+    bytes_: Bytes = _e4m3_by_top_bits()[scales.view(np.uint32) >> 20]
+    return bytes_
 
 
-def _e4m3_halves(bytes_: Bytes) -> NDArray[np.float32]:
-    """Half of the number of every E4M3 byte, for the doubled table."""
-    return (np.array(ir.MLX_MXFP8.table, np.float32) / 2)[bytes_]
+@cache
+def _e4m3_by_top_bits() -> Bytes:
+    """The bytes by the sign, the exponent and three bits of mantissa of their float32: they have no more."""
+    bytes_ = np.full(1 << 12, 127, np.uint8)
+    bytes_[_e4m3_halves().view(np.uint32) >> 20] = np.arange(256)
+    return bytes_

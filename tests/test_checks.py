@@ -1,0 +1,40 @@
+"""Weights and scales that are no numbers any more are counted, whatever type they have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phiconv import checks, ir
+from phiconv.quantizers import encode
+
+f32 = np.float32
+
+
+@pytest.mark.parametrize(
+    ("stored", "largest", "overflows"),
+    [(ir.F16, 6.5e4, 0), (ir.F16, 7e4, 2), (ir.BF16, 3.3e38, 0), (ir.BF16, 3.4e38, 2), (ir.F32, 3.4e38, 0)],
+)
+def test_scales_and_minima_beyond_their_type(stored, largest, overflows):
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(f32)
+    x[0] = -np.abs(x[0])
+    x[0, 5], x[2, 9] = -largest, largest
+    encoding = ir.mlx_affine(4, 64, stored)
+    blocks = encode(x, encoding)
+    assert checks.may_overflow(ir.F32, encoding)
+    assert checks.count_nonfinite(blocks) == overflows
+    assert np.isfinite(blocks.scales.astype(f32)).all()
+
+
+def test_a_scale_beyond_float16():
+    x = np.zeros((1, 32), f32)
+    x[0, :2] = 9e5, -8e5
+    assert checks.count_nonfinite(encode(x, ir.mlx_affine(2, 32, ir.F16))) == 2
+    assert checks.count_nonfinite(encode(x, ir.mlx_affine(2, 32, ir.BF16))) == 0
+
+
+@pytest.mark.parametrize("encoding", [ir.MLX_MXFP4, ir.MLX_MXFP8, ir.MLX_NVFP4], ids=lambda e: e.name)
+def test_a_saturated_scale_is_a_number(encoding):
+    x = np.full((2, 32), f32(3.4e38))
+    assert checks.may_overflow(ir.F32, encoding)
+    assert checks.count_nonfinite(encode(x, encoding)) == 0

@@ -1,0 +1,52 @@
+"""Which encodings mean the same, and what they cost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from phiconv import codebooks, encodings, ir
+from phiconv.ir import same_meaning
+
+NAMED = [
+    value
+    for module in (encodings, codebooks)
+    for value in vars(module).values()
+    if isinstance(value, ir.FloatEncoding | ir.BlockEncoding | ir.SuperBlockEncoding | ir.CodebookEncoding)
+]
+ALL = [*{e.name: e for e in (*NAMED, *ir.MLX_AFFINE)}.values()]
+
+SAME = [
+    {"q4_1", "mlx_4bit_g32_f16"},
+    {"q5_1", "mlx_5bit_g32_f16"},
+    {"mxfp4", "mlx_mxfp4"},
+    {"nvfp4", "mlx_nvfp4"},
+]
+
+
+def test_no_others_mean_the_same():
+    found = [{a.name, b.name} for a, b in itertools.combinations(ALL, 2) if same_meaning(a, b)]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, SAME))
+
+
+@pytest.mark.parametrize("encoding", ALL, ids=lambda e: e.name)
+def test_everything_means_what_itself_means(encoding):
+    assert same_meaning(encoding, encoding)
+
+
+def test_raw_bytes_mean_what_their_name_says():
+    assert not same_meaning(ir.RawEncoding("i32", 1, 4), ir.RawEncoding("u32", 1, 4))
+    assert same_meaning(ir.RawEncoding("i32", 1, 4), ir.RawEncoding("i32", 1, 4))
+    assert not same_meaning(ir.RawEncoding("f32", 1, 4), ir.F32)
+
+
+def test_names_and_sizes():
+    assert len(ir.MLX_AFFINE) == len({e.name for e in ir.MLX_AFFINE}) == 6 * 3 * 3
+    encoding = ir.mlx_affine(4, 64, ir.BF16)
+    assert encoding.name == "mlx_4bit_g64_bf16"
+    assert encoding in ir.MLX_AFFINE
+    assert encoding.bits_per_weight == 4.5
+    assert ir.mlx_affine(4, 64, ir.F32).bits_per_weight == 5
+    assert ir.Q8_0.bits_per_weight == 8.5
+    assert ir.MLX_MXFP8.bits_per_weight == 8.25
