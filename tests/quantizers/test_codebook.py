@@ -23,8 +23,12 @@ ROUNDED = [ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0]
 
 GRIDS = [ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
 
+ONE_BIT = [ir.IQ1_S, ir.IQ1_M]  # see test_onebit.py
+
 every_grid = pytest.mark.parametrize("encoding", GRIDS, ids=lambda e: e.name)
-every_encoding = pytest.mark.parametrize("encoding", [*SEARCHED, *ROUNDED, *GRIDS], ids=lambda e: e.name)
+every_encoding = pytest.mark.parametrize(
+    "encoding", [*SEARCHED, *ROUNDED, *GRIDS, *ONE_BIT], ids=lambda e: e.name
+)
 every_rounded = pytest.mark.parametrize("encoding", ROUNDED, ids=lambda e: e.name)
 every_searched = pytest.mark.parametrize("encoding", SEARCHED, ids=lambda e: e.name)
 few = settings(max_examples=15, deadline=None)
@@ -233,7 +237,7 @@ def test_any_stored_type(encoding, dtype):
 @every_encoding
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, -3])
 def test_tile_size_does_not_matter(encoding, cut):
-    rows = 260 if encoding in GRIDS else 1100  # more than are computed at a time
+    rows = 260 if encoding in {*GRIDS, *ONE_BIT} else 1100  # more than are computed at a time
     x = np.random.default_rng(0).standard_normal((rows, 256)).astype(f32)
     importance = np.random.default_rng(1).random(256).astype(f32)
     whole = encode(x, encoding, importance)
@@ -296,9 +300,9 @@ def test_codes_are_points_of_the_grid(encoding):
     assert error < (0.22 if sign == 8 else 0.45)
 
 
-@every_grid
+@pytest.mark.parametrize("encoding", [*GRIDS, ir.IQ1_S], ids=lambda e: e.name)
 def test_neighbours_are_the_nearest_points(encoding):
-    distances = {ir.IQ2_XXS: 2, ir.IQ2_XS: 2, ir.IQ2_S: 1, ir.IQ3_XXS: 2, ir.IQ3_S: 3}[encoding]
+    distances = {ir.IQ2_XXS: 2, ir.IQ2_XS: 2, ir.IQ2_S: 1, ir.IQ3_XXS: 2}.get(encoding, 3)
     found = grid_of(encoding, distances)
     powers = found.levels ** np.arange(found.length)
     for key in np.flatnonzero(found.counts)[::97]:

@@ -12,7 +12,7 @@ from phiconv_formats.gguf.packing import pack
 pytestmark = pytest.mark.runtime
 
 UNWEIGHTED = [ir.MXFP4, ir.NVFP4, ir.TQ1_0, ir.TQ2_0]
-GRIDS = [ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
+GRIDS = [ir.IQ1_S, ir.IQ1_M, ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S]
 ENCODINGS = [ir.IQ4_NL, ir.IQ4_XS, *UNWEIGHTED, *GRIDS]
 
 f32 = np.float32
@@ -85,7 +85,7 @@ CASES = [
     pytest.param(encoding, importance, id=f"{encoding.name}-{importance}")
     for encoding in ENCODINGS
     for importance in (("none", "uneven") if encoding in UNWEIGHTED else IMPORTANCE)
-    if encoding not in {ir.IQ2_XXS, ir.IQ2_XS} or importance != "none"  # ggml asks for it
+    if encoding not in {ir.IQ1_S, ir.IQ2_XXS, ir.IQ2_XS} or importance != "none"  # ggml asks for it
 ]
 
 

@@ -19,6 +19,7 @@ from phiconv.quantizers import (
     lattice,
     microscaling,
     nonlinear,
+    onebit,
     weighted,
 )
 from phiconv.quantizers.floats import narrow, widen
@@ -51,6 +52,8 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.NVFP4: codebook.nvfp4,
     ir.TQ1_0: codebook.tq1_0,
     ir.TQ2_0: codebook.tq2_0,
+    ir.IQ1_S: onebit.iq1_s,
+    ir.IQ1_M: onebit.iq1_m,
     ir.IQ2_XXS: lattice.iq2_xxs,
     ir.IQ2_XS: lattice.iq2_xs,
     ir.IQ2_S: lattice.iq2_s,

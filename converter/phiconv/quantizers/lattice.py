@@ -20,6 +20,7 @@ import numpy as np
 from phiconv.codebooks import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from phiconv.ir import F16, Blocks
 from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.groups import error_weights, groups
 from phiconv.quantizers.neighbours import Grid, grid_of
 from phiconv.quantizers.positive import positive_scale
 from phiconv.quantizers.scratch import scratch
@@ -54,6 +55,7 @@ class _Method:
         all_again: Whether all weights are rounded again with the best scale; else what was off the grid.
         sigma: The factor of the mean square in the weights of errors.
         factor: Of the scale of the block.
+        unweighted_share: Of the mean square in the weights of errors where there is no importance.
     """
 
     encoding: CodebookEncoding
@@ -65,11 +67,14 @@ class _Method:
     all_again: bool
     sigma: float
     factor: float
+    unweighted_share: float = 0
 
 
 _IQ2_XXS = _Method(IQ2_XXS, 2, 6, 0.1, 1e-15, even=True, all_again=True, sigma=1, factor=1)
 _IQ2_XS = _Method(IQ2_XS, 2, 9, 0.1, 1e-15, even=True, all_again=False, sigma=1, factor=1)
-_IQ2_S = _Method(IQ2_S, 1, 9, 0.1, 1e-8, even=False, all_again=False, sigma=2, factor=0.9875)
+_IQ2_S = _Method(
+    IQ2_S, 1, 9, 0.1, 1e-8, even=False, all_again=False, sigma=2, factor=0.9875, unweighted_share=0.25
+)
 _IQ3_XXS = _Method(IQ3_XXS, 2, 15, 0.2, 1e-8, even=True, all_again=False, sigma=2, factor=1.0125)
 _IQ3_S = _Method(IQ3_S, 3, 9, 0.2, 2.0**-149, even=False, all_again=True, sigma=2, factor=1.033)
 
@@ -116,8 +121,15 @@ def _quantize(values: NDArray[Any], importance: FloatArray | None, method: _Meth
     for start in range(0, count, _CHUNK):
         part = slice(start, min(start + _CHUNK, count))
         x = np.ascontiguousarray(widen(blocks[part]))
-        weights = _weights(x, importance, start, method)
-        points, negative, found = _search(_groups(x, encoding), weights, method)
+        weights = error_weights(
+            x,
+            importance,
+            start,
+            encoding.sub_block_size,
+            factor=method.sigma,
+            unweighted_share=method.unweighted_share,
+        )
+        points, negative, found = _search(groups(x, encoding.sub_block_size), weights, method)
         per_block = found.reshape(-1, subs).T
         largest = per_block.max(axis=0)
         step = largest / np.float32(31)
@@ -136,31 +148,6 @@ def _round(x: FloatArray, last: int) -> NDArray[np.int32]:
     bits &= 0x7FFFFF
     bits -= 0x400000
     return np.clip(bits, np.int32(0), np.int32(last), out=bits)
-
-
-def _groups(x: FloatArray, encoding: CodebookEncoding) -> FloatArray:
-    """The weights of blocks (n, 256) as columns that share a sub-scale: (sub_block_size, m)."""
-    return np.ascontiguousarray(x.reshape(-1, encoding.sub_block_size).T)
-
-
-def _weights(x: FloatArray, importance: FloatArray | None, start: int, method: _Method) -> FloatArray:
-    """What an error in every weight counts, as `_groups`."""
-    encoding = method.encoding
-    size, sub = encoding.block_size, encoding.sub_block_size
-    squares = x * x
-    mean = column_sums(np.ascontiguousarray(squares.T)) * np.float32(method.sigma / size)
-    mean = np.repeat(mean, size // sub)
-    weights = _groups(squares, encoding)
-    if importance is None:
-        if method is _IQ2_S:
-            weights += np.float32(0.25) * mean
-        return weights
-    weights += mean
-    np.sqrt(weights, out=weights)
-    columns = importance.reshape(-1, size)
-    columns = columns[np.arange(start, start + len(x)) % len(columns)]
-    weights *= _groups(columns, encoding)
-    return weights
 
 
 def _magnitudes(x: FloatArray, weights: FloatArray, method: _Method) -> tuple[FloatArray, NDArray[np.bool_]]:
