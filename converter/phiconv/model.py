@@ -113,11 +113,14 @@ class Checkpoint:
         path: What was opened.
         format: The format it is stored in, a key of ``phiconv_formats.FORMATS``.
         stored: Every tensor under its own name in the file, in the file's order.
-        config: The object of config.json, or None where there is none.
+        config: The object of config.json, made up where the format says the same in another way; None for a
+            file of plain tensors.
         config_path: The file it comes from.
         read_tokenizer: Takes the model's vocabulary size; None where there is no tokenizer.
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
+        tensors: The weights under the names that Hugging Face checkpoints of the architecture have; None
+            where ``stored`` has them so.
     """
 
     path: Path
@@ -128,6 +131,7 @@ class Checkpoint:
     read_tokenizer: Callable[[int], Tokenizer | None] = lambda _: None
     card: ModelCard = field(default_factory=ModelCard)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

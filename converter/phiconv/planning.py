@@ -109,7 +109,7 @@ def make_plan(
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
-    _check_model(model)
+    _check_model(model, target.name)
     tensors = writer.tensors(model)
     choices = choices or Choices()
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
@@ -133,11 +133,12 @@ def make_plan(
     return Plan(model, folder, target.name, recipe, package, _tensor_plans(tensors, package))
 
 
-def _check_model(model: Model) -> None:
+def _check_model(model: Model, target: str) -> None:
     """Refuses a source that cannot become a whole model."""
     if not model.stored:
         raise MalformedFileError("there is no tensor to convert", path=model.path)
-    if model.architecture is not None and model.tokenizer is None:
+    # A file of the target's own format is copied with whatever it says.
+    if model.architecture is not None and model.tokenizer is None and model.format != target:
         raise MissingFileError(
             "no tokenizer beside the weights",
             path=model.path,

@@ -23,8 +23,9 @@ def open_model(path: str | PathLike[str]) -> Model:
         path: A model folder, a ``.safetensors`` file (its siblings are found), a shard index, or a ``.gguf``.
 
     Returns:
-        The model. Without a config.json, and for now for a GGUF, it is a file of plain tensors:
-        ``architecture`` is None and ``tensors`` is empty, while ``stored`` has every tensor.
+        The model. A safetensors file without config.json, and a GGUF of an architecture that phiconv does not
+        know, is a file of plain tensors: ``architecture`` is None and ``tensors`` is empty, while ``stored``
+        has every tensor.
 
     Raises:
         MissingFileError: There is nothing there, or a part of it is missing.
@@ -38,13 +39,14 @@ def open_model(path: str | PathLike[str]) -> Model:
     config = Config(found.config, found.config_path)
     architecture = architectures.find(config)
     hyperparameters = architecture.parse(config)
+    named = found.stored if found.tensors is None else found.tensors
     return Model(
         path=path,
         format=found.format,
         stored=found.stored,
         architecture=architecture.name,
         hyperparameters=hyperparameters,
-        tensors=architectures.read_weights(architecture, hyperparameters, found.stored, path),
+        tensors=architectures.read_weights(architecture, hyperparameters, named, path),
         tokenizer=found.read_tokenizer(hyperparameters.vocab_size),
         card=found.card,
         metadata=found.metadata,
