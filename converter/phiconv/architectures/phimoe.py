@@ -2,7 +2,7 @@
 
 LayerNorm (under the key ``rms_norm_eps``), biases in attention and head, experts chosen by a sparse mixer.
 Experts are stored apart under Mixtral's names (``w1`` gate, ``w2`` down, ``w3`` up), stacked as
-transformers 5 holds them in memory (``mlp.experts.gate_up_proj``, gate rows first), or stacked one matrix each
+transformers 5 holds them in memory (``mlp.experts.gate_up_proj``, gate rows first), or stacked by matrix
 under mlx-lm's names (``switch_mlp``); a GGUF has them so.
 """
 

@@ -119,7 +119,7 @@ def _checkpoint_names(
             result[f"{outside[base]}.{part}"] = tensor
         elif layer is not None and base in inside:
             result[f"model.layers.{layer}.{inside[base]}.{part}"] = tensor
-        elif _fused(name, stored) and (parts := _unfuse(tensor, config)):
+        elif layer is not None and _fused(name, stored) and (parts := _unfuse(tensor, config)):
             result |= {f"model.layers.{layer}.{_QKV[role]}.{part}": view for role, view in parts.items()}
         elif name not in _HYPERPARAMETERS:
             result[name] = tensor
