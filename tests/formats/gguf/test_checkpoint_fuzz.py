@@ -46,12 +46,9 @@ VALUES = st.one_of(
 )  # fmt: skip
 EXTRA = ["attention.key_length", "attention.value_length", "rope.scaling.type", "rope.scaling.factor"]
 NAMES = [
-    "token_embd.weight",
-    "output.weight",
-    "blk.0.attn_qkv.weight",
-    "blk.0.attn_qkv.bias",
+    "token_embd.weight", "output.weight", "blk.0.attn_qkv.weight", "blk.0.attn_qkv.bias",
     "rope_factors_long.weight",
-]
+]  # fmt: skip
 SHAPES = st.sampled_from(
     [(1,), (8,), (12,), (96, 64), (192, 64), (256, 128), (2112, 64), (4, 32, 64), (3, 1)]
 )
@@ -77,21 +74,20 @@ def originals(gguf_of, contents):
 
 
 def opens(path):
-    """Opens a file and writes its tokenizer down; returns whether it is a whole model."""
+    """Opens a file and writes its tokenizer down; its architecture, or None where it is refused."""
     try:
         model = phiconv.open_model(path)
         if model.tokenizer is not None:
             tokenizer_files(model.tokenizer)
     except PhiconvError as error:
-        assert str(error).isprintable()
-        return False
-    return model.architecture is not None
+        return None if str(error).isprintable() else "a message of several lines"
+    return model.architecture
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_small_files_open(kind, originals, gguf_bytes, tmp_path):
     (tmp_path / "x.gguf").write_bytes(gguf_bytes(*originals[kind]))
-    assert opens(tmp_path / "x.gguf")
+    assert opens(tmp_path / "x.gguf") in {"phi", "phi3", "phimoe"}
 
 
 def change(data, entries, tensors):
@@ -128,7 +124,7 @@ def test_changed_keys_and_tensors(originals, gguf_bytes, tmp_path, data):
         path.write_bytes(gguf_bytes(entries, tensors))
     except ValueError:  # a negative number in an array of unsigned ones
         return
-    opens(path)
+    assert opens(path) in {None, "phi", "phi3", "phimoe"}
 
 
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(KINDS))
@@ -143,4 +139,4 @@ def test_changed_bytes(originals, gguf_bytes, tmp_path, seed, kind):
             struct.pack_into("<I", content, at, int(rng.choice([0, 1, 2**31, 2**32 - 1])))
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    opens(path)
+    assert opens(path) in {None, "phi", "phi3", "phimoe"}
