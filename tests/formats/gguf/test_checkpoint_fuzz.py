@@ -39,9 +39,14 @@ VALUES = st.one_of(
     st.builds(GgufValue, st.just(ValueType.INT64), st.integers(-(2**63), 2**63 - 1)),
     st.builds(GgufValue, st.just(ValueType.FLOAT32), FRACTIONS),
     st.builds(GgufValue, st.just(ValueType.BOOL), st.booleans()),
-    st.builds(GgufValue, st.just(ValueType.ARRAY), st.lists(TEXTS, max_size=4), st.just(ValueType.STRING)),
-    st.builds(GgufValue, st.just(ValueType.ARRAY), st.lists(FRACTIONS, max_size=4), st.just(ValueType.FLOAT32)),
-    st.builds(GgufValue, st.just(ValueType.ARRAY), st.lists(NUMBERS, max_size=4), st.just(ValueType.UINT32)),
+    *(
+        st.builds(GgufValue, st.just(ValueType.ARRAY), st.lists(items, max_size=4), st.just(kind))
+        for items, kind in (
+            (TEXTS, ValueType.STRING),
+            (FRACTIONS, ValueType.FLOAT32),
+            (NUMBERS, ValueType.UINT32),
+        )
+    ),
     st.just(GgufValue(ValueType.ARRAY, [], ValueType.ARRAY)),
 )  # fmt: skip
 EXTRA = ["attention.key_length", "attention.value_length", "rope.scaling.type", "rope.scaling.factor"]
