@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from phiconv.model import Role
 from phiconv.tokenizer import Split, TokenType
 from phiconv_formats.gguf.config import _fraction
 from phiconv_formats.gguf.entries import shortest
-from phiconv_formats.gguf.values import GgufValue, ValueType
+from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_tensor_info
 
 KINDS = [
     "phi", "phi-fp16", "phi2", "phi3", "phi3-gqa", "phi3-su", "phi3-sharded", "phi4", "phi4mini",
@@ -172,6 +173,16 @@ def test_what_stays_plain_tensors(key, value, gguf_of, contents, gguf_bytes, tmp
     assert again.stored["blk.0.ffn_down.weight"].encoding.name == "q8_0"
 
 
+def test_a_type_that_cannot_be_decoded(gguf_of, contents, gguf_bytes, tmp_path):
+    entries, tensors = contents(gguf_of("phi3"))
+    data = gguf_bytes(entries, tensors | {"numbers": np.zeros(8, np.float32)})
+    dimensions = serialize_tensor_info("numbers", (8,), 0, 0)[:-12]
+    as_i32 = data.replace(dimensions + bytes(4), dimensions + struct.pack("<I", 26))
+    (tmp_path / "x.gguf").write_bytes(as_i32)
+    model = phiconv.open_model(tmp_path / "x.gguf")
+    assert (model.architecture, model.stored["numbers"].encoding.name) == (None, "i32")
+
+
 @pytest.mark.parametrize("kind", ["phi2", "phi3", "phimoe"])
 def test_a_gguf_goes_on_as_it_is(kind, model_folder, gguf_of, tmp_path):
     direct = phiconv.convert(model_folder(kind), tmp_path / "direct.gguf", quant="Q8_0").files[0]
@@ -287,6 +298,17 @@ def test_refused_tensors(name, array, kind, says, gguf_of, contents, gguf_bytes,
     path.write_bytes(gguf_bytes(entries, tensors))
     with pytest.raises(kind, match=re.escape(says)):
         phiconv.open_model(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("phimoe.expert_count", "gate.weight: has shape [4, 64]"), ("phimoe.block_count", "missing")],
+)
+def test_huge_counts_cost_nothing(key, says, gguf_of, contents, gguf_bytes, tmp_path, refused):
+    entries, tensors = contents(gguf_of("phimoe"))
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf_bytes(entries | {key: GgufValue(U32, 2**31 - 1)}, tensors))
+    refused(phiconv.open_model, path, says=says)
 
 
 def test_every_partial_rotation_can_be_said():
