@@ -160,6 +160,11 @@ def test_inspect_gguf(cli):
         "rope_factors_long.weight",
         "q8_0",
         "phi3.rope.dimension_count = 24",
+        "gguf, phi3",
+        "rope: 24 of 32 dimensions, theta 10000, longrope from 512 positions",
+        "tokenizer kind: byte-bpe",
+        "tokenizer eos: 2049 '<|endoftext|>'",
+        "tokenizer chat templates: ['default']",
     ):
         assert words in stdout
     inspected = json.loads(cli("inspect", "o.gguf", "--json", "--no-tensors")[1])

@@ -113,7 +113,8 @@ class Checkpoint:
         path: What was opened.
         format: The format it is stored in, a key of ``phiconv_formats.FORMATS``.
         stored: Every tensor under its own name in the file, in the file's order.
-        config: The object of config.json, or None where there is none.
+        config: The object of config.json, made up where the format says the same in another way; None for a
+            file of plain tensors.
         config_path: The file it comes from.
         read_tokenizer: Takes the model's vocabulary size; None where there is no tokenizer.
         card: Name and origin.

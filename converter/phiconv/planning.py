@@ -111,9 +111,9 @@ def make_plan(
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
     choices = choices or Choices()
-    _check_model(model)
+    _check_model(model, target.name)
     if choices.short_context:
-        model = _for_short_context(model)
+        model = _for_short_context(model, target.name)
     tensors = writer.tensors(model)
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
     encodings = assign(target.name, recipe, model, tensors, choices)
@@ -136,11 +136,12 @@ def make_plan(
     return Plan(model, folder, target.name, recipe, package, _tensor_plans(tensors, package))
 
 
-def _check_model(model: Model) -> None:
+def _check_model(model: Model, target: str) -> None:
     """Refuses a source that cannot become a whole model."""
     if not model.stored:
         raise MalformedFileError("there is no tensor to convert", path=model.path)
-    if model.architecture is not None and model.tokenizer is None:
+    # A file of the target's own format is copied with whatever it says.
+    if model.architecture is not None and model.tokenizer is None and model.format != target:
         raise MissingFileError(
             "no tokenizer beside the weights",
             path=model.path,
@@ -148,13 +149,15 @@ def _check_model(model: Model) -> None:
         )
 
 
-def _for_short_context(model: Model) -> Model:
+def _for_short_context(model: Model, target: str) -> Model:
     """The model with LongRoPE's short factors at every length.
 
     Raises:
-        UsageError: It has none.
+        UsageError: It has none, or it would be copied as it is.
     """
     hp = model.hyperparameters
+    if model.format == target == "gguf":
+        raise UsageError("--short-context: a GGUF is copied to another one with the factors that it has")
     if hp is None or not hp.rope.short_factor:
         raise UsageError(
             "--short-context means nothing for this model: its rotary embedding is the same at all lengths"

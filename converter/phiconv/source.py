@@ -23,8 +23,9 @@ def open_model(path: str | PathLike[str]) -> Model:
         path: A model folder, a ``.safetensors`` file (its siblings are found), a shard index, or a ``.gguf``.
 
     Returns:
-        The model. Without a config.json, and for now for a GGUF, it is a file of plain tensors:
-        ``architecture`` is None and ``tensors`` is empty, while ``stored`` has every tensor.
+        The model. A safetensors file without config.json, and a GGUF of an architecture that phiconv does not
+        know, is a file of plain tensors: ``architecture`` is None and ``tensors`` is empty, while ``stored``
+        has every tensor.
 
     Raises:
         MissingFileError: There is nothing there, or a part of it is missing.

@@ -106,7 +106,8 @@ class Tokenizer:
         merges: Pairs of tokens in the order in which they merge; may be empty for SentencePiece.
         added: Added tokens by id; they stand in ``tokens`` too.
         special_ids: Id by role (see `ROLES`; also "eot", end of a turn), in the order they were found.
-        eos_ids: The ids that end a generation, as the generation settings say; empty if they do not.
+        eos_ids: The ids that end a generation, as the generation settings say, or as the runtime finds them
+            in a file without such settings; empty if nothing says it.
         add_special: Whether a token is put before ("bos"), between ("sep") or after ("eos") the text, by
             role; a role that no file mentions is not there.
         chat_templates: Jinja text by name, the usual one under "default". They are data, never rendered.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GPT2_SPLIT",
     "MAX_BYTES",
+    "REGEX_OF_SPLIT",
     "WRONG_FILES",
     "TokenizerJson",
     "check_vocabulary",
@@ -65,6 +66,9 @@ def _splits() -> dict[str, SplitName]:
 
 
 _SPLITS = _splits()
+
+REGEX_OF_SPLIT = {name: regex for regex, name in reversed(_SPLITS.items())}
+"""One regular expression for each known split: the first of its spellings."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: RMSNorm, fused qkv and gate/up matrices, SwiGLU, no biases."""
+"""Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: RMSNorm, fused qkv and gate/up matrices, SwiGLU, no biases.
+
+Queries, keys and values may also be stored apart; llama.cpp reads both.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def parse(config: Config) -> Hyperparameters:
     )
 
 
-def weights(hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:  # noqa: ARG001
+def weights(hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:
     """The table of the checkpoint; fused matrices hold q, k, v rows and gate, up rows in this order."""
     hidden, inter = hp.hidden_size, hp.intermediate_size
     q, kv = hp.num_attention_heads * hp.head_dim, hp.num_key_value_heads * hp.head_dim
@@ -46,7 +49,12 @@ def weights(hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:  
         layer = f"model.layers.{n}"
         yield plain(Role("attn_norm", n), f"{layer}.input_layernorm.weight", hidden)
         qkv = {"attn_q": q, "attn_k": kv, "attn_v": kv}
-        yield from _fused(qkv, n, f"{layer}.self_attn.qkv_proj.weight", hidden)
+        if f"{layer}.self_attn.q_proj.weight" in stored:
+            for role, rows in qkv.items():
+                name = f"{layer}.self_attn.{role.removeprefix('attn_')}_proj.weight"
+                yield plain(Role(role, n), name, rows, hidden)
+        else:
+            yield from _fused(qkv, n, f"{layer}.self_attn.qkv_proj.weight", hidden)
         yield plain(Role("attn_output", n), f"{layer}.self_attn.o_proj.weight", hidden, q)
         yield plain(Role("ffn_norm", n), f"{layer}.post_attention_layernorm.weight", hidden)
         yield from _fused({"ffn_gate": inter, "ffn_up": inter}, n, f"{layer}.mlp.gate_up_proj.weight", hidden)

@@ -1,8 +1,9 @@
 """Phi-3.5-MoE, Phi-mini-MoE and Phi-tiny-MoE.
 
 LayerNorm (under the key ``rms_norm_eps``), biases in attention and head, experts chosen by a sparse mixer.
-Experts are stored apart under Mixtral's names (``w1`` gate, ``w2`` down, ``w3`` up), or stacked as
-transformers 5 holds them in memory (``mlp.experts.gate_up_proj``, gate rows first).
+Experts are stored apart under Mixtral's names (``w1`` gate, ``w2`` down, ``w3`` up), stacked as
+transformers 5 holds them in memory (``mlp.experts.gate_up_proj``, gate rows first), or stacked by matrix
+under mlx-lm's names (``switch_mlp``); a GGUF has them so.
 """
 
 from __future__ import annotations
@@ -62,8 +63,12 @@ def weights(hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:
             yield plain(Role(role, n), f"{layer}.self_attn.{name}.weight", rows, columns)
             yield plain(Role(role, n, "bias"), f"{layer}.self_attn.{name}.bias", rows, optional=True)
         yield from _norm(Role("ffn_norm", n), f"{layer}.post_attention_layernorm", hidden)
-        stacked = f"{layer}.mlp.router.weight" in stored
-        yield from (_stacked_experts if stacked else _separate_experts)(hp, n, layer)
+        if f"{layer}.mlp.router.weight" in stored:
+            yield from _stacked_experts(hp, n, layer)
+        elif f"{layer}.block_sparse_moe.switch_mlp.gate_proj.weight" in stored:
+            yield from _switch_experts(hp, n, layer)
+        else:
+            yield from _separate_experts(hp, n, layer)
     yield from _norm(Role("output_norm"), "model.norm", hidden)
     if not hp.tie_word_embeddings:
         yield plain(Role("output"), "lm_head.weight", hp.vocab_size, hidden)
@@ -99,6 +104,19 @@ def _stacked_experts(hp: Hyperparameters, n: int, layer: str) -> Iterator[Weight
         pieces = tuple(Piece(name, shape, start, start + inter) for start in starts)
         yield Weight(Role(role, n), (count, inter, hidden), pieces)
     yield plain(Role("experts_down", n), f"{layer}.mlp.experts.down_proj", count, hidden, inter)
+
+
+def _switch_experts(hp: Hyperparameters, n: int, layer: str) -> Iterator[Weight]:
+    """mlx-lm's names: one tensor for each matrix of all experts."""
+    count, hidden, inter = _sizes(hp)
+    block = f"{layer}.block_sparse_moe"
+    yield plain(Role("router", n), f"{block}.gate.weight", count, hidden)
+    for role, name, rows, columns in (
+        ("experts_gate", "gate_proj", inter, hidden),
+        ("experts_down", "down_proj", hidden, inter),
+        ("experts_up", "up_proj", inter, hidden),
+    ):
+        yield plain(Role(role, n), f"{block}.switch_mlp.{name}.weight", count, rows, columns)
 
 
 def _sizes(hp: Hyperparameters) -> tuple[int, int, int]:

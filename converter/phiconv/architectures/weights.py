@@ -88,7 +88,7 @@ def bind(
         raise MalformedFileError(
             f"{len(unknown)} tensor(s) that this architecture does not have, the first is {unknown[0]}",
             path=path,
-            hint="config.json may belong to another model, or this is an adapter or a multimodal checkpoint",
+            hint="the configuration may be another model's, or this is an adapter or a multimodal checkpoint",
         )
     return result
 
@@ -100,11 +100,11 @@ def _piece(piece: Piece, stored: Mapping[str, Tensor], path: Path) -> Tensor:
             "this tensor is missing",
             path=path,
             at=f"tensor {piece.name}",
-            hint="download the checkpoint again, or check config.json",
+            hint="download the checkpoint again, or check its configuration",
         )
     if tensor.shape != piece.shape:
         raise ConfigError(
-            f"has shape {list(tensor.shape)}, but config.json asks for {list(piece.shape)}",
+            f"has shape {list(tensor.shape)}, but the configuration asks for {list(piece.shape)}",
             path=path,
             at=f"tensor {piece.name}",
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.model import Checkpoint
 from phiconv_formats.gguf.names import output_tensors
 from phiconv_formats.gguf.writer import package
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from phiconv.model import Model
+    from phiconv.model import Checkpoint, Model
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["GgufWriter", "open_checkpoint"]
@@ -28,8 +27,7 @@ class GgufWriter:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a GGUF file, or all files of a split one."""
-    from phiconv_formats.gguf.reader import open_gguf
+    """Opens a GGUF file, or all files of a split one (see `checkpoint.open_checkpoint`)."""
+    from phiconv_formats.gguf import checkpoint
 
-    file = open_gguf(path)
-    return Checkpoint(path, "gguf", file.tensors, metadata=file.metadata)
+    return checkpoint.open_checkpoint(path)

@@ -96,7 +96,8 @@ def file_metadata(
     """Every key of the file, in order.
 
     Args:
-        model: The model; one of plain tensors gets only the last two keys and no architecture.
+        model: The model; another GGUF keeps its own keys, and a file of plain tensors gets only the last two
+            and no architecture.
         tensors: What will be stored; their number of weights names the size class.
         file_type: llama.cpp's number of the recipe (``general.file_type``).
         importance: The importance matrix that the weights were quantized with, if any.
@@ -105,7 +106,7 @@ def file_metadata(
     if model.format == "gguf":  # another GGUF keeps what it says, but for what is written below
         ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE, Keys.General.ALIGNMENT}
         pairs += [(key, value) for key, value in model.metadata.items() if key not in ours]
-    if model.architecture is not None and model.hyperparameters is not None:
+    elif model.architecture is not None and model.hyperparameters is not None:
         name, hp = ARCHITECTURE_NAMES[model.architecture], model.hyperparameters
         pairs.append((Keys.General.ARCHITECTURE, GgufValue(GGUFValueType.STRING, name)))
         if hp.rope.long_factor:

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
     from phiconv.tokenizer import SplitName, Tokenizer
 
-__all__ = ["name_for_runtime", "tokenizer_metadata"]
+__all__ = ["ADD_KEYS", "ID_KEYS", "SPLIT_OF_PRE", "name_for_runtime", "strips_after", "tokenizer_metadata"]
 
 KeyValue: TypeAlias = "tuple[str, GgufValue]"
 
 _UNUSED_SCORE = -10000.0
 _ADDED_SCORE = -1000.0
 
-_ID_KEYS = {
+ID_KEYS = {
     "bos": Keys.Tokenizer.BOS_ID,
     "eos": Keys.Tokenizer.EOS_ID,
     "unk": Keys.Tokenizer.UNK_ID,
@@ -45,10 +45,13 @@ _ID_KEYS = {
     "mask": Keys.Tokenizer.MASK_ID,
     "eot": Keys.Tokenizer.EOT_ID,
 }
-_ADD_KEYS = {"bos": Keys.Tokenizer.ADD_BOS, "eos": Keys.Tokenizer.ADD_EOS, "sep": Keys.Tokenizer.ADD_SEP}
+ADD_KEYS = {"bos": Keys.Tokenizer.ADD_BOS, "eos": Keys.Tokenizer.ADD_EOS, "sep": Keys.Tokenizer.ADD_SEP}
 
 _PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gpt-4o"}
 """The runtime's name of a split; it applies the same regular expression."""
+
+SPLIT_OF_PRE = {pre: split for split, pre in _PRE.items()} | {"phi-2": "gpt2"}
+"""The split by the runtime's name of it."""
 
 _PHI2 = "phi2"
 
@@ -71,11 +74,11 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
     write = _sentencepiece if tokenizer.kind == "sentencepiece" else _byte_bpe
     result += write(tokenizer, architecture, vocab_size)
     for role, token_id in tokenizer.special_ids.items():
-        if role in _ID_KEYS:
-            result.append((_ID_KEYS[role], GgufValue(ValueType.UINT32, token_id)))
+        if role in ID_KEYS:
+            result.append((ID_KEYS[role], GgufValue(ValueType.UINT32, token_id)))
     for role, add in tokenizer.add_special.items():
-        if role in _ADD_KEYS and (role, architecture) != ("bos", _PHI2):
-            result.append((_ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
+        if role in ADD_KEYS and (role, architecture) != ("bos", _PHI2):
+            result.append((ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
     return result + list(_chat_templates(tokenizer.chat_templates))
 
 
@@ -214,6 +217,11 @@ def name_for_runtime(name: str, tokenizer: Tokenizer) -> str:
         return _PHI3.sub(r"\1 \3", name)
     changed = _PHI3_LOOSE.sub(r"\1-\2", name, count=1)
     return changed if changed != name else f"{name} (Phi-3)".lstrip()
+
+
+def strips_after(name: str, token: str) -> bool:
+    """Whether the runtime lets a special token swallow the white space after it, in a model of this name."""
+    return bool(_PHI3.search(name)) and token not in _NEVER_STRIP
 
 
 def _wants_phi3_rule(tokenizer: Tokenizer) -> bool | None:
