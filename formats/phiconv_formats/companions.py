@@ -1,7 +1,7 @@
 """The files that stand around the weights in a model folder: tokenizer, chat template, generation settings.
 
-They are data, copied as they are where the source is a folder; every target that is a folder takes them from
-here.
+They are data, copied as they are where the source is a folder, and made from the tokenizer otherwise. Every
+target that is a folder takes them from here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .files import read_small_file
 from .strict_json import load_json_object
+from .tokenizer_writer import tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,10 @@ def companion_files(model: Model) -> dict[str, bytes]:
     in either place.
     """
     folder = model.card.folder
-    files = _from_folder(folder) if folder is not None else {}
+    if folder is not None:
+        files = _from_folder(folder)
+    else:
+        files = tokenizer_files(model.tokenizer) if model.tokenizer else {}
     settings = json.loads(files[_SETTINGS]) if _SETTINGS in files else {}
     template = model.tokenizer.chat_templates.get("default") if model.tokenizer else None
     if template is not None:
