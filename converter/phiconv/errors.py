@@ -4,6 +4,7 @@
     ├── InputError (ValueError)              something is wrong with what was given to read
     │   ├── MissingFileError (FileNotFoundError)
     │   ├── MalformedFileError               bytes that do not follow their format
+    │   │   └── UnsafePickleError            a PyTorch file that asks for more than tensors
     │   ├── ConfigError                      a key of config.json or of a tokenizer file
     │   ├── UnsupportedModelError            understood, but not supported (yet)
     │   └── WeightError                      NaN, infinity, or a value that the target cannot hold
@@ -32,6 +33,7 @@ __all__ = [
     "OutputError",
     "OutputExistsError",
     "PhiconvError",
+    "UnsafePickleError",
     "UnsupportedModelError",
     "UsageError",
     "WeightError",
@@ -84,6 +86,10 @@ class MissingFileError(InputError, FileNotFoundError):
 
 class MalformedFileError(InputError):
     """Bytes that do not follow their format."""
+
+
+class UnsafePickleError(MalformedFileError):
+    """A PyTorch file asks for something that is no tensor; PyTorch might run it, phiconv runs nothing."""
 
 
 class ConfigError(InputError):

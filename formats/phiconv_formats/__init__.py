@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from phiconv.errors import InputError, MissingFileError, UnsupportedModelError, UsageError
+from phiconv.errors import InputError, MissingFileError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,6 +108,12 @@ FORMATS = {
             (".safetensors", ".safetensors.index.json"),
             reader=_huggingface_reader,
         ),
+        Format(
+            "pytorch",
+            "a PyTorch checkpoint: pytorch_model.bin with its siblings, a .pt or .pth, or a sharded one",
+            (".bin", ".pt", ".pth", ".bin.index.json"),
+            reader=_huggingface_reader,
+        ),
         Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
         Format(
             "mlx", "a folder for Apple MLX (mlx-lm, LM Studio)", (), reader=_mlx_reader, writer=_mlx_writer
@@ -116,17 +122,11 @@ FORMATS = {
 }
 """Every format, by name."""
 
-_PYTORCH = (".bin", ".pt", ".pth", ".bin.index.json")
-
 
 def find_reader(path: Path) -> Reader:
     """The reader for a path, by what the path looks like; a folder is a Hugging Face folder."""
     if not path.exists():
         raise MissingFileError("no such file or folder", path=path)
-    if path.name.endswith(_PYTORCH):
-        raise UnsupportedModelError(
-            "PyTorch checkpoints are not supported yet", path=path, hint="save it again as .safetensors"
-        )
     for entry in FORMATS.values():
         if entry.reader is not None and (
             path.name.endswith(entry.suffixes) or (path.is_dir() and entry.name == "safetensors")

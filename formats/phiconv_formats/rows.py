@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .files import InputFile
 
-__all__ = ["FileRows", "read_rows"]
+__all__ = ["FileRows", "as_floats", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,21 @@ class FileRows:
         rows = read_rows(self.file, self.offset, self.row_bytes, start, stop)
         if not isinstance(self.encoding, ir.FloatEncoding):
             return rows
-        dtype = self.encoding.dtype
-        data: NDArray[np.generic] = rows.view(dtype)
-        if sys.byteorder == "big" and dtype.byteorder == "=":
-            # The dtypes of ml_dtypes are in the machine's own order only.
-            return data.view(np.uint16).byteswap().view(dtype)
-        return data
+        return as_floats(rows, self.encoding)
 
     def changed(self) -> bool:
         """Whether the file is no longer the one that was opened."""
         return self.file.changed()
+
+
+def as_floats(rows: NDArray[Any], encoding: ir.FloatEncoding) -> NDArray[np.generic]:
+    """Little-endian bytes, as unsigned integers of any size, seen as the floats that they are."""
+    dtype = encoding.dtype
+    data: NDArray[np.generic] = rows.view(dtype)
+    if sys.byteorder == "big" and dtype.byteorder == "=":
+        # The dtypes of ml_dtypes are in the machine's own order only.
+        return data.view(np.uint16).byteswap().view(dtype)
+    return data
 
 
 def read_rows(file: InputFile, offset: int, row_bytes: int, start: int, stop: int) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from .rows import FileRows
 from .strict_json import load_json_object, parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
 __all__ = ["Archive", "Layout", "lay_out", "load_weight_map", "open_safetensors", "open_sharded"]
@@ -123,8 +123,14 @@ def open_safetensors(path: str | PathLike[str]) -> Archive:
     return Archive(file.path, tensors, metadata, (file,))
 
 
-def open_sharded(index_path: str | PathLike[str]) -> Archive:
+def open_sharded(
+    index_path: str | PathLike[str], open_file: Callable[[Path], Archive] = open_safetensors
+) -> Archive:
     """Opens all shards that a ``model.safetensors.index.json`` names, and checks that both say the same.
+
+    Args:
+        index_path: The index.
+        open_file: Opens a shard; checkpoints of PyTorch have an index of the same form.
 
     Raises:
         MalformedFileError: The index or a shard does not follow its format, or they contradict each other.
@@ -132,7 +138,7 @@ def open_sharded(index_path: str | PathLike[str]) -> Archive:
     """
     index = Path(index_path)
     weight_map = load_weight_map(index)
-    shards = [open_safetensors(index.parent / shard) for shard in sorted(set(weight_map.values()))]
+    shards = [open_file(index.parent / shard) for shard in sorted(set(weight_map.values()))]
     tensors: dict[str, ir.Tensor] = {}
     for shard in shards:
         for name in shard.tensors:
