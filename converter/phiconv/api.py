@@ -55,6 +55,7 @@ def plan(
     split_max_size: int | None = None,
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
+    repack_only: bool = False,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
 
@@ -65,7 +66,13 @@ def plan(
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
     return make_plan(
-        model, Path(destination), to=to, quant=quant, split_max_size=split_max_size, choices=choices
+        model,
+        Path(destination),
+        to=to,
+        quant=quant,
+        split_max_size=split_max_size,
+        choices=choices,
+        repack_only=repack_only,
     )
 
 
@@ -78,6 +85,7 @@ def convert(
     split_max_size: int | None = None,
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
+    repack_only: bool = False,
     jobs: int | None = None,
     executor: Executor | None = None,
     force: bool = False,
@@ -95,6 +103,7 @@ def convert(
         split_max_size: Most bytes of tensors in one file; None for a single file.
         choices: What you want otherwise than the recipe, tensor by tensor.
         imatrix: An importance matrix, as llama-imatrix writes it; it goes into ``choices``.
+        repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
         executor: Any `concurrent.futures.Executor` to work in, instead of threads of its own.
         force: Replace files that exist.
@@ -115,6 +124,7 @@ def convert(
         split_max_size=split_max_size,
         choices=choices,
         imatrix=imatrix,
+        repack_only=repack_only,
     )
     reports = pipeline.run(
         made.package,

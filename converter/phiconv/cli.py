@@ -101,6 +101,7 @@ def convert(
     quant: str | None,
     split_max_size: int | None,
     imatrix: Path | None,
+    repack_only: bool,
     as_json: bool,
     force: bool,
     jobs: int | None,
@@ -121,6 +122,7 @@ def convert(
             split_max_size=split_max_size,
             choices=_choices(**choices),
             imatrix=imatrix,
+            repack_only=repack_only,
             jobs=jobs,
             force=force,
             allow_nonfinite=allow_nonfinite,
@@ -158,6 +160,7 @@ def plan(
     quant: str | None,
     split_max_size: int | None,
     imatrix: Path | None,
+    repack_only: bool,
     as_json: bool,
     **choices: Any,
 ) -> None:
@@ -173,6 +176,7 @@ def plan(
         split_max_size=split_max_size,
         choices=_choices(**choices),
         imatrix=imatrix,
+        repack_only=repack_only,
     )
     click.echo(json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made)))
 

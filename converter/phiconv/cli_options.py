@@ -36,7 +36,7 @@ _PRESETS = {
 }
 
 _OPTIONS = (
-    click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx."),
+    click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx, safetensors."),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
         "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1 or 4bit-g32."
@@ -65,6 +65,7 @@ _OPTIONS = (
         show_default=True,
         help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K.",
     ),
+    click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
     click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
     click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout."),

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.tokenizer import Tokenizer
 
-__all__ = ["Checkpoint", "Experts", "Hyperparameters", "Model", "ModelCard", "Role", "Rope"]
+__all__ = [
+    "Checkpoint",
+    "Experts",
+    "HubTensor",
+    "Hyperparameters",
+    "Model",
+    "ModelCard",
+    "Role",
+    "RoleRows",
+    "Rope",
+]
 
 
 class Role(NamedTuple):
@@ -30,6 +40,27 @@ class Role(NamedTuple):
     def __str__(self) -> str:
         layer = "" if self.layer is None else f"layers.{self.layer}."
         return f"{layer}{self.name}.{self.part}"
+
+
+class RoleRows(NamedTuple):
+    """Rows ``start`` to ``stop`` of a weight, seen as a matrix."""
+
+    role: Role
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubTensor:
+    """A tensor of the checkpoint that the model's family has on the Hugging Face hub.
+
+    Attributes:
+        shape: Outermost dimension first.
+        rows: What it is made of, one after the other.
+    """
+
+    shape: tuple[int, ...]
+    rows: tuple[RoleRows, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +175,7 @@ class Model:
         architecture: Key of ``phiconv.architectures.ARCHITECTURES``; None for a file of plain tensors.
         hyperparameters: None exactly where ``architecture`` is.
         tensors: The weights by role; empty exactly where ``architecture`` is None.
+        hub: What the hub's checkpoints make of those roles, by name and in their order.
         tokenizer: None where there is none.
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
@@ -158,6 +190,7 @@ class Model:
     tokenizer: Tokenizer | None = None
     card: ModelCard = field(default_factory=ModelCard)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    hub: Mapping[str, HubTensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from phiconv.errors import (
     MalformedFileError,
@@ -13,7 +13,7 @@ from phiconv.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from phiconv.ir import F32, FloatEncoding, RawEncoding, same_meaning
+from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding, same_meaning
 from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
 
@@ -25,7 +25,25 @@ if TYPE_CHECKING:
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor, Package, Stream
 
-__all__ = ["Plan", "TensorPlan", "make_plan"]
+__all__ = ["LOSSLESS", "Action", "Plan", "TensorPlan", "action_of", "make_plan"]
+
+
+Action: TypeAlias = Literal[
+    "copied", "repacked", "widened", "rounded", "quantized", "dequantized", "requantized"
+]
+"""What happens to the numbers of a tensor.
+
+    copied       they stay as they are stored
+    repacked     so do all codes and scales, in the layout of another format
+    widened      to a float type that holds each of them
+    rounded      to another float type
+    quantized    from floats to blocks
+    dequantized  from blocks to floats
+    requantized  from blocks to other blocks
+"""
+
+LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
+"""The actions after which not one number has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,7 @@ class TensorPlan:
         stored: How the source stores it.
         encoding: How the output will.
         nbytes: Bytes in the output.
+        action: What happens to its numbers.
     """
 
     name: str
@@ -45,6 +64,7 @@ class TensorPlan:
     stored: Encoding
     encoding: Encoding
     nbytes: int
+    action: Action
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +117,7 @@ def make_plan(
     quant: str | None = None,
     split_max_size: int | None = None,
     choices: Choices | None = None,
+    repack_only: bool = False,
 ) -> Plan:
     """Plans a conversion; see `phiconv.convert` for the arguments.
 
@@ -115,10 +136,10 @@ def make_plan(
     if choices.short_context:
         model = _for_short_context(model, target.name)
     tensors = writer.tensors(model)
-    recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
+    recipe = find_recipe(target.name, quant, _matrix_encodings(tensors))
     encodings = assign(target.name, recipe, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
-    folder, file_name = _place(destination, target.suffixes, model, recipe)
+    folder, file_name = _place(destination, () if target.folder else target.suffixes, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
@@ -133,7 +154,10 @@ def make_plan(
     if again:
         note = f"{again} tensors were quantized a second time, which costs more quality than doing it once"
         package = replace(package, notes=(*package.notes, note))
-    return Plan(model, folder, target.name, recipe, package, _tensor_plans(tensors, package))
+    plans = _tensor_plans(tensors, package)
+    if repack_only:
+        _check_lossless(plans, model)
+    return Plan(model, folder, target.name, recipe, package, plans)
 
 
 def _check_model(model: Model, target: str) -> None:
@@ -141,12 +165,18 @@ def _check_model(model: Model, target: str) -> None:
     if not model.stored:
         raise MalformedFileError("there is no tensor to convert", path=model.path)
     # A file of the target's own format is copied with whatever it says.
-    if model.architecture is not None and model.tokenizer is None and model.format != target:
+    bare = {model.format, "safetensors"}  # and a folder of safetensors may be as bare as its source
+    if model.architecture is not None and model.tokenizer is None and target not in bare:
         raise MissingFileError(
             "no tokenizer beside the weights",
             path=model.path,
             hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
         )
+
+
+def _matrix_encodings(tensors: Sequence[OutputTensor]) -> list[Encoding]:
+    """How the matrices are stored that a recipe may choose a type for."""
+    return [t.tensor.encoding for t in tensors if t.required is None and len(t.tensor.shape) > 1]
 
 
 def _for_short_context(model: Model, target: str) -> Model:
@@ -181,7 +211,7 @@ def _check_requantizing(
                 path=model.path,
                 at=f"tensor {tensor.name}",
             )
-        if encoding == F32:  # loses nothing
+        if isinstance(encoding, FloatEncoding):  # decoded, which is no second quantization
             continue
         count += 1
         if not choices.allow_requantize:
@@ -208,9 +238,41 @@ def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | Non
 
 def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
     return tuple(
-        TensorPlan(t.name, t.tensor.shape, t.tensor.encoding, s.encoding, s.nbytes)
+        TensorPlan(
+            t.name,
+            t.tensor.shape,
+            t.tensor.encoding,
+            s.encoding,
+            s.nbytes,
+            action_of(t.tensor.encoding, s.encoding),
+        )
         for t, s in zip(tensors, package.streams, strict=True)
     )
+
+
+def action_of(stored: Encoding, encoding: Encoding) -> Action:
+    """What turns numbers of one encoding into another."""
+    if stored == encoding:
+        return "copied"
+    if same_meaning(stored, encoding):
+        return "repacked"
+    if isinstance(encoding, FloatEncoding):
+        if not isinstance(stored, FloatEncoding):
+            return "dequantized"
+        return "widened" if encoding == F64 or (stored in {F16, BF16} and encoding == F32) else "rounded"
+    return "quantized" if isinstance(stored, FloatEncoding) else "requantized"
+
+
+def _check_lossless(tensors: Sequence[TensorPlan], model: Model) -> None:
+    """Refuses a plan in which any number changes."""
+    for tensor in tensors:
+        if tensor.action not in LOSSLESS:
+            raise UnsupportedModelError(
+                f"would be {tensor.action}, from {tensor.stored.name} to {tensor.encoding.name}",
+                path=model.path,
+                at=f"tensor {tensor.name}",
+                hint="choose the type that it has, or leave --repack-only out",
+            )
 
 
 def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:

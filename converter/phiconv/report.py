@@ -187,6 +187,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
                 "from": t.stored.name,
                 "to": t.encoding.name,
                 "bytes": t.nbytes,
+                "action": t.action,
             }
             for t in plan.tensors
         ],
@@ -196,14 +197,24 @@ def plan_object(plan: Plan) -> dict[str, Any]:
 def plan_lines(plan: Plan) -> list[str]:
     """A plan, for people."""
     rows = [
-        (printable(t.name), _shape_text(t.shape), t.stored.name, "->", t.encoding.name, size_text(t.nbytes))
+        (
+            printable(t.name),
+            _shape_text(t.shape),
+            t.stored.name,
+            "->",
+            t.encoding.name,
+            size_text(t.nbytes),
+            t.action,
+        )
         for t in plan.tensors
     ]
+    actions = Counter(t.action for t in plan.tensors)
     return [
         f"{plan.model.path} -> {plan.target} {plan.recipe}",
         *_table(rows, frozenset({5})),
         *(f"{path}: {file.size} bytes" for path, file in zip(plan.files, plan.package.files, strict=True)),
         f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
+        f"tensors: {', '.join(f'{count} {action}' for action, count in actions.most_common())}",
         f"{size_text(plan.free_space)} free; memory about {size_text(_memory(plan))}",
         *(f"note: {printable(n)}" for n in plan.package.notes),
     ]

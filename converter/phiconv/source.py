@@ -20,16 +20,18 @@ def open_model(path: str | PathLike[str]) -> Model:
     """Opens a model without reading its weights.
 
     Args:
-        path: A model folder, a ``.safetensors`` file (its siblings are found), a shard index, or a ``.gguf``.
+        path: A model folder, a file of weights (``.safetensors``, ``.bin``, ``.pt``, ``.pth``) whose siblings are
+            found, a shard index, or a ``.gguf``.
 
     Returns:
-        The model. A safetensors file without config.json, and a GGUF of an architecture that phiconv does not
+        The model. A file of weights without config.json, and a GGUF of an architecture that phiconv does not
         know, is a file of plain tensors: ``architecture`` is None and ``tensors`` is empty, while ``stored``
         has every tensor.
 
     Raises:
         MissingFileError: There is nothing there, or a part of it is missing.
         MalformedFileError, ConfigError: A file does not follow its format, or does not fit the others.
+        UnsafePickleError: A PyTorch file that asks for more than tensors; nothing was run.
         UnsupportedModelError: A kind of model or file that phiconv does not read.
     """
     path = Path(path)
@@ -40,14 +42,16 @@ def open_model(path: str | PathLike[str]) -> Model:
     architecture = architectures.find(config)
     hyperparameters = architecture.parse(config)
     named = found.stored if found.tensors is None else found.tensors
+    tensors = architectures.read_weights(architecture, hyperparameters, named, path)
     return Model(
         path=path,
         format=found.format,
         stored=found.stored,
         architecture=architecture.name,
         hyperparameters=hyperparameters,
-        tensors=architectures.read_weights(architecture, hyperparameters, named, path),
+        tensors=tensors,
         tokenizer=found.read_tokenizer(hyperparameters.vocab_size),
         card=found.card,
         metadata=found.metadata,
+        hub=architectures.hub_tensors(architecture, hyperparameters, tensors),
     )

@@ -60,6 +60,7 @@ class Format:
         suffixes: File names that end so are of this format; none for a format that is a folder.
         reader: Imports and returns its reader; None if it cannot be read.
         writer: Imports and returns its writer; None if it cannot be written.
+        folder: What is written is a folder, whatever the suffixes of files that are read.
     """
 
     name: str
@@ -67,12 +68,19 @@ class Format:
     suffixes: tuple[str, ...]
     reader: Callable[[], Reader] | None = None
     writer: Callable[[], Writer] | None = None
+    folder: bool = False
 
 
 def _huggingface_reader() -> Reader:
     from phiconv_formats.huggingface import open_checkpoint
 
     return open_checkpoint
+
+
+def _folder_writer() -> Writer:
+    from phiconv_formats.safetensors_folder import FolderWriter
+
+    return FolderWriter()
 
 
 def _gguf_reader() -> Reader:
@@ -107,6 +115,8 @@ FORMATS = {
             "a Hugging Face folder, a .safetensors file with its siblings, or a sharded one by its index",
             (".safetensors", ".safetensors.index.json"),
             reader=_huggingface_reader,
+            writer=_folder_writer,
+            folder=True,
         ),
         Format(
             "pytorch",
@@ -116,7 +126,12 @@ FORMATS = {
         ),
         Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
         Format(
-            "mlx", "a folder for Apple MLX (mlx-lm, LM Studio)", (), reader=_mlx_reader, writer=_mlx_writer
+            "mlx",
+            "a folder for Apple MLX (mlx-lm, LM Studio)",
+            (),
+            reader=_mlx_reader,
+            writer=_mlx_writer,
+            folder=True,
         ),
     )
 }
@@ -144,11 +159,17 @@ def find_target(destination: Path, name: str | None) -> Format:
     if name is not None:
         if name not in writable:
             raise UsageError(f"--to {name}: unknown format", hint=f"one of {', '.join(writable)}")
-        return writable[name]
-    for entry in writable.values():
+        found = writable[name]
+        if found.folder and destination.name.endswith(found.suffixes):
+            raise UsageError(
+                f"--to {name} writes a folder", path=destination, hint="give the name of a folder"
+            )
+        return found
+    files = [f for f in writable.values() if not f.folder]
+    for entry in files:
         if destination.name.endswith(entry.suffixes):
             return entry
-    suffixes = ", ".join(s for f in writable.values() for s in f.suffixes)
+    suffixes = ", ".join(s for f in files for s in f.suffixes)
     raise UsageError(
         "cannot tell the format from this name", path=destination, hint=f"end it in {suffixes}, or give --to"
     )

@@ -55,9 +55,17 @@ def companion_files(model: Model) -> dict[str, bytes]:
         files[_TEMPLATE] = template.encode("utf-8")
         if "chat_template" not in settings:
             files[_SETTINGS] = json_bytes({**settings, "chat_template": template})
-    if model.card.generation:
-        files["generation_config.json"] = json_bytes(dict(model.card.generation))
+    if generation := _generation(model):
+        files["generation_config.json"] = json_bytes(generation)
     return files
+
+
+def _generation(model: Model) -> dict[str, Any]:
+    """The generation settings; a source that has none as a file knows all the same what ends a text."""
+    result = dict(model.card.generation)
+    if model.card.folder is None and model.tokenizer and model.tokenizer.eos_ids:
+        result.setdefault("eos_token_id", list(model.tokenizer.eos_ids))
+    return result
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:

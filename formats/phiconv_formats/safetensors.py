@@ -23,12 +23,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
-__all__ = ["Archive", "Layout", "lay_out", "load_weight_map", "open_safetensors", "open_sharded"]
+__all__ = [
+    "DTYPE_OF_ENCODING",
+    "METADATA_KEY",
+    "Archive",
+    "Layout",
+    "lay_out",
+    "load_weight_map",
+    "open_safetensors",
+    "open_sharded",
+]
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_HEADER_VALUES = 250_000  # about eight per tensor; the largest files have some thousand tensors
 MAX_INDEX_BYTES = 50_000_000
 MAX_DIMENSIONS = 64
+
+METADATA_KEY = "__metadata__"
+"""The one name in a header that is no tensor."""
 
 _FLOATS = {"F64": ir.F64, "F32": ir.F32, "F16": ir.F16, "BF16": ir.BF16}
 _RAW_BITS = {
@@ -47,6 +59,9 @@ _ENCODINGS: dict[str, ir.Encoding] = {
     **_FLOATS,
     **{dtype: _encoding(dtype, bits) for dtype, bits in _RAW_BITS.items()},
 }
+DTYPE_OF_ENCODING: dict[ir.Encoding, str] = {encoding: dtype for dtype, encoding in _ENCODINGS.items()}
+"""The dtype that stores an encoding."""
+
 _BITS = {**{dtype: 8 * encoding.dtype.itemsize for dtype, encoding in _FLOATS.items()}, **_RAW_BITS}
 
 
@@ -78,7 +93,7 @@ def lay_out(tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mappi
         tensors: Name, dtype and shape of each; of one width they are stored in this order.
         metadata: Goes into ``__metadata__``.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    header: dict[str, Any] = {METADATA_KEY: dict(metadata)}
     at, begins = 0, {}
     for name, dtype, shape in sorted(tensors, key=lambda t: -_BITS[t[1]]):
         begins[name] = at
@@ -116,7 +131,7 @@ def open_safetensors(path: str | PathLike[str]) -> Archive:
     """
     file = InputFile(path)
     header, start = _read_header(file)
-    metadata = _metadata(header.pop("__metadata__", {}), file.path)
+    metadata = _metadata(header.pop(METADATA_KEY, {}), file.path)
     entries = [_Entry.parse(name, info, file.path) for name, info in header.items()]
     _check_layout(entries, file, start)
     tensors = {entry.name: entry.tensor(file, start) for entry in entries}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.architectures import phi, phi3, phimoe
-from phiconv.architectures.weights import bind
+from phiconv.architectures.weights import bind, layout
 from phiconv.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from phiconv.architectures.config import Config
     from phiconv.architectures.weights import Weight
     from phiconv.ir import Tensor
-    from phiconv.model import Hyperparameters, Role
+    from phiconv.model import HubTensor, Hyperparameters, Role
 
-__all__ = ["ARCHITECTURES", "Architecture", "find", "read_weights"]
+__all__ = ["ARCHITECTURES", "Architecture", "find", "hub_tensors", "read_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +123,10 @@ def read_weights(
     # A tied head that is stored all the same is the embedding once more.
     ignored = (*_IGNORED, r"lm_head\.weight") if hp.tie_word_embeddings else _IGNORED
     return bind(architecture.weights(hp, stored), stored, path=path, ignored=ignored)
+
+
+def hub_tensors(
+    architecture: Architecture, hp: Hyperparameters, roles: Collection[Role]
+) -> dict[str, HubTensor]:
+    """How checkpoints on the hub store these weights (see `weights.layout`)."""
+    return layout(architecture.weights(hp, ()), roles)

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.ir import RawEncoding, Tensor, concatenate
+from phiconv.model import HubTensor, RoleRows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from phiconv.model import Role
 
-__all__ = ["Piece", "Weight", "bind", "plain"]
+__all__ = ["Piece", "Weight", "bind", "layout", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,25 @@ def bind(
             hint="the configuration may be another model's, or this is an adapter or a multimodal checkpoint",
         )
     return result
+
+
+def layout(weights: Iterable[Weight], roles: Collection[Role]) -> dict[str, HubTensor]:
+    """What the tensors of a table are made of: the inverse of `bind`.
+
+    Args:
+        weights: The table, in the layout to write.
+        roles: The weights that the model has.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, list[tuple[int, RoleRows]]] = {}
+    for weight in weights:
+        at = 0
+        for piece in weight.pieces if weight.role in roles else ():
+            end = at + piece.stop - piece.start
+            shapes[piece.name] = piece.shape
+            parts.setdefault(piece.name, []).append((piece.start, RoleRows(weight.role, at, end)))
+            at = end
+    return {name: HubTensor(shapes[name], tuple(r for _, r in sorted(rows))) for name, rows in parts.items()}
 
 
 def _piece(piece: Piece, stored: Mapping[str, Tensor], path: Path) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
-from phiconv.recipes import gguf, mlx
+from phiconv.recipes import gguf, mlx, safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -51,8 +51,11 @@ class Recipes(Protocol):
         """What weights are rounded to before they are quantized; None for as they are."""
 
 
-TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx}
+TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx, "safetensors": safetensors}
 """The recipes of each target, by its name in `phiconv_formats.FORMATS`."""
+
+# The preset for a source whose matrices are mostly quantized, where the user asks for none.
+_DECODED = {"safetensors": "f16"}
 
 # How the command line calls the fields of `Choices`.
 _FLAGS = {"tensor_types": "--tensor-type", "importance": "--imatrix"}
@@ -111,7 +114,8 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
 
     Args:
         target: Name of the format to write.
-        name: The preset or recipe; None keeps the precision that most matrices are stored in.
+        name: The preset or recipe; None keeps the precision that most matrices are stored in, if that is a
+            float type.
         stored: The encodings of the source's matrices, for that.
 
     Raises:
@@ -123,7 +127,10 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
         for encoding in stored:
             if encoding.name in floats:
                 floats[encoding.name] += 1
-        return known.PRESETS[max(floats, key=lambda n: floats[n])]
+        usual = max(floats, key=lambda n: floats[n])
+        if target in _DECODED and 2 * sum(floats.values()) < len(stored):
+            usual = _DECODED[target]
+        return known.PRESETS[usual]
     wanted = _canonical(known.PRESETS.get(name.lower(), name))
     aliases = {_canonical(alias): recipe for alias, recipe in known.ALIASES.items()}
     names = {_canonical(recipe): recipe for recipe in known.DEFAULTS}

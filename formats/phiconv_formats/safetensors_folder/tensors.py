@@ -1,0 +1,51 @@
+"""The tensors of a checkpoint as the hub has them: fused where they are fused there, experts apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phiconv import ir
+from phiconv.errors import UnsupportedModelError
+from phiconv_formats.output import OutputTensor
+from phiconv_formats.safetensors import METADATA_KEY
+
+if TYPE_CHECKING:
+    from phiconv.model import HubTensor, Model
+
+__all__ = ["output_tensors"]
+
+
+def output_tensors(model: Model) -> list[OutputTensor]:
+    """The weights under the hub's names, layer by layer; a file of plain tensors keeps its own.
+
+    Raises:
+        UnsupportedModelError: Parts of one tensor are stored in different types.
+    """
+    if model.architecture is not None:
+        return [_joined(name, tensor, model) for name, tensor in model.hub.items()]
+    if METADATA_KEY in model.stored:
+        raise UnsupportedModelError(
+            "a name that safetensors keeps for itself", path=model.path, at=f"tensor {METADATA_KEY}"
+        )
+    return [
+        OutputTensor(
+            name, tensor, None, tensor.encoding if isinstance(tensor.encoding, ir.RawEncoding) else None
+        )
+        for name, tensor in model.stored.items()
+    ]
+
+
+def _joined(name: str, wanted: HubTensor, model: Model) -> OutputTensor:
+    parts = []
+    for role, start, stop in wanted.rows:
+        tensor = model.tensors[role]
+        matrix = tensor.reshape((tensor.rows, tensor.columns)) if len(tensor.shape) > 1 else tensor
+        parts.append(matrix.slice_rows(start, stop))
+    if len({part.encoding for part in parts}) > 1:
+        types = ", ".join(sorted({part.encoding.name for part in parts}))
+        raise UnsupportedModelError(
+            f"its parts are stored in different types ({types}), which phiconv cannot join yet",
+            path=model.path,
+            at=f"tensor {name}",
+        )
+    return OutputTensor(name, ir.concatenate(parts).reshape(wanted.shape), wanted.rows[0].role)
