@@ -20,8 +20,8 @@ def open_model(path: str | PathLike[str]) -> Model:
     """Opens a model without reading its weights.
 
     Args:
-        path: A model folder, a file of weights (``.safetensors``, ``.bin``, ``.pt``, ``.pth``) whose siblings are
-            found, a shard index, or a ``.gguf``.
+        path: A model folder, a file of weights (``.safetensors``, ``.bin``, ``.pt``, ``.pth``; its
+            siblings are found), a shard index, or a ``.gguf``.
 
     Returns:
         The model. A file of weights without config.json, and a GGUF of an architecture that phiconv does not
