@@ -66,16 +66,27 @@ def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
-def make_models() -> ModuleType:
-    """The script fixtures/make_models.py, as a module."""
-    path = Path(__file__).resolve().parent.parent / "fixtures" / "make_models.py"
-    spec = importlib.util.spec_from_file_location("make_models", path)
+def script(name: str) -> ModuleType:
+    """A script of fixtures/, as a module."""
+    path = Path(__file__).resolve().parent.parent / "fixtures" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def make_models() -> ModuleType:
+    """The script fixtures/make_models.py, as a module."""
+    return script("make_models")
+
+
+@pytest.fixture(scope="session")
+def make_pytorch() -> ModuleType:
+    """The script fixtures/make_pytorch.py, as a module."""
+    return script("make_pytorch")
 
 
 @pytest.fixture(scope="session")
