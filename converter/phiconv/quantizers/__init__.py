@@ -122,4 +122,4 @@ def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
         weights = kquant.dequantize(encoded)
     else:
         weights = affine.dequantize(encoded)
-    return weights.reshape(-1, columns)
+    return weights.reshape(-1, columns) if columns else weights  # -1 means nothing there

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_OPCODES", "Opcode", "Stream", "walk"]
 
-MAX_OPCODES = 400_000  # about thirty per tensor; the largest checkpoints have some thousand tensors
+MAX_OPCODES = 200_000  # about thirty per tensor; the largest checkpoints have some thousand tensors
 _MAX_INTEGER_BYTES = 255
 _HIGHEST_PROTOCOL = 5
 
