@@ -344,10 +344,21 @@ def test_types_of_single_tensors(cli, fails):
     fails(FIXTURE, "o.gguf", "--imatrix", "nowhere.dat", says="nowhere.dat: there is no such file")
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "pytorch_model.bin.index.json"])
-def test_pytorch_is_no_source_yet(fails, tmp_path, name):
-    (tmp_path / name).write_bytes(b"PK")
-    fails(name, "o.gguf", says="PyTorch checkpoints are not supported yet")
+def test_a_pytorch_file_that_would_run_something(fails, make_pytorch):
+    make_pytorch.write_zip(Path("x.pt"), b"\x80\x02cos\nsystem\nX\4\0\0\0exit\x85R.", {})
+    fails(
+        "x.pt", "o.gguf", says="x.pt: byte 2 of data.pkl: it asks for os.system, which is no part of a tensor"
+    )
+    fails("inspect", "x.pt", says="nothing was run")
+
+
+def test_repack_only(fails, cli):
+    fails(FIXTURE, "o.gguf", "--q8", "--repack-only", says="would be quantized, from bf16 to q8_0")
+    assert cli(FIXTURE, "o.gguf", "--repack-only")[0] == 0
+    code, stdout, _ = cli("plan", FIXTURE, "new", "--to", "safetensors", "--repack-only")
+    assert code == 0
+    count = len(phiconv.open_model(FIXTURE).stored)
+    assert f"tensors: {count} copied" in stdout
 
 
 def test_fast_search(cli):
