@@ -355,10 +355,8 @@ def test_a_pytorch_file_that_would_run_something(fails, make_pytorch):
 def test_repack_only(fails, cli):
     fails(FIXTURE, "o.gguf", "--q8", "--repack-only", says="would be quantized, from bf16 to q8_0")
     assert cli(FIXTURE, "o.gguf", "--repack-only")[0] == 0
-    code, stdout, _ = cli("plan", FIXTURE, "new", "--to", "safetensors", "--repack-only")
-    assert code == 0
-    count = len(phiconv.open_model(FIXTURE).stored)
-    assert f"tensors: {count} copied" in stdout
+    stdout = cli("plan", FIXTURE, "new", "--to", "safetensors", "--repack-only")[1]
+    assert f"tensors: {len(phiconv.open_model(FIXTURE).stored)} copied" in stdout
 
 
 def test_fast_search(cli):
