@@ -29,10 +29,11 @@ from phiconv.errors import (
 )
 
 if TYPE_CHECKING:
-    from phiconv.api import Choices, Model, Plan, Result, convert, open_model, plan, read
+    from phiconv.api import Choices, Comparison, Model, Plan, Result, compare, convert, open_model, plan, read
 
 __all__ = [
     "Choices",
+    "Comparison",
     "ConfigError",
     "DiskFullError",
     "InputError",
@@ -48,13 +49,25 @@ __all__ = [
     "UsageError",
     "WeightError",
     "__version__",
+    "compare",
     "convert",
     "open_model",
     "plan",
     "read",
 ]
 
-_LAZY = ("Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read")
+_LAZY = (
+    "Choices",
+    "Comparison",
+    "Model",
+    "Plan",
+    "Result",
+    "compare",
+    "convert",
+    "open_model",
+    "plan",
+    "read",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv import pipeline
+from phiconv.comparison import Comparison, compare
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.model import Model
@@ -24,7 +25,18 @@ if TYPE_CHECKING:
     from phiconv.ir import FloatArray, Tensor
     from phiconv.pipeline import Progress, TensorReport
 
-__all__ = ["Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read"]
+__all__ = [
+    "Choices",
+    "Comparison",
+    "Model",
+    "Plan",
+    "Result",
+    "compare",
+    "convert",
+    "open_model",
+    "plan",
+    "read",
+]
 
 
 @dataclass(frozen=True, slots=True)
