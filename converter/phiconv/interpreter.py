@@ -7,11 +7,12 @@ values: a call computes whole sequences.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from phiconv import layers
+from phiconv import layers, threads
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.forward import ATTENTION_ROLES, check_weights, output_matrix
@@ -33,8 +34,11 @@ __all__ = ["Logits", "Precision", "Watch", "compute"]
 Precision: TypeAlias = Literal["float32", "float64"]
 """What to compute in. Weights are float32 at most; float64 shows how much of a difference is rounding."""
 
-_TILE = 1 << 23
-"""Weights of a matrix in memory at a time: enough that a product with them runs at full speed."""
+_TILE = 1 << 22
+"""Weights of a matrix in memory of a thread: enough that a product with them runs at full speed."""
+
+_PARTS = 4
+"""Into how many parts a smaller matrix is cut, so that all threads have something to do."""
 
 _PIECE = 1 << 20
 """Weights that are read and dequantized at a time: what lies between those two steps stays small."""
@@ -79,7 +83,7 @@ def compute(
     check_weights(forward, hp, model.tensors, model.path)
     ops = NumpyOps(model.tensors, token_ids(ids, hp.vocab_size), np.dtype(precision), watch)
     # What NaN and infinity in the weights make of the logits is the caller's business.
-    with np.errstate(all="ignore"):
+    with threads.parallel(), np.errstate(all="ignore"):
         return forward(ops, hp)
 
 
@@ -103,12 +107,11 @@ class _Weights:
     def __init__(self, tensors: Mapping[Role, Tensor], dtype: np.dtype[Any]) -> None:
         self.tensors = tensors
         self.dtype = dtype
-        self._tile = np.empty(0, dtype)
 
     def vector(self, role: Role, part: str = "weight") -> Array | None:
         """All of a vector, or None where the model has none."""
         tensor = self.tensors.get(role._replace(part=part))
-        return None if tensor is None else self._rows(tensor, 0, tensor.rows).reshape(-1).copy()
+        return None if tensor is None else self._rows(tensor, 0, tensor.rows).reshape(-1)
 
     def rows_at(self, role: Role, indices: NDArray[np.intp]) -> Array:
         """Rows of a matrix, each read once."""
@@ -122,20 +125,20 @@ class _Weights:
     def product(self, x: Array, matrix: Tensor, bias: Array | None = None) -> Array:
         """``x @ matrix.T + bias``, in tiles of rows of the matrix."""
         result = np.empty((len(x), matrix.rows), self.dtype)
-        step = max(_TILE // max(matrix.columns, 1), 1)
-        for start in range(0, matrix.rows, step):
-            stop = min(start + step, matrix.rows)
+
+        def multiply(start: int, stop: int) -> None:
             np.matmul(x, self._rows(matrix, start, stop).T, out=result[:, start:stop])
+
+        step = max(min(_TILE // max(matrix.columns, 1), -(-matrix.rows // _PARTS)), 1)
+        starts = range(0, matrix.rows, step)
+        threads.run(partial(multiply, start, min(start + step, matrix.rows)) for start in starts)
         if bias is not None:
             result += bias
         return result
 
     def _rows(self, tensor: Tensor, start: int, stop: int) -> Array:
-        """Rows of a matrix, in memory that the next call uses again."""
-        size = (stop - start) * tensor.columns
-        if self._tile.size < size:
-            self._tile = np.empty(size, self.dtype)
-        tile = self._tile[:size].reshape(-1, tensor.columns)
+        """Rows of a matrix."""
+        tile = np.empty((stop - start, tensor.columns), self.dtype)
         step = max(_PIECE // max(tensor.columns, 1), 1)
         for first in range(start, stop, step):
             last = min(first + step, stop)
@@ -159,7 +162,7 @@ class Logits:
 
     def at(self, positions: NDArray[np.intp]) -> Array:
         """The logits at some positions, shape (positions, vocabulary)."""
-        with np.errstate(all="ignore"):
+        with threads.parallel(), np.errstate(all="ignore"):
             return self._weights.product(self._hidden[positions], self._matrix, self._bias)
 
     def chunks(
@@ -233,9 +236,19 @@ class NumpyOps:
         )
         layers.rotate(q, cos, sin)
         layers.rotate(k, cos, sin)
-        for i in range(batch):
-            q[i] = layers.attend(q[i], k[i], v[i], spec.window)
-        return q.reshape(batch * length, -1)
+
+        def attend(sequence: int, head: int) -> None:
+            queries = slice(head * group, (head + 1) * group)
+            y[sequence, :, queries] = layers.attend(
+                q[sequence, :, queries],
+                k[sequence, :, head : head + 1],
+                v[sequence, :, head : head + 1],
+                spec.window,
+            )
+
+        y, group = np.empty_like(q), spec.heads // spec.kv_heads
+        threads.run(partial(attend, i, head) for i in range(batch) for head in range(spec.kv_heads))
+        return y.reshape(batch * length, -1)
 
     def moe(self, x: Array, layer: int, spec: MixtureOfExperts, /) -> Array:
         chosen, weights = layers.sparse_mixer(self.linear(x, Role("router", layer)), spec)

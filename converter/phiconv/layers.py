@@ -31,8 +31,8 @@ __all__ = [
 
 Array: TypeAlias = "NDArray[np.floating[Any]]"
 
-_SCORES = 1 << 21
-"""Attention scores at a time: some queries against all their keys. 8 MB, so that they stay in the caches."""
+_SCORES = 1 << 19
+"""Attention scores at a time: some queries against all their keys. 2 MB, so that they stay in the caches."""
 
 
 def silu(x: Array) -> Array:
