@@ -29,12 +29,27 @@ from phiconv.errors import (
 )
 
 if TYPE_CHECKING:
-    from phiconv.api import Choices, Model, Plan, Result, convert, open_model, plan, read
+    from phiconv.api import (
+        Choices,
+        Evaluation,
+        Model,
+        Plan,
+        Result,
+        calibrate,
+        convert,
+        evaluate,
+        generate,
+        logits,
+        open_model,
+        plan,
+        read,
+    )
 
 __all__ = [
     "Choices",
     "ConfigError",
     "DiskFullError",
+    "Evaluation",
     "InputError",
     "MalformedFileError",
     "MissingFileError",
@@ -48,13 +63,31 @@ __all__ = [
     "UsageError",
     "WeightError",
     "__version__",
+    "calibrate",
     "convert",
+    "evaluate",
+    "generate",
+    "logits",
     "open_model",
     "plan",
     "read",
 ]
 
-_LAZY = ("Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read")
+_LAZY = (
+    "Choices",
+    "Evaluation",
+    "Model",
+    "Plan",
+    "Result",
+    "calibrate",
+    "convert",
+    "evaluate",
+    "generate",
+    "logits",
+    "open_model",
+    "plan",
+    "read",
+)
 
 
 def __getattr__(name: str) -> object:

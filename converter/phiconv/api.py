@@ -12,6 +12,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.model import Model
 from phiconv.planning import Plan, make_plan
+from phiconv.quality import Evaluation, calibrate, evaluate, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv.source import open_model
@@ -24,7 +25,21 @@ if TYPE_CHECKING:
     from phiconv.ir import FloatArray, Tensor
     from phiconv.pipeline import Progress, TensorReport
 
-__all__ = ["Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read"]
+__all__ = [
+    "Choices",
+    "Evaluation",
+    "Model",
+    "Plan",
+    "Result",
+    "calibrate",
+    "convert",
+    "evaluate",
+    "generate",
+    "logits",
+    "open_model",
+    "plan",
+    "read",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 import click
 from click_default_group import DefaultGroup
 
+from phiconv import cli_quality
 from phiconv._version import __version__
 from phiconv.errors import PhiconvError, printable
 
@@ -253,3 +254,6 @@ def formats(as_json: bool) -> None:
     from phiconv.report import formats_lines, formats_object
 
     click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
+
+
+cli_quality.add_commands(main, _reporting)
