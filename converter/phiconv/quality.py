@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv import calibration, evaluation
-from phiconv.errors import OutputExistsError, UsageError
+from phiconv.errors import MissingFileError, OutputExistsError
 from phiconv.evaluation import Evaluation
 from phiconv.interpreter import compute
 from phiconv.model import Model
@@ -174,7 +174,7 @@ def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:
     if not isinstance(text, str):
         return text
     if model.tokenizer is None:
-        raise UsageError("the model has no tokenizer", path=model.path, hint="give token ids")
+        raise MissingFileError("the model has no tokenizer", path=model.path)
     from phiconv.tokenization import encode
 
     return [*([] if bos is None else [bos]), *encode(model.tokenizer, text)]
