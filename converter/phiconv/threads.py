@@ -59,8 +59,13 @@ def run(tasks: Iterable[Callable[[], None]]) -> None:
         for task in tasks:
             _quiet(task)
         return
-    for future in [_pool().submit(_quiet, task) for task in tasks]:
-        future.result()
+    futures = [_pool().submit(_quiet, task) for task in tasks]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def _quiet(task: Callable[[], None]) -> None:
