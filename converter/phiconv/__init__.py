@@ -29,13 +29,30 @@ from phiconv.errors import (
 )
 
 if TYPE_CHECKING:
-    from phiconv.api import Choices, Comparison, Model, Plan, Result, compare, convert, open_model, plan, read
+    from phiconv.api import (
+        Choices,
+        Comparison,
+        Evaluation,
+        Model,
+        Plan,
+        Result,
+        calibrate,
+        compare,
+        convert,
+        evaluate,
+        generate,
+        logits,
+        open_model,
+        plan,
+        read,
+    )
 
 __all__ = [
     "Choices",
     "Comparison",
     "ConfigError",
     "DiskFullError",
+    "Evaluation",
     "InputError",
     "MalformedFileError",
     "MissingFileError",
@@ -49,8 +66,12 @@ __all__ = [
     "UsageError",
     "WeightError",
     "__version__",
+    "calibrate",
     "compare",
     "convert",
+    "evaluate",
+    "generate",
+    "logits",
     "open_model",
     "plan",
     "read",
@@ -59,11 +80,16 @@ __all__ = [
 _LAZY = (
     "Choices",
     "Comparison",
+    "Evaluation",
     "Model",
     "Plan",
     "Result",
+    "calibrate",
     "compare",
     "convert",
+    "evaluate",
+    "generate",
+    "logits",
     "open_model",
     "plan",
     "read",

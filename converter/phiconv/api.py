@@ -13,6 +13,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.model import Model
 from phiconv.planning import Plan, make_plan
+from phiconv.quality import Evaluation, calibrate, evaluate, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv.source import open_model
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Choices",
     "Comparison",
+    "Evaluation",
     "Model",
     "Plan",
     "Result",
+    "calibrate",
     "compare",
     "convert",
+    "evaluate",
+    "generate",
+    "logits",
     "open_model",
     "plan",
     "read",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 import click
 from click_default_group import DefaultGroup
 
+from phiconv import cli_quality
 from phiconv._version import __version__
 from phiconv.cli_common import JOBS, JSON, PATH, QUIET, reporting
 from phiconv.cli_compare import compare
@@ -175,3 +176,4 @@ def formats(as_json: bool) -> None:
 
 
 main.add_command(compare)
+cli_quality.add_commands(main, reporting)
