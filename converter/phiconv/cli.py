@@ -35,8 +35,8 @@ _HELP = """Convert and quantize Phi language models, offline.
 \b
 phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
 
-SOURCE is a model folder, a file of weights (its siblings are found) or an index of shards. DEST names the format
-by its suffix (x.gguf), or is a folder, with --to.
+SOURCE is a model folder, a file of weights (its siblings are found) or an index of shards. DEST names the
+format by its suffix (x.gguf), or is a folder, with --to.
 """
 
 

@@ -202,7 +202,7 @@ def test_runtime_generates(mlx_lm, tmp_path, model_folder, kind):
 
 
 def generated(model, prompt, count):
-    """The likeliest tokens. (mlx-lm's text streamer fails on rows of the head that are no token.)"""
+    """The likeliest tokens. Its text streamer fails on rows of the head that are no token."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
