@@ -104,3 +104,18 @@ def test_conversion_stays_offline(model, tmp_path):
     assert (tmp_path / "x.gguf").exists()
     assert "numpy" in modules  # it did look
     assert not modules & FORBIDDEN
+
+
+def test_evaluation_stays_offline(tmp_path):
+    (tmp_path / "text.txt").write_text("The function returns a list of names. " * 9, encoding="utf-8")
+    arguments = [
+        "evaluate",
+        str(ROOT / "fixtures/tiny-phi3"),
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--context",
+        "64",
+    ]
+    modules = loaded_by(f"from phiconv.cli import main\nmain({arguments!r}, standalone_mode=False)")
+    assert "phiconv.interpreter" in modules
+    assert not modules & FORBIDDEN

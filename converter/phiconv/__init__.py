@@ -30,12 +30,30 @@ from phiconv.errors import (
 )
 
 if TYPE_CHECKING:
-    from phiconv.api import Choices, Model, Plan, Result, convert, open_model, plan, read
+    from phiconv.api import (
+        Choices,
+        Comparison,
+        Evaluation,
+        Model,
+        Plan,
+        Result,
+        calibrate,
+        compare,
+        convert,
+        evaluate,
+        generate,
+        logits,
+        open_model,
+        plan,
+        read,
+    )
 
 __all__ = [
     "Choices",
+    "Comparison",
     "ConfigError",
     "DiskFullError",
+    "Evaluation",
     "InputError",
     "MalformedFileError",
     "MissingFileError",
@@ -50,13 +68,34 @@ __all__ = [
     "UsageError",
     "WeightError",
     "__version__",
+    "calibrate",
+    "compare",
     "convert",
+    "evaluate",
+    "generate",
+    "logits",
     "open_model",
     "plan",
     "read",
 ]
 
-_LAZY = ("Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read")
+_LAZY = (
+    "Choices",
+    "Comparison",
+    "Evaluation",
+    "Model",
+    "Plan",
+    "Result",
+    "calibrate",
+    "compare",
+    "convert",
+    "evaluate",
+    "generate",
+    "logits",
+    "open_model",
+    "plan",
+    "read",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv import pipeline
+from phiconv.comparison import Comparison, compare
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.model import Model
 from phiconv.planning import Plan, make_plan
+from phiconv.quality import Evaluation, calibrate, evaluate, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv.source import open_model
@@ -24,7 +26,23 @@ if TYPE_CHECKING:
     from phiconv.ir import FloatArray, Tensor
     from phiconv.pipeline import Progress, TensorReport
 
-__all__ = ["Choices", "Model", "Plan", "Result", "convert", "open_model", "plan", "read"]
+__all__ = [
+    "Choices",
+    "Comparison",
+    "Evaluation",
+    "Model",
+    "Plan",
+    "Result",
+    "calibrate",
+    "compare",
+    "convert",
+    "evaluate",
+    "generate",
+    "logits",
+    "open_model",
+    "plan",
+    "read",
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
-from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from click_default_group import DefaultGroup
 
+from phiconv import cli_quality
 from phiconv._version import __version__
+from phiconv.cli_common import JOBS, JSON, PATH, QUIET, reporting
+from phiconv.cli_compare import compare
 from phiconv.cli_options import conversion_options
-from phiconv.errors import PhiconvError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
     from phiconv.api import Choices, Plan, Result
 
@@ -27,54 +25,31 @@ __all__ = ["main"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
-def _reporting(command: Callable[P, R]) -> Callable[P, R]:
-    """One line on stderr for every error that is meant for people, and the exit code that goes with it."""
-
-    @wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except PhiconvError as error:
-            click.echo(f"phiconv: {error}", err=True)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("phiconv: interrupted", err=True)
-            sys.exit(130)
-        except MemoryError:
-            click.echo("phiconv: out of memory; give --jobs 1", err=True)
-            sys.exit(1)
-        except Exception as error:
-            if os.environ.get("PHICONV_DEBUG"):
-                raise
-            what = f"{type(error).__name__}: {printable(error)}"
-            click.echo(f"phiconv: {what}; set PHICONV_DEBUG=1 to see where, and please report it", err=True)
-            sys.exit(1)
-
-    return wrapper
+_SOURCE = click.argument("source", type=PATH)
+_DEST = click.argument("dest", type=PATH)
 
 
-_SOURCE = click.argument("source", type=click.Path(path_type=Path))
-_DEST = click.argument("dest", type=click.Path(path_type=Path))
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
+# click leaves the lines behind "\b" as they are.
+_HELP = """Convert and quantize Phi language models, offline.
+
+\b
+phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
+
+SOURCE is a model folder, a file of weights (its siblings are found) or an index of shards. DEST names the
+format by its suffix (x.gguf), or is a folder, with --to.
+"""
 
 
 @click.group(
     cls=DefaultGroup,
+    help=_HELP,
     default="convert",
     default_if_no_args=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="phiconv")
 def main() -> None:
-    r"""Convert and quantize Phi language models, offline.
-
-    \b
-    phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
-
-    SOURCE is a model folder, a .safetensors file (its siblings are found) or an index of shards. DEST names
-    the format by its suffix (x.gguf), or is a folder, with --to.
-    """
+    """The command line."""
     # An interrupted run cleans up behind itself, also when it is asked to end.
     signal.signal(signal.SIGTERM, _stop)
 
@@ -88,12 +63,12 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001
 @_DEST
 @conversion_options
 @click.option("--force", "-f", is_flag=True, help="Replace DEST if it exists.")
-@click.option("--jobs", "-j", type=click.IntRange(1, 1024), help="Threads; by default one per processor.")
+@JOBS
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Convert NaN, infinity and overflows instead of refusing them."
 )
-@click.option("--quiet", "-q", is_flag=True, help="No progress, no summary.")
-@_reporting
+@QUIET
+@reporting
 def convert(
     source: Path,
     dest: Path,
@@ -152,7 +127,7 @@ def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
 @_SOURCE
 @_DEST
 @conversion_options
-@_reporting
+@reporting
 def plan(
     source: Path,
     dest: Path,
@@ -182,10 +157,10 @@ def plan(
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
-@_JSON
-@_reporting
+@JSON
+@reporting
 def inspect(path: Path, tensors: bool, as_json: bool) -> None:
     """Show what is in a model: architecture, tensors, types, tokenizer, chat template."""
     from phiconv import api
@@ -199,10 +174,14 @@ def inspect(path: Path, tensors: bool, as_json: bool) -> None:
 
 
 @main.command()
-@_JSON
-@_reporting
+@JSON
+@reporting
 def formats(as_json: bool) -> None:
     """List formats, presets, quantizations and supported models."""
     from phiconv.report import formats_lines, formats_object
 
     click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
+
+
+main.add_command(compare)
+cli_quality.add_commands(main, reporting)

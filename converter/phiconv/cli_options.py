@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
+
+from phiconv.cli_common import JSON, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,9 +67,9 @@ _OPTIONS = (
         help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K.",
     ),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
-    click.option("--imatrix", type=click.Path(path_type=Path), help="An importance matrix."),
+    click.option("--imatrix", type=PATH, help="An importance matrix."),
     click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
-    click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout."),
+    JSON,
 )
 
 

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from phiconv.ir import FloatArray, Tensor
 
-__all__ = ["ImportanceMatrix"]
+__all__ = ["ColumnSums", "ImportanceMatrix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +56,16 @@ class ImportanceMatrix:
             at=f"tensor {name}",
             hint="the importance matrix belongs to another model",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSums:
+    """What went into a matrix, or into each matrix of a stack, while a text was computed.
+
+    Attributes:
+        sums: Squared inputs, summed over the tokens; float64, shape (matrices, columns).
+        counts: How many tokens went into each matrix; int64, shape (matrices,).
+    """
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]

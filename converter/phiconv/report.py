@@ -33,6 +33,8 @@ __all__ = [
     "progress_display",
     "result_lines",
     "result_object",
+    "shape_text",
+    "table",
 ]
 
 # Buffers of one worker: a tile as stored, as float32, as codes, as packed bytes, and the quantizer's scratch.
@@ -40,11 +42,12 @@ _MEMORY_PER_JOB = 8 << 20
 _MEMORY_BASE = 40 << 20
 
 
-def _shape_text(shape: Iterable[int]) -> str:
+def shape_text(shape: Iterable[int]) -> str:
+    """The sizes of a tensor's dimensions."""
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _table(rows: Sequence[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
     """Aligned columns; those in ``right`` are numbers."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))] if rows else []
     cells = (
@@ -99,8 +102,8 @@ def inspect_lines(model: Model, *, tensors: bool = True) -> list[str]:
         lines += [f"  tokenizer {key}: {printable(value)}" for key, value in tokenizer.items()]
     lines += [f"  {printable(key)} = {_value_text(value)}" for key, value in model.metadata.items()]
     if tensors:
-        rows = [(printable(n), _shape_text(t.shape), t.encoding.name) for n, t in model.stored.items()]
-        lines += _table(rows)
+        rows = [(printable(n), shape_text(t.shape), t.encoding.name) for n, t in model.stored.items()]
+        lines += table(rows)
     return lines
 
 
@@ -199,7 +202,7 @@ def plan_lines(plan: Plan) -> list[str]:
     rows = [
         (
             printable(t.name),
-            _shape_text(t.shape),
+            shape_text(t.shape),
             t.stored.name,
             "->",
             t.encoding.name,
@@ -211,7 +214,7 @@ def plan_lines(plan: Plan) -> list[str]:
     actions = Counter(t.action for t in plan.tensors)
     return [
         f"{plan.model.path} -> {plan.target} {plan.recipe}",
-        *_table(rows, frozenset({5})),
+        *table(rows, frozenset({5})),
         *(f"{path}: {file.size} bytes" for path, file in zip(plan.files, plan.package.files, strict=True)),
         f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
         f"tensors: {', '.join(f'{count} {action}' for action, count in actions.most_common())}",
@@ -330,7 +333,7 @@ def _bar() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("converting", total=None)
+        task = bar.add_task("starting", total=None)
 
         def update(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, description=printable(name, 40))

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "GPT2_SPLIT",
     "ROLES",
+    "SPLITS",
     "AddedToken",
     "Kind",
     "SentencePieceOptions",
@@ -30,6 +32,28 @@ SplitName: TypeAlias = Literal["gpt2", "cl100k", "o200k"]
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """What a special token can be for."""
+
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _splits() -> dict[str, SplitName]:
+    """The known splits, each in the spellings that files have: an inline flag, or both cases of a letter."""
+    known: dict[str, SplitName] = {GPT2_SPLIT: "gpt2"}
+    for tail in ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"):
+        words = rf"{tail}|{_WORD}\p{{L}}+"
+        known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES] = "cl100k"
+        words = f"{_WORD}{_UPPER}*{_LOWER}+{tail}?|{_WORD}{_UPPER}+{_LOWER}*{tail}?"
+        known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES] = "o200k"
+    return known
+
+
+SPLITS = _splits()
+"""The regular expression of each known split, the usual spelling first, and its name."""
 
 
 class TokenType(IntEnum):

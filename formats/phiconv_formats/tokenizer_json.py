@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from phiconv.errors import ConfigError, printable
-from phiconv.tokenizer import AddedToken, Kind, SentencePieceOptions, Split, SplitName
+from phiconv.tokenizer import GPT2_SPLIT, SPLITS, AddedToken, Kind, SentencePieceOptions, Split, SplitName
 
 from .strict_json import load_json_object
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "GPT2_SPLIT",
     "MAX_BYTES",
     "REGEX_OF_SPLIT",
     "WRONG_FILES",
@@ -47,27 +46,7 @@ _Steps: TypeAlias = "list[dict[str, Any]]"
 _SPACE = "\u2581"
 _NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "an array", str: "a string"}
 
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-_WORD = r"[^\r\n\p{L}\p{N}]?"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def _splits() -> dict[str, SplitName]:
-    """The known splits, each in the spellings that files have: an inline flag, or both cases of a letter."""
-    known: dict[str, SplitName] = {GPT2_SPLIT: "gpt2"}
-    for tail in ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"):
-        words = rf"{tail}|{_WORD}\p{{L}}+"
-        known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES] = "cl100k"
-        words = f"{_WORD}{_UPPER}*{_LOWER}+{tail}?|{_WORD}{_UPPER}+{_LOWER}*{tail}?"
-        known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES] = "o200k"
-    return known
-
-
-_SPLITS = _splits()
-
-REGEX_OF_SPLIT = {name: regex for regex, name in reversed(_SPLITS.items())}
+REGEX_OF_SPLIT = {name: regex for regex, name in reversed(SPLITS.items())}
 """One regular expression for each known split: the first of its spellings."""
 
 
@@ -219,14 +198,14 @@ def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
         return Split(None, text)
     use_regex = expect(last.get("use_regex", True), bool, path, "pre_tokenizer.use_regex")
     if len(pre_tokenizers) == 1 and use_regex:
-        name = _SPLITS[GPT2_SPLIT]
+        name = SPLITS[GPT2_SPLIT]
     if len(pre_tokenizers) == 2 and not use_regex:
         first = pre_tokenizers[0]
         # The words are what the expression finds, or what is left when everything else is removed.
         cut = (first.get("behavior"), first.get("invert", False))
         if first["type"] == "Split" and cut in (("Isolated", False), ("Removed", True)):
             text = _regex(first) or text
-            name = _SPLITS.get(text)
+            name = SPLITS.get(text)
     return Split(name, text)
 
 

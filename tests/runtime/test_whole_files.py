@@ -15,6 +15,7 @@ import phiconv
 from phiconv.importance import ImportanceMatrix
 from phiconv.recipes import override
 from phiconv.recipes.gguf import DEFAULTS
+from phiconv_formats.gguf.imatrix import read_imatrix
 
 pytestmark = pytest.mark.runtime
 
@@ -185,3 +186,10 @@ def test_rows_that_are_not_whole_blocks(make_model, check, tmp_path):
 
 def test_every_kind_is_tried(make_models):
     assert set(KINDS) == {*make_models.KINDS, "tiny-phi3", "tiny-phi4mini"}
+
+
+@pytest.mark.parametrize("kind", ["tiny-phi3", "phimoe"])
+def test_own_importance_matrix(kind, model_folder, check, tmp_path):
+    path = phiconv.calibrate(model_folder(kind), range(100, 228), tmp_path / "measured.gguf", context=64)
+    jobs = {r: {"recipe": r} for r in ("IQ4_XS", "Q4_0")}
+    check(model_folder(kind), jobs, imatrix=read_imatrix(path))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from phiconv.architectures.config import Config
     from phiconv.architectures.weights import Weight
+    from phiconv.forward import Forward
     from phiconv.ir import Tensor
     from phiconv.model import HubTensor, Hyperparameters, Role
 
@@ -31,6 +32,7 @@ class Architecture:
         title: What people call it.
         parse: Validated config.json to hyperparameters.
         weights: Hyperparameters, and the names in the checkpoint, to the table of weights.
+        forward: What the decoder computes.
     """
 
     name: str
@@ -38,18 +40,22 @@ class Architecture:
     title: str
     parse: Callable[[Config], Hyperparameters]
     weights: Callable[[Hyperparameters, Collection[str]], Iterator[Weight]]
+    forward: Forward
 
 
 ARCHITECTURES = {
     a.name: a
     for a in (
-        Architecture("phi", ("PhiForCausalLM",), "phi-1, phi-1.5, phi-2", phi.parse, phi.weights),
+        Architecture(
+            "phi", ("PhiForCausalLM",), "phi-1, phi-1.5, phi-2", phi.parse, phi.weights, phi.forward
+        ),
         Architecture(
             "phi3",
             ("Phi3ForCausalLM",),
             "Phi-3 and Phi-3.5 mini and medium, Phi-4, Phi-4-reasoning, Phi-4-mini",
             phi3.parse,
             phi3.weights,
+            phi3.forward,
         ),
         Architecture(
             "phimoe",
@@ -57,6 +63,7 @@ ARCHITECTURES = {
             "Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE",
             phimoe.parse,
             phimoe.weights,
+            phimoe.forward,
         ),
     )
 }

@@ -60,14 +60,17 @@ class Config:
         """An integer, or None where it is absent or null."""
         return None if self.get(*names)[1] is None else self.integer(*names, least=least)
 
-    def number(self, *names: str, default: float | None = None) -> float:
-        """A positive finite number; JSON integers are taken too (Phi-4 writes its rope_theta as one)."""
+    def number(self, *names: str, default: float | None = None, zero: bool = False) -> float:
+        """A positive finite number; JSON integers are taken too (Phi-4 writes its rope_theta as one).
+
+        With ``zero`` it may be 0.
+        """
         name, value = self.get(*names)
         if value is None:
             if default is None:
                 raise self.error(name, "missing")
             return default
-        return self._positive(name, value)
+        return 0.0 if zero and type(value) in {int, float} and value == 0 else self._positive(name, value)
 
     def boolean(self, name: str, *, default: bool) -> bool:
         """True or false."""

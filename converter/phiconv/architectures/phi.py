@@ -8,6 +8,7 @@ from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import plain
 from phiconv.errors import UnsupportedModelError
+from phiconv.forward import Attention
 from phiconv.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
     from phiconv.architectures.config import Config
     from phiconv.architectures.weights import Weight
+    from phiconv.forward import Ops, R, V
 
-__all__ = ["parse", "weights"]
+__all__ = ["forward", "parse", "weights"]
 
 
 def parse(config: Config) -> Hyperparameters:
@@ -65,3 +67,14 @@ def weights(hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:  
 def _with_bias(role: Role, name: str, *shape: int) -> Iterator[Weight]:
     yield plain(role, f"{name}.weight", *shape)
     yield plain(role._replace(part="bias"), f"{name}.bias", shape[0])
+
+
+def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:
+    """The decoder: attention and feed-forward read the same normalised input, and both are added."""
+    x = ops.embed(Role("token_embedding"))
+    for n in range(hp.num_hidden_layers):
+        y = ops.layer_norm(x, Role("attn_norm", n), hp.norm_epsilon)
+        attended = ops.linear(ops.attention(y, n, Attention.of(hp)), Role("attn_output", n))
+        inner = ops.activate(ops.linear(y, Role("ffn_up", n)), "gelu_tanh")
+        x = ops.add(x, ops.add(attended, ops.linear(inner, Role("ffn_down", n))))
+    return ops.logits(ops.layer_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))

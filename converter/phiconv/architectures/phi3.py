@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import Piece, Weight, plain
+from phiconv.forward import Attention
 from phiconv.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from phiconv.architectures.config import Config
+    from phiconv.forward import Ops, R, V
 
-__all__ = ["parse", "weights"]
+__all__ = ["forward", "parse", "weights"]
 
 
 def parse(config: Config) -> Hyperparameters:
@@ -70,3 +72,15 @@ def _fused(rows: dict[str, int], layer: int, name: str, columns: int) -> Iterato
     for role, count in rows.items():
         yield Weight(Role(role, layer), (count, columns), (Piece(name, shape, start, start + count),))
         start += count
+
+
+def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:
+    """The decoder."""
+    x = ops.embed(Role("token_embedding"))
+    for n in range(hp.num_hidden_layers):
+        y = ops.attention(ops.rms_norm(x, Role("attn_norm", n), hp.norm_epsilon), n, Attention.of(hp))
+        x = ops.add(x, ops.linear(y, Role("attn_output", n)))
+        y = ops.rms_norm(x, Role("ffn_norm", n), hp.norm_epsilon)
+        y = ops.gated(y, Role("ffn_gate", n), Role("ffn_up", n), "silu")
+        x = ops.add(x, ops.linear(y, Role("ffn_down", n)))
+    return ops.logits(ops.rms_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))

@@ -13,21 +13,27 @@ from typing import TYPE_CHECKING
 from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import Piece, Weight, plain
+from phiconv.forward import Attention, MixtureOfExperts
 from phiconv.model import Experts, Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from phiconv.architectures.config import Config
+    from phiconv.forward import Ops, R, V
 
-__all__ = ["parse", "weights"]
+__all__ = ["forward", "parse", "weights"]
 
 
 def parse(config: Config) -> Hyperparameters:
     """Validates config.json of a ``PhiMoEForCausalLM`` (``PhimoeForCausalLM`` in transformers)."""
     config.choice("hidden_act", ("silu", "swish"), "silu")
     heads, kv_heads, head_dim = attention_sizes(config)
-    experts = Experts(config.integer("num_local_experts"), config.integer("num_experts_per_tok"))
+    experts = Experts(
+        config.integer("num_local_experts"),
+        config.integer("num_experts_per_tok"),
+        config.number("router_jitter_noise", default=0.01, zero=True),
+    )
     if experts.used > experts.count:
         raise config.error("num_experts_per_tok", f"{experts.used} of {experts.count} experts")
     return Hyperparameters(
@@ -122,3 +128,14 @@ def _switch_experts(hp: Hyperparameters, n: int, layer: str) -> Iterator[Weight]
 def _sizes(hp: Hyperparameters) -> tuple[int, int, int]:
     assert hp.experts is not None  # noqa: S101 - parse() always sets it
     return hp.experts.count, hp.hidden_size, hp.intermediate_size
+
+
+def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:
+    """The decoder."""
+    x = ops.embed(Role("token_embedding"))
+    for n in range(hp.num_hidden_layers):
+        y = ops.attention(ops.layer_norm(x, Role("attn_norm", n), hp.norm_epsilon), n, Attention.of(hp))
+        x = ops.add(x, ops.linear(y, Role("attn_output", n)))
+        y = ops.layer_norm(x, Role("ffn_norm", n), hp.norm_epsilon)
+        x = ops.add(x, ops.moe(y, n, MixtureOfExperts.of(hp, "silu")))
+    return ops.logits(ops.layer_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))

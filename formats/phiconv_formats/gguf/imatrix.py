@@ -2,7 +2,7 @@
 
 The current one is a GGUF with two tensors for each matrix: ``NAME.in_sum2``, sums of squared activations by
 column, and ``NAME.counts``, how many were summed up, one number for each matrix of a stack. The legacy one
-(``.dat``) is a list of records. All that is used are the means.
+(``.dat``) is a list of records. All that is used of either are the means; only the current one is written.
 """
 
 from __future__ import annotations

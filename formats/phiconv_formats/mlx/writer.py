@@ -18,7 +18,7 @@ from phiconv_formats.mlx.config import check_model, make_config, quantization_of
 from phiconv_formats.mlx.packing import pack, row_bytes
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.safetensors import lay_out
-from phiconv_formats.shards import shard_names, split
+from phiconv_formats.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +81,7 @@ def package(
     """
     check_model(model)
     entries = [_Entry(t, e, tuple(_parts(t, e))) for t, e in zip(tensors, encodings, strict=True)]
-    shards = split(entries, split_max_size or _SHARD)
+    shards = split(entries, split_max_size or _SHARD, MOST_SHARDS)
     names = shard_names(len(shards))
     files, streams = [], []
     for name, shard in zip(names, shards, strict=True):

@@ -13,7 +13,7 @@ from phiconv_formats.companions import companion_files, json_bytes
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.safetensors import DTYPE_OF_ENCODING, lay_out
 from phiconv_formats.safetensors_folder.config import make_config
-from phiconv_formats.shards import shard_names, split
+from phiconv_formats.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def package(
         UsageError: A split size that would make too many files.
     """
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
-    shards = split(entries, split_max_size or _SHARD)
+    shards = split(entries, split_max_size or _SHARD, MOST_SHARDS)
     names = shard_names(len(shards))
     files, streams = [], []
     for name, shard in zip(names, shards, strict=True):

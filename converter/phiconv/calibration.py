@@ -1,0 +1,92 @@
+"""Measures what goes into a model's matrices while it reads a text: the making of an importance matrix.
+
+The sums are those of llama.cpp's llama-imatrix: over windows of the text as in `phiconv.evaluation`, the
+squares of every input of a matrix by column, and for a stack of experts by expert, over its own tokens only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv.errors import WeightError
+from phiconv.evaluation import passes, windows
+from phiconv.importance import ColumnSums
+from phiconv.interpreter import compute
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from phiconv.evaluation import Progress
+    from phiconv.interpreter import Watch
+    from phiconv.layers import Array
+    from phiconv.model import Model, Role
+
+__all__ = ["column_sums"]
+
+
+def column_sums(
+    model: Model,
+    ids: ArrayLike,
+    roles: Collection[Role],
+    *,
+    context: int = 512,
+    bos: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[Role, ColumnSums], int]:
+    """Computes a text and sums up what goes into matrices.
+
+    Args:
+        model: The model.
+        ids: The tokens of the text.
+        roles: The matrices; those that have the same input need to be there once only.
+        context: Tokens of a window.
+        bos: What the first token of each window is replaced with.
+        progress: Is told how far it is.
+
+    Returns:
+        The sums of each matrix, and the number of windows.
+
+    Raises:
+        UsageError: The text is shorter than a window.
+        WeightError: An input is NaN or infinite: the weights hold values that are not finite.
+    """
+    found = {role: _empty(model, role) for role in roles}
+
+    def collect(role: Role, x: Array, expert: int | None) -> None:
+        if role in found:
+            found[role].sums[expert or 0] += np.einsum("ij,ij->j", x, x)
+            found[role].counts[expert or 0] += len(x)
+
+    cut = windows(ids, context)
+    for batch, (step,) in passes(cut, [model], progress):
+        inputs: NDArray[np.intp] = batch.copy()
+        if bos is not None:
+            inputs[:, 0] = bos
+        compute(model, inputs, watch=_both(step, collect))
+    for role, each in found.items():
+        if not np.isfinite(each.sums).all():
+            raise WeightError(
+                "an input of this matrix is NaN or infinite",
+                path=model.path,
+                at=f"weight {role}",
+                hint="the weights hold values that are not finite",
+            )
+    return found, len(cut)
+
+
+def _empty(model: Model, role: Role) -> ColumnSums:
+    shape = model.tensors[role].shape
+    matrices = shape[0] if len(shape) > 2 else 1
+    return ColumnSums(np.zeros((matrices, shape[-1])), np.zeros(matrices, np.int64))
+
+
+def _both(first: Watch, second: Watch) -> Watch:
+    def watch(role: Role, x: Array, expert: int | None) -> None:
+        first(role, x, expert)
+        second(role, x, expert)
+
+    return watch

@@ -1,0 +1,37 @@
+"""The command ``phiconv compare``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from phiconv.cli_common import JOBS, JSON, PATH, QUIET, reporting
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["compare"]
+
+
+@click.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
+@JSON
+@JOBS
+@QUIET
+@reporting
+def compare(a: Path, b: Path, tensors: bool, as_json: bool, jobs: int | None, quiet: bool) -> None:
+    """Show how far the weights of B are from those of A, whatever their formats."""
+    from phiconv import api
+    from phiconv.report import progress_display
+    from phiconv.report_comparison import comparison_lines, comparison_object
+
+    with progress_display(quiet=quiet) as progress:
+        found = api.compare(a, b, jobs=jobs, progress=progress)
+    if as_json:
+        click.echo(json.dumps(comparison_object(found, tensors=tensors), indent=2))
+    else:
+        click.echo("\n".join(comparison_lines(found, tensors=tensors)))

@@ -1,0 +1,278 @@
+"""Computes a model's logits with NumPy: the `Ops` whose values are arrays.
+
+No weight stays in memory. A matrix is read, and dequantized if need be, some rows at a time, so a model may
+be larger than memory; several short sequences in one call share the reading. There is no cache of keys and
+values: a call computes whole sequences.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from phiconv import layers, threads
+from phiconv.architectures import ARCHITECTURES
+from phiconv.errors import UnsupportedModelError, UsageError
+from phiconv.forward import ATTENTION_ROLES, check_weights, output_matrix
+from phiconv.model import Role
+from phiconv.quantizers import decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from phiconv.forward import Activation, Attention, MixtureOfExperts
+    from phiconv.ir import Tensor
+    from phiconv.layers import Array
+    from phiconv.model import Model
+
+__all__ = ["Logits", "Precision", "Watch", "compute"]
+
+Precision: TypeAlias = Literal["float32", "float64"]
+"""What to compute in. Weights are float32 at most; float64 shows how much of a difference is rounding."""
+
+_TILE = 1 << 22
+"""Weights of a matrix in memory of a thread: enough that a product with them runs at full speed."""
+
+_PARTS = 4
+"""Into how many parts a smaller matrix is cut, so that all threads have something to do."""
+
+_PIECE = 1 << 20
+"""Weights that are read and dequantized at a time: what lies between those two steps stays small."""
+
+_CHUNK = 1 << 25
+"""Logits in memory at a time, where nobody asks for all of them."""
+
+
+class Watch(Protocol):
+    """Is shown what goes into each matrix, before the product."""
+
+    def __call__(self, role: Role, x: Array, expert: int | None) -> None:
+        """``x`` has one row per token: for a stacked matrix, those tokens that use this ``expert``."""
+
+
+def compute(
+    model: Model, ids: ArrayLike, *, precision: Precision = "float32", watch: Watch | None = None
+) -> Logits:
+    """Computes whole sequences of one length.
+
+    Args:
+        model: Its weights are read from its files, each once.
+        ids: Token ids, shape (batch, length).
+        precision: What to compute in.
+        watch: Is shown what goes into each matrix but the output matrix.
+
+    Returns:
+        The logits at every position; the output matrix is first read when some are asked for.
+
+    Raises:
+        UnsupportedModelError: It is a file of plain tensors and no model.
+        MalformedFileError: Its weights are not those that its architecture uses.
+        UsageError: The ids are not of that shape, or not in the vocabulary.
+    """
+    if model.architecture is None or model.hyperparameters is None:
+        raise UnsupportedModelError(
+            "these are plain tensors and no model that can be computed",
+            path=model.path,
+            hint="config.json must be beside them",
+        )
+    forward, hp = ARCHITECTURES[model.architecture].forward, model.hyperparameters
+    check_weights(forward, hp, model.tensors, model.path)
+    ops = NumpyOps(model.tensors, token_ids(ids, hp.vocab_size), np.dtype(precision), watch)
+    # What NaN and infinity in the weights make of the logits is the caller's business.
+    with threads.parallel(), np.errstate(all="ignore"):
+        return forward(ops, hp)
+
+
+def token_ids(ids: ArrayLike, vocabulary: int) -> NDArray[np.intp]:
+    """Ids as a matrix, checked."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # rows of several lengths
+        array = np.empty(0)
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.size == 0:
+        raise UsageError("token ids must be integers, sequences of one length", hint="shape (batch, length)")
+    if array.min() < 0 or array.max() >= vocabulary:
+        wrong = array.min() if array.min() < 0 else array.max()
+        raise UsageError(f"token id {wrong} is not in the vocabulary of {vocabulary}")
+    return array.astype(np.intp)
+
+
+class _Weights:
+    """A model's weights by role, in the precision to compute in."""
+
+    def __init__(self, tensors: Mapping[Role, Tensor], dtype: np.dtype[Any]) -> None:
+        self.tensors = tensors
+        self.dtype = dtype
+
+    def vector(self, role: Role, part: str = "weight") -> Array | None:
+        """All of a vector, or None where the model has none."""
+        tensor = self.tensors.get(role._replace(part=part))
+        return None if tensor is None else self._rows(tensor, 0, tensor.rows).reshape(-1)
+
+    def rows_at(self, role: Role, indices: NDArray[np.intp]) -> Array:
+        """Rows of a matrix, each read once."""
+        tensor = self.tensors[role]
+        distinct, inverse = np.unique(indices, return_inverse=True)
+        result = np.empty((len(distinct), tensor.columns), self.dtype)
+        for i, row in enumerate(distinct.tolist()):
+            result[i] = decode(tensor.read(row, row + 1), tensor.columns)[0]
+        return result[inverse.reshape(-1)]
+
+    def product(self, x: Array, matrix: Tensor, bias: Array | None = None) -> Array:
+        """``x @ matrix.T + bias``, in tiles of rows of the matrix."""
+        result = np.empty((len(x), matrix.rows), self.dtype)
+
+        def multiply(start: int, stop: int) -> None:
+            np.matmul(x, self._rows(matrix, start, stop).T, out=result[:, start:stop])
+
+        step = max(min(_TILE // max(matrix.columns, 1), -(-matrix.rows // _PARTS)), 1)
+        starts = range(0, matrix.rows, step)
+        threads.run(partial(multiply, start, min(start + step, matrix.rows)) for start in starts)
+        if bias is not None:
+            result += bias
+        return result
+
+    def _rows(self, tensor: Tensor, start: int, stop: int) -> Array:
+        """Rows of a matrix."""
+        tile = np.empty((stop - start, tensor.columns), self.dtype)
+        step = max(_PIECE // max(tensor.columns, 1), 1)
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            tile[first - start : last - start] = decode(tensor.read(first, last), tensor.columns)
+        return tile
+
+
+class Logits:
+    """A result that is computed when it is asked for: all of it may be larger than the model.
+
+    Attributes:
+        shape: Batch, length, vocabulary. Positions count through the batch, ``sequence * length + position``.
+    """
+
+    def __init__(self, hidden: Array, ids_shape: tuple[int, ...], weights: _Weights, role: Role) -> None:
+        self._hidden = hidden
+        self._weights = weights
+        self._matrix = weights.tensors[output_matrix(weights.tensors)]
+        self._bias = weights.vector(role, "bias")
+        self.shape = (*ids_shape, self._matrix.rows)
+
+    def at(self, positions: NDArray[np.intp]) -> Array:
+        """The logits at some positions, shape (positions, vocabulary)."""
+        with threads.parallel(), np.errstate(all="ignore"):
+            return self._weights.product(self._hidden[positions], self._matrix, self._bias)
+
+    def chunks(
+        self, positions: NDArray[np.intp], size: int = _CHUNK
+    ) -> Iterator[tuple[NDArray[np.intp], Array]]:
+        """Some of the positions and the logits there, then the next ones, at most ``size`` logits at once."""
+        step = max(size // self.shape[-1], 1)
+        for start in range(0, len(positions), step):
+            some = positions[start : start + step]
+            yield some, self.at(some)
+
+    def all(self) -> Array:
+        """All of them, of the given shape."""
+        return self.at(np.arange(len(self._hidden))).reshape(self.shape)
+
+
+class NumpyOps:
+    """The operations on arrays of shape (tokens, width), sequence after sequence (see `forward.Ops`)."""
+
+    def __init__(
+        self,
+        tensors: Mapping[Role, Tensor],
+        ids: NDArray[np.intp],
+        dtype: np.dtype[Any],
+        watch: Watch | None = None,
+    ) -> None:
+        self._weights = _Weights(tensors, dtype)
+        self._ids = ids
+        self._watch = watch
+        self._rotary: dict[object, tuple[Array, Array]] = {}
+
+    def embed(self, role: Role, /) -> Array:
+        return self._weights.rows_at(role, self._ids.reshape(-1))
+
+    def linear(self, x: Array, role: Role, /) -> Array:
+        if self._watch is not None:
+            self._watch(role, x, None)
+        return self._weights.product(x, self._weights.tensors[role], self._weights.vector(role, "bias"))
+
+    def rms_norm(self, x: Array, role: Role, epsilon: float, /) -> Array:
+        return layers.rms_norm(x, self._vector(role), epsilon)
+
+    def layer_norm(self, x: Array, role: Role, epsilon: float, /) -> Array:
+        bias = self._vector(role._replace(part="bias"))
+        return layers.layer_norm(x, self._vector(role), bias, epsilon)
+
+    def _vector(self, role: Role) -> Array:
+        vector = self._weights.vector(role, role.part)
+        assert vector is not None  # noqa: S101 - check_weights has seen it
+        return vector
+
+    def add(self, a: Array, b: Array, /) -> Array:
+        return a + b
+
+    def activate(self, x: Array, kind: Activation, /) -> Array:
+        return layers.ACTIVATIONS[kind](x)
+
+    def gated(self, x: Array, gate: Role, up: Role, kind: Activation, /) -> Array:
+        y = self.activate(self.linear(x, gate), kind)
+        y *= self.linear(x, up)
+        return y
+
+    def attention(self, x: Array, layer: int, spec: Attention, /) -> Array:
+        batch, length = self._ids.shape
+        if spec.rope not in self._rotary:
+            self._rotary[spec.rope] = layers.rotary_table(spec.rope, length, x.dtype)
+        cos, sin = self._rotary[spec.rope]
+        q, k, v = (
+            self.linear(x, Role(name, layer)).reshape(batch, length, -1, spec.head_dim)
+            for name in ATTENTION_ROLES
+        )
+        layers.rotate(q, cos, sin)
+        layers.rotate(k, cos, sin)
+
+        def attend(sequence: int, head: int) -> None:
+            queries = slice(head * group, (head + 1) * group)
+            y[sequence, :, queries] = layers.attend(
+                q[sequence, :, queries],
+                k[sequence, :, head : head + 1],
+                v[sequence, :, head : head + 1],
+                spec.window,
+            )
+
+        y, group = np.empty_like(q), spec.heads // spec.kv_heads
+        threads.run(partial(attend, i, head) for i in range(batch) for head in range(spec.kv_heads))
+        return y.reshape(batch * length, -1)
+
+    def moe(self, x: Array, layer: int, spec: MixtureOfExperts, /) -> Array:
+        chosen, weights = layers.sparse_mixer(self.linear(x, Role("router", layer)), spec)
+        result = np.zeros_like(x)
+        for expert in range(spec.count):
+            tokens, order = np.nonzero(chosen == expert)
+            if tokens.size:
+                y = self._expert(x[tokens], layer, expert, spec.activation)
+                result[tokens] += weights[tokens, order, None] * y
+        return result
+
+    def _expert(self, x: Array, layer: int, expert: int, kind: Activation) -> Array:
+        y = self.activate(self._stacked(x, Role("experts_gate", layer), expert), kind)
+        y *= self._stacked(x, Role("experts_up", layer), expert)
+        return self._stacked(y, Role("experts_down", layer), expert)
+
+    def _stacked(self, x: Array, role: Role, expert: int) -> Array:
+        """The product with one matrix of a stack."""
+        if self._watch is not None:
+            self._watch(role, x, expert)
+        stack = self._weights.tensors[role]
+        rows = stack.shape[-2]
+        matrices = stack.reshape((stack.rows, stack.columns))
+        return self._weights.product(x, matrices.slice_rows(expert * rows, (expert + 1) * rows))
+
+    def logits(self, x: Array, role: Role, /) -> Logits:
+        return Logits(x, self._ids.shape, self._weights, role)

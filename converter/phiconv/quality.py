@@ -1,0 +1,186 @@
+"""What a model does with a text: the functions of the library that compute, see `phiconv.api`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv import calibration, evaluation
+from phiconv.errors import MissingFileError, OutputExistsError, UsageError
+from phiconv.evaluation import Evaluation
+from phiconv.interpreter import compute
+from phiconv.model import Model
+from phiconv.outputs import partial_files
+from phiconv.source import open_model
+from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from os import PathLike
+
+    from numpy.typing import ArrayLike
+
+    from phiconv.evaluation import Progress
+    from phiconv.interpreter import Precision
+    from phiconv.layers import Array
+
+__all__ = ["Evaluation", "calibrate", "evaluate", "generate", "logits"]
+
+
+def logits(
+    source: str | PathLike[str] | Model, input_ids: ArrayLike, *, precision: Precision = "float32"
+) -> Array:
+    """Computes a model's logits with NumPy.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        input_ids: Token ids: sequences of one length, shape (batch, length).
+        precision: "float32", or "float64" to see how much of a difference is rounding.
+
+    Returns:
+        Shape (batch, length, vocabulary), of the given precision: what follows each token.
+
+    Raises:
+        InputError: Something is wrong with the model, or it is a file of plain tensors.
+        UsageError: The ids have another shape, or are not in the vocabulary.
+    """
+    return compute(_opened(source), input_ids, precision=precision).all()
+
+
+def evaluate(
+    source: str | PathLike[str] | Model,
+    text: str | ArrayLike,
+    *,
+    reference: str | PathLike[str] | Model | None = None,
+    context: int = 512,
+    llama: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Computes how well a model predicts a text, with NumPy.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        text: The text, or its token ids. It is cut into windows, and the tail is dropped.
+        reference: Another model with the same vocabulary, as a rule the unquantized one, to compare the
+            predictions with.
+        context: Tokens of a window.
+        llama: Score as llama-perplexity does: only the second half of each window, and with a bos token in
+            front of the text and of each window, if the tokenizer asks for one. Otherwise every token but a
+            window's first one is scored, and no token is added.
+        progress: Is told how far it is.
+
+    Raises:
+        InputError: Something is wrong with a model.
+        UsageError: The text is shorter than a window, or the vocabularies differ.
+    """
+    model = _opened(source)
+    bos = _bos(model) if llama else None
+    return evaluation.evaluate(
+        model,
+        _ids(model, text, bos),
+        reference=None if reference is None else _opened(reference),
+        context=context,
+        llama=llama,
+        bos=bos,
+        progress=progress,
+    )
+
+
+def calibrate(
+    source: str | PathLike[str] | Model,
+    text: str | ArrayLike,
+    destination: str | PathLike[str],
+    *,
+    context: int = 512,
+    dataset: str = "",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Measures an importance matrix with NumPy, and writes it as llama-imatrix does.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        text: The text, or its token ids. It is cut into windows, and the tail is dropped.
+        destination: The file to write, a GGUF.
+        context: Tokens of a window.
+        dataset: The text's name, for the file.
+        force: Replace a file that exists.
+        progress: Is told how far it is.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: Something is wrong with the model.
+        OutputError: The file cannot be written.
+        UsageError: The text is shorter than a window.
+    """
+    model, path = _opened(source), Path(destination)
+    if not force and path.exists():  # it would be a pity to find it out after an hour
+        raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
+    names = measured_matrices(model)
+    bos = _bos(model)
+    sums, chunks = calibration.column_sums(
+        model, _ids(model, text, bos), set(names.values()), context=context, bos=bos, progress=progress
+    )
+    by_name = {name: sums[role] for name, role in names.items()}
+    file = imatrix_file(path.name, by_name, dataset=dataset, chunks=chunks, chunk_size=context)
+    with partial_files(path.parent, (file,), force=force):
+        return path
+
+
+def generate(
+    source: str | PathLike[str] | Model, prompt: str | Sequence[int], count: int = 32
+) -> Iterator[int]:
+    """Continues a text with the likeliest tokens, to see whether a model works.
+
+    Every token costs a pass over all weights and the whole text.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        prompt: The text, or its token ids. A text gets a bos token in front if the tokenizer asks for one.
+        count: Most tokens to generate.
+
+    Yields:
+        Token ids; one that ends a generation is the last.
+
+    Raises:
+        InputError: Something is wrong with the model.
+        UsageError: The prompt is empty, or its ids are not in the vocabulary.
+    """
+    model = _opened(source)
+    tokenizer = model.tokenizer
+    ids = np.asarray(_ids(model, prompt, _bos(model))).reshape(-1).tolist()
+    if not ids:
+        raise UsageError("the prompt has no tokens", hint="give some text to continue")
+    ends = set() if tokenizer is None else {*tokenizer.eos_ids, tokenizer.special_ids.get("eos")}
+    for _ in range(count):
+        result = compute(model, [ids])
+        token = int(result.at(np.array([len(ids) - 1])).argmax())
+        yield token
+        if token in ends:
+            return
+        ids.append(token)
+
+
+def _opened(source: str | PathLike[str] | Model) -> Model:
+    return source if isinstance(source, Model) else open_model(source)
+
+
+def _bos(model: Model) -> int | None:
+    """The token that the tokenizer wants in front of a text."""
+    tokenizer = model.tokenizer
+    return tokenizer.special_ids.get("bos") if tokenizer and tokenizer.add_bos else None
+
+
+def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:
+    """A text's tokens, after ``bos``; ids are taken as they are."""
+    if not isinstance(text, str):
+        return text
+    if model.tokenizer is None:
+        raise MissingFileError("the model has no tokenizer", path=model.path)
+    from phiconv.tokenization import encode
+
+    return [*([] if bos is None else [bos]), *encode(model.tokenizer, text)]
