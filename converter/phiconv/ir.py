@@ -203,7 +203,11 @@ class Source(Protocol):
         """Reads rows ``start`` to ``stop`` into memory of their own."""
 
     def changed(self) -> bool:
-        """Whether what it reads is no longer what was opened."""
+        """Whether what it reads is no longer what was opened.
+
+        Raises:
+            MalformedFileError: It is, and its checksum, if it has one, says that it is damaged.
+        """
 
 
 @dataclass(frozen=True, slots=True)
