@@ -9,7 +9,7 @@ and back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -171,6 +171,14 @@ class Blocks:
         others: list[list[Any]] = [[getattr(part, name) for part in parts] for name in names]
         joined: list[Any] = [None if o[0] is None else np.concatenate(o, axis=-1) for o in others]
         return Blocks(first.encoding, codes, *joined)
+
+    def take(self, indices: NDArray[np.intp]) -> Blocks:
+        """Some of the blocks, in the given order."""
+        others = {
+            f.name: None if (value := getattr(self, f.name)) is None else value[..., indices]
+            for f in fields(self)[2:]
+        }
+        return replace(self, codes=self.codes[:, indices], **others)
 
 
 Encoded: TypeAlias = "NDArray[np.generic] | Blocks"

@@ -16,6 +16,7 @@ from phiconv.errors import (
 from phiconv.ir import F32, FloatEncoding, RawEncoding, same_meaning
 from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
+from phiconv_formats.output import RuntimeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding
     from phiconv.model import Model
+    from phiconv_formats import Format
     from phiconv_formats.output import OutputTensor, Package, Stream
 
 __all__ = ["Plan", "TensorPlan", "make_plan"]
@@ -118,7 +120,7 @@ def make_plan(
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
     encodings = assign(target.name, recipe, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
-    folder, file_name = _place(destination, target.suffixes, model, recipe)
+    folder, file_name = _place(destination, target, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
@@ -128,6 +130,7 @@ def make_plan(
         recipe=recipe,
         split_max_size=split_max_size,
         importance=choices.importance,
+        settings=RuntimeSettings(choices.target, choices.accuracy_level),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     if again:
@@ -213,19 +216,20 @@ def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[Tensor
     )
 
 
-def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:
+def _place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
     """Folder and file name of the output; in a folder the file is named after the model and the recipe.
 
-    A format without a suffix is a folder whose files have names of their own.
+    Files of a format that is a folder have names of their own, unless the destination names one.
     """
-    if not suffixes:
-        return destination, ""
-    if destination.name.endswith(suffixes) and not destination.is_dir():
+    suffixes = target.suffixes
+    if suffixes and destination.name.endswith(suffixes) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"
             )
         return destination.parent, destination.name
+    if target.folder:
+        return destination, ""
     source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
     return destination, f"{source}-{recipe}{suffixes[0]}"
 

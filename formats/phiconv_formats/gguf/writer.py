@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoded, Encoding
     from phiconv.model import Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.output import OutputTensor, RuntimeSettings
 
 __all__ = ["FILE_TYPES", "package"]
 
@@ -65,6 +65,7 @@ def package(
     recipe: str,
     split_max_size: int | None = None,
     importance: ImportanceMatrix | None = None,
+    settings: RuntimeSettings | None = None,  # noqa: ARG001 - the file has no place for them
 ) -> Package:
     """Lays the whole output out.
 
