@@ -13,7 +13,8 @@ from phiconv.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from phiconv.ir import F32, FloatEncoding, RawEncoding, same_meaning
+from phiconv.ir import F32, FloatEncoding, RawEncoding
+from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
 from phiconv_formats.output import RuntimeSettings
@@ -176,7 +177,7 @@ def _check_requantizing(
     count = 0
     for tensor, encoding in zip(tensors, encodings, strict=True):
         stored = tensor.tensor.encoding
-        if same_meaning(stored, encoding) or isinstance(stored, FloatEncoding):
+        if repackable(stored, encoding) or isinstance(stored, FloatEncoding):
             continue
         if isinstance(stored, RawEncoding):
             raise UnsupportedModelError(

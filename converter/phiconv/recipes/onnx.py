@@ -1,11 +1,17 @@
-"""The recipes of ONNX Runtime's model builder, as data: what each matrix of an ONNX model becomes."""
+"""The recipes of ONNX Runtime's tools, as data: what each matrix of an ONNX model becomes.
+
+The schemes are those of its quantizers (onnxruntime 1.31) and of GenAI's model builder (0.18). phiconv differs
+in the two ends of the model: the embedding and the output matrix get 8 bits, where the builder keeps a float32
+embedding, or gives both 4 bits where they are one. The runtime's own choice can be asked for.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, FloatEncoding
+from phiconv.ir import BF16, F16, F32, FloatEncoding, onnx_affine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,25 +26,145 @@ __all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check
 PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
 
-ALIASES = {"fp16": "f16", "fp32": "f32"}
-"""Other names for recipes."""
-
 OPTIONS = frozenset(
-    "tensor_types allow_requantize match_runtime short_context target accuracy_level".split()
+    "tensor_types allow_requantize effort match_runtime short_context target accuracy_level".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
-DEFAULTS = {"f32": F32, "f16": F16, "bf16": BF16}
+_FLOATS = {"f32": F32, "f16": F16, "bf16": BF16}
+_BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
+_ACCURACY_LEVELS = range(5)
+
+# Targets of the model builder; what is not supported yet is refused by name.
+_TARGETS = ("cpu",)
+_LATER = ("cuda", "dml", "webgpu")
 
 
-def assign(recipe, model, tensors, choices):
-    e = DEFAULTS[recipe]
-    return [e if t.role is not None and len(t.tensor.shape) > 1 else F32 for t in tensors]
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What a matrix becomes.
+
+    Attributes:
+        encoding: The encoding.
+        high: That of the more important matrices.
+        ends: That of the embedding and the output matrix.
+    """
+
+    encoding: Encoding
+    high: Encoding
+    ends: Encoding
 
 
-def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:
+def _schemes() -> dict[str, Scheme]:
+    result = {name: Scheme(e, e, e) for name, e in _FLOATS.items()}
+    for size in _BLOCK_SIZES:
+        suffix = "" if size == _BLOCK_SIZES[0] else f"-g{size}"
+        eight = onnx_affine(8, size, F32)
+        for bits in (4, 8):
+            for method in ("default", "rtn"):
+                for symmetric in (True, False):
+                    encoding = onnx_affine(bits, size, F32, symmetric=symmetric, method=method)
+                    variant = ("" if method == "default" else f"-{method}") + ("" if symmetric else "-asym")
+                    result[f"int{bits}{variant}{suffix}"] = Scheme(encoding, encoding, eight)
+        low, high = (onnx_affine(b, size, F32, symmetric=False, method="k_quant") for b in (4, 8))
+        result[f"int4-k_quant{suffix}"] = Scheme(low, low, eight)
+        result[f"int4-k_quant_mixed{suffix}"] = Scheme(low, high, eight)
+    return result
+
+
+DEFAULTS = _schemes()
+"""Every recipe, by its name."""
+
+ALIASES = {"fp16": "f16", "fp32": "f32"} | {
+    f"{name}-g{_BLOCK_SIZES[0]}": name
+    for name, scheme in DEFAULTS.items()
+    if scheme.encoding.block_size == _BLOCK_SIZES[0]
+}
+"""Other names for recipes."""
+
+
+def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> list[Encoding]:
+    """The encoding of every tensor.
+
+    Args:
+        recipe: A key of `DEFAULTS`.
+        model: Its number of layers decides some choices.
+        tensors: What will be stored.
+        choices: What the user wants otherwise.
+
+    Raises:
+        UsageError: A target or an accuracy level that there is not.
+    """
+    if choices.target in _LATER:
+        raise UsageError(f"--target {choices.target} is not supported yet", hint="give --target cpu")
+    if choices.target not in {None, *_TARGETS}:
+        raise UsageError(f"no target {choices.target!r}", hint=f"one of {', '.join(_TARGETS)}")
+    if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
+        raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
+    return [_encoding(t, DEFAULTS[recipe], model, choices) for t in tensors]
+
+
+def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
+    """Weights are quantized as they are."""
     return None
 
 
 def check_type(name: str) -> None:
-    raise UsageError(name)
+    """Raises `UsageError` unless a single matrix can get this scheme."""
+    _scheme(name)
+
+
+def _scheme(name: str) -> Encoding:
+    known = {_key(n): s.encoding for n, s in DEFAULTS.items() if s.encoding == s.high}
+    key = _key(name)
+    aliases = {_key(alias): _key(recipe) for alias, recipe in ALIASES.items()}
+    if (key := aliases.get(key, key)) not in known:
+        raise UsageError(f"no tensor can be turned into {name!r}", hint=f"one of {', '.join(known)}")
+    return known[key]
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choices) -> Encoding:
+    if tensor.role is None or len(tensor.tensor.shape) < 2:
+        return F32  # the graph computes in it
+    encoding = _by_rule(tensor, scheme, model, match_runtime=choices.match_runtime)
+    for pattern, name in choices.tensor_types:
+        if pattern.search(tensor.name):
+            encoding = _scheme(name)
+            break
+    if tensor.tensor.columns % encoding.block_size == 0:
+        return encoding
+    stored = tensor.tensor.encoding
+    return stored if stored in _FLOATS.values() else F32
+
+
+def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtime: bool) -> Encoding:
+    assert tensor.role is not None  # noqa: S101 - a matrix has one
+    match tensor.role.name:
+        case "router":  # tiny, and much depends on it
+            return scheme.encoding if isinstance(scheme.encoding, FloatEncoding) else F32
+        case "token_embedding" | "output" if not match_runtime:
+            return scheme.ends
+        case "token_embedding":
+            tied = model.hyperparameters is not None and model.hyperparameters.tie_word_embeddings
+            return scheme.high if tied else _runtime_embedding(scheme)
+        case "output":
+            return scheme.high
+        case "attn_q" | "attn_v" | "ffn_down" if _more_bits(tensor.role.layer or 0, model):
+            return scheme.high
+    return scheme.encoding
+
+
+def _runtime_embedding(scheme: Scheme) -> Encoding:
+    """The builder quantizes no embedding of its own."""
+    return scheme.encoding if isinstance(scheme.encoding, FloatEncoding) else F32
+
+
+def _more_bits(layer: int, model: Model) -> bool:
+    """The first and the last eighth of the layers, and every third between; as in llama.cpp's Q4_K_M."""
+    assert model.hyperparameters is not None  # noqa: S101 - ONNX has no files of plain tensors
+    count = model.hyperparameters.num_hidden_layers
+    return layer < count / 8 or layer >= 7 * count / 8 or (layer - round(count / 8)) % 3 == 2

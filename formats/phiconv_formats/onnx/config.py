@@ -82,7 +82,7 @@ def _decoder(model: Model, hp: Hyperparameters, graph: str) -> dict[str, Any]:
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",
     }
-    if not rotates_inside(hp.rope):
+    if not rotates_inside(hp.rope, hp.head_dim):
         inputs["position_ids"] = "position_ids"
     return {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

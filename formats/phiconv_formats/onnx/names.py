@@ -68,9 +68,9 @@ def norm_name(role: Role) -> str:
     return f"{path_of(role.name, role.layer)}.{role.part}"
 
 
-def rotates_inside(rope: Rope) -> bool:
-    """Whether the attention operator can rotate: it takes eight pairs at a time (ONNX Runtime 1.31)."""
-    return rope.dimensions % 16 == 0
+def rotates_inside(rope: Rope, head_dim: int) -> bool:
+    """Whether the attention operator can rotate: it takes 16 dimensions at a time (ONNX Runtime 1.31)."""
+    return rope.dimensions % 16 == 0 and head_dim % 16 == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class _Weights:
     def attention(self, layer: int, spec: Attention) -> Iterator[OutputTensor]:
         """Queries, keys and values in one matrix, where they are stored alike and the operator rotates."""
         roles = [Role(name, layer) for name in ATTENTION_ROLES]
-        if rotates_inside(spec.rope) and len({self.tensors[role].encoding for role in roles}) == 1:
+        if rotates_inside(spec.rope, spec.head_dim) and len({self.tensors[role].encoding for role in roles}) == 1:
             yield from self.matrix("attn_qkv", *roles)
         else:
             for role in roles:

@@ -6,6 +6,7 @@ A quantized matrix is stored as two or three tensors: codes, scales and maybe ze
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from onnx import TensorProto
@@ -73,7 +74,7 @@ class Store:
             places.append((offset, size * tensor.rows))
             segments.append(Segment(self.file, offset, size))
         self._stored[output.name] = Stored(output, encoding, tuple(places))
-        self.streams.append(Stream(output.name, tensor, encoding, pack, tuple(segments)))
+        self.streams.append(Stream(output.name, tensor, encoding, partial(pack, columns=tensor.columns), tuple(segments)))
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
