@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, FloatEncoding, onnx_affine
+from phiconv.ir import BF16, F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv.ir import Encoding
+    from phiconv.ir import Encoding, Tensor
     from phiconv.model import Model
     from phiconv.recipes import Choices
     from phiconv_formats.output import OutputTensor
@@ -101,7 +101,32 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
         raise UsageError(f"no target {choices.target!r}", hint=f"one of {', '.join(_TARGETS)}")
     if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
         raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
-    return [_encoding(t, DEFAULTS[recipe], model, choices) for t in tensors]
+    encodings = [_encoding(t, DEFAULTS[recipe], model, choices) for t in tensors]
+    _match_experts(tensors, encodings)
+    return encodings
+
+
+def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -> None:
+    """Gives the experts' matrices of a layer blocks of one size, since one operator reads them.
+
+    Raises:
+        UsageError: One of them is quantized, and the other one is not.
+    """
+    layers: dict[int | None, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.role is not None and tensor.role.name.startswith("experts_"):
+            layers.setdefault(tensor.role.layer, []).append(i)
+    for group in layers.values():
+        size = min(encodings[i].block_size for i in group)
+        kept = [i for i in group if isinstance(encodings[i], FloatEncoding)]
+        for i in group:
+            if not kept:
+                encodings[i] = _with_block_size(encodings[i], size)
+            elif i not in kept:
+                raise UsageError(
+                    f"{tensors[i].name} cannot be quantized where {tensors[kept[0]].name} is not",
+                    hint="give both the same type with --tensor-type experts=TYPE",
+                )
 
 
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
@@ -135,10 +160,25 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choic
         if pattern.search(tensor.name):
             encoding = _scheme(name)
             break
-    if tensor.tensor.columns % encoding.block_size == 0:
+    return _fitting(encoding, tensor.tensor)
+
+
+def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
+    """The encoding with the largest blocks, up to its own, that rows can be cut into, or a float."""
+    size = encoding.block_size
+    while tensor.columns % size and size > min(_BLOCK_SIZES):
+        size //= 2
+    if tensor.columns % size == 0:
+        return _with_block_size(encoding, size)
+    return tensor.encoding if tensor.encoding in _FLOATS.values() else F32
+
+
+def _with_block_size(encoding: Encoding, size: int) -> Encoding:
+    if not isinstance(encoding, BlockEncoding) or encoding.block_size == size:
         return encoding
-    stored = tensor.tensor.encoding
-    return stored if stored in _FLOATS.values() else F32
+    (method,) = (name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
+    symmetric = not encoding.has_zero_point
+    return onnx_affine(encoding.bits, size, encoding.scale_type, symmetric=symmetric, method=method)
 
 
 def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtime: bool) -> Encoding:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["OnnxOps"]
 
 _ACCURACY = 4
-"""Of MatMulNBits: activations are rounded to int8, which is more than twice as fast on processors."""
+"""Of products with quantized matrices: activations are rounded to int8, which is more than twice as fast on processors."""
 
 
 @dataclass(slots=True)
@@ -60,7 +60,8 @@ class OnnxOps:
         self.store = store
         self._tensors = model.tensors
         self._context = model.hyperparameters.max_position_embeddings
-        self._accuracy = _ACCURACY if settings.accuracy_level is None else settings.accuracy_level
+        level = _ACCURACY if settings.accuracy_level is None else settings.accuracy_level
+        self.accuracy = {"accuracy_level": level} if level else {}
         self._float = TensorProto.FLOAT
         self._rotary: dict[Rope, tuple[str, str]] = {}
         self._total = ""
@@ -238,7 +239,6 @@ class OnnxOps:
     def _quantized(self, x: str, weight: str, path: str, bias: str, output: str) -> str:
         encoding, (rows, columns) = self.store.block_encoding(weight), self.store[weight].shape
         node = f"{path}/MatMul_Q{encoding.bits}"
-        level = {"accuracy_level": self._accuracy} if self._accuracy else {}
         (y,) = self.graph.node(
             "MatMulNBits",
             node,
@@ -254,7 +254,7 @@ class OnnxOps:
             N=rows,
             bits=encoding.bits,
             block_size=encoding.block_size,
-            **level,
+            **self.accuracy,
         )
         return y
 

@@ -100,7 +100,10 @@ def _quantized(
     ops: OnnxOps, path: str, values: tuple[str, str, str], names: list[str], shared: dict[str, Any]
 ) -> str:
     x, scores, weights = values
-    encoding = ops.store.block_encoding(names[0])
+    first, second = (ops.store.block_encoding(name) for name in names)
+    bits = {"expert_weight_bits": first.bits}
+    if first.bits != second.bits:
+        bits |= {"fc1_expert_weight_bits": first.bits, "fc2_expert_weight_bits": second.bits}
     matrices = []
     for name in names:
         matrices += [ops.store.codes(ops.graph, name, rows=True), ops.store.scales(ops.graph, name), ""]
@@ -111,8 +114,9 @@ def _quantized(
         f"{path}/QMoE",
         *inputs,
         domain=CONTRIB,
-        expert_weight_bits=encoding.bits,
-        block_size=encoding.block_size,
+        block_size=first.block_size,
+        **bits,
+        **ops.accuracy,
         **shared,
     )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["package"]
 
 _DEFAULT_NAME = "model.onnx"
+_SMALLEST_BLOCK = 16
 
 
 def package(
@@ -84,12 +85,10 @@ def _tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
 
 def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> list[str]:
     """Matrices that stayed floats where others were quantized."""
-    matrices = [
-        (t, e) for t, e in zip(tensors, encodings, strict=True) if t.role and len(t.tensor.shape) > 1
-    ]
-    kept = [t for t, e in matrices if isinstance(e, ir.FloatEncoding) and t.role and t.role.name != "router"]
+    matrices = [(t, e) for t, e in zip(tensors, encodings, strict=True) if t.role and len(t.tensor.shape) > 1]
+    kept = [t for t, e in matrices if isinstance(e, ir.FloatEncoding) and t.tensor.columns % _SMALLEST_BLOCK]
     if not kept or all(isinstance(e, ir.FloatEncoding) for _, e in matrices):
         return []
     columns = ", ".join(map(str, sorted({t.tensor.columns for t in kept})))
     what = f"{len(kept)} matrices stay unquantized, the first is {kept[0].name}"
-    return [f"{what}: rows of {columns} weights do not divide into blocks, or --tensor-type says so"]
+    return [f"{what}: rows of {columns} weights do not divide into blocks of {_SMALLEST_BLOCK}"]
