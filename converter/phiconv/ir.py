@@ -9,7 +9,7 @@ and back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -181,11 +181,9 @@ class Blocks:
 
     def take(self, indices: NDArray[np.intp]) -> Blocks:
         """Some of the blocks, in the given order."""
-        others = {
-            f.name: None if (value := getattr(self, f.name)) is None else value[..., indices]
-            for f in fields(self)[2:]
-        }
-        return replace(self, codes=self.codes[:, indices], **others)
+        others: list[Any] = [getattr(self, field.name) for field in fields(self)[2:]]
+        taken: list[Any] = [None if other is None else other[..., indices] for other in others]
+        return Blocks(self.encoding, self.codes[:, indices], *taken)
 
 
 Encoded: TypeAlias = "NDArray[np.generic] | Blocks"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from phiconv.ir import AnyBlockEncoding, Encoded
+    from phiconv.ir import BlockEncoding, Encoded
     from phiconv.outputs import PartialFile
     from phiconv_formats.output import Package, Stream
 
@@ -219,7 +219,7 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
     stored = stream.tensor.encoding
     if isinstance(values, Blocks):
         if repackable(stored, stream.encoding):
-            return repack(values, cast("AnyBlockEncoding", stream.encoding)), 0
+            return repack(values, cast("BlockEncoding", stream.encoding)), 0
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0

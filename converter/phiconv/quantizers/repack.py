@@ -12,7 +12,7 @@ from phiconv.ir import BF16, F16, F32, BlockEncoding, same_meaning
 from phiconv.quantizers.floats import narrow
 
 if TYPE_CHECKING:
-    from phiconv.ir import AnyBlockEncoding, Blocks, Encoding, FloatEncoding
+    from phiconv.ir import Blocks, Encoding, FloatEncoding
 
 __all__ = ["repack", "repackable"]
 
@@ -35,7 +35,7 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
     return same_blocks and lowest <= low and high <= highest and _holds(target.scale_type, stored.scale_type)
 
 
-def repack(blocks: Blocks, target: AnyBlockEncoding) -> Blocks:
+def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
     """The same weights as blocks of another encoding.
 
     Args:
@@ -48,7 +48,7 @@ def repack(blocks: Blocks, target: AnyBlockEncoding) -> Blocks:
     stored = blocks.encoding
     if not repackable(stored, target):
         raise UsageError(f"blocks of {stored.name} are no blocks of {target.name}")
-    if same_meaning(stored, target) or not isinstance(target, BlockEncoding):
+    if same_meaning(stored, target) or not isinstance(stored, BlockEncoding):
         return replace(blocks, encoding=target)
     # As bytes, signed codes wrap around to the right ones, too.
     codes = blocks.codes.view(np.uint8) + np.uint8(target.offset - stored.offset)

@@ -1,8 +1,8 @@
 """The recipes of ONNX Runtime's tools, as data: what each matrix of an ONNX model becomes.
 
-The schemes are those of its quantizers (onnxruntime 1.31) and of GenAI's model builder (0.18). phiconv differs
-in the two ends of the model: the embedding and the output matrix get 8 bits, where the builder keeps a float32
-embedding, or gives both 4 bits where they are one. The runtime's own choice can be asked for.
+The schemes are those of its quantizers (onnxruntime 1.31) and of GenAI's model builder (0.18). phiconv
+differs in the two ends of the model: the embedding and the output matrix get 8 bits, where the builder keeps
+a float32 embedding, or gives both 4 bits where they are one. The runtime's own choice can be asked for.
 """
 
 from __future__ import annotations

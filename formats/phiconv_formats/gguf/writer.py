@@ -77,6 +77,7 @@ def package(
         recipe: Name of the recipe, a key of `FILE_TYPES`.
         split_max_size: Most bytes of tensors in one file; None for a single file.
         importance: The importance matrix that is used; the metadata names it.
+        settings: Not used.
 
     Raises:
         UnsupportedModelError: A tensor that GGUF cannot hold.

@@ -46,7 +46,7 @@ def make_config(model: Model, graph: str) -> dict[str, Any]:
         "model": {
             **_token_ids(model),
             "context_length": hp.max_position_embeddings,
-            "decoder": _decoder(model, hp, graph),
+            "decoder": _decoder(hp, graph),
             "type": model.architecture,
             "vocab_size": hp.vocab_size,
         },
@@ -75,7 +75,7 @@ def _number(value: Any, default: float) -> Any:
     return value if type(value) in kinds else default
 
 
-def _decoder(model: Model, hp: Hyperparameters, graph: str) -> dict[str, Any]:
+def _decoder(hp: Hyperparameters, graph: str) -> dict[str, Any]:
     inputs = {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",

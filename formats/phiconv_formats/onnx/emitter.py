@@ -1,8 +1,8 @@
 """The nodes of a decoder for ONNX Runtime: an `Ops` whose values are names in a graph.
 
 The operators are those that ONNX Runtime's own model builder uses, since they are what its kernels are fast
-at: GroupQueryAttention has the rotary embedding, the cache and the mask inside, MatMulNBits reads the blocks of
-a quantized matrix, and a norm takes the residual addition before it along.
+at: GroupQueryAttention has the rotary embedding, the cache and the mask inside, MatMulNBits reads the blocks
+of a quantized matrix, and a norm takes the residual addition before it along.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from onnx import TensorProto
 
 from phiconv import ir
 from phiconv.forward import ATTENTION_ROLES, output_matrix
-from phiconv.model import Role
 from phiconv_formats.onnx.experts import mixture
 from phiconv_formats.onnx.graph import CONTRIB, DATA_TYPES, Graph
-from phiconv_formats.onnx.names import EMBEDDING, bias_name, matrix_name, norm_name, path_of, rotates_inside
+from phiconv_formats.onnx.names import bias_name, matrix_name, norm_name, path_of, rotates_inside
 from phiconv_formats.onnx.rotary import has_two_tables, table_names
 
 if TYPE_CHECKING:
     from phiconv.forward import Activation, Attention, MixtureOfExperts
-    from phiconv.model import Model, Rope
+    from phiconv.model import Model, Role, Rope
     from phiconv_formats.onnx.store import Store
     from phiconv_formats.output import RuntimeSettings
 
 __all__ = ["OnnxOps"]
 
 _ACCURACY = 4
-"""Of products with quantized matrices: activations are rounded to int8, which is more than twice as fast on processors."""
+"""Of products with quantized matrices: activations are rounded to int8, more than twice as fast on a CPU."""
 
 
 @dataclass(slots=True)
@@ -69,7 +68,7 @@ class OnnxOps:
 
     # ---------------------------------------------------------------------------------------- the vocabulary
 
-    def embed(self, role: Role, /) -> str:
+    def embed(self, role: Role, /) -> Value:
         """See `Ops.embed`."""
         ids = self.graph.input("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
         name, path = matrix_name(role.name), _node(role)
@@ -91,11 +90,11 @@ class OnnxOps:
             quantize_axis=1,
         )
 
-    def linear(self, x: Value, role: Role, /) -> str:
+    def linear(self, x: Value, role: Role, /) -> Value:
         """See `Ops.linear`."""
         return self._matrix(self._read(x), role.name, role.layer)
 
-    def rms_norm(self, x: Value, role: Role, epsilon: float, /) -> str:
+    def rms_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
         """See `Ops.rms_norm`."""
         weight = self.store.floats(self.graph, norm_name(role))
         if isinstance(x, Sum) and not x.name:
@@ -103,22 +102,20 @@ class OnnxOps:
         path = f"{_node(role)}/RMSNorm"
         return self.graph.value("RMSNormalization", path, self._read(x), weight, axis=-1, epsilon=epsilon)
 
-    def layer_norm(self, x: Value, role: Role, epsilon: float, /) -> str:
+    def layer_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
         """See `Ops.layer_norm`."""
         parts = (role, role._replace(part="bias"))
         weights = [self.store.floats(self.graph, norm_name(part)) for part in parts]
         if isinstance(x, Sum) and not x.name:
             return self._skip_norm("SkipLayerNormalization", x, role, epsilon, *weights)
         path = f"{_node(role)}/LayerNorm"
-        return self.graph.value(
-            "LayerNormalization", path, self._read(x), *weights, axis=-1, epsilon=epsilon
-        )
+        return self.graph.value("LayerNormalization", path, self._read(x), *weights, axis=-1, epsilon=epsilon)
 
-    def add(self, a: Value, b: Value, /) -> Sum:
+    def add(self, a: Value, b: Value, /) -> Value:
         """See `Ops.add`. Nothing is emitted before somebody reads the sum."""
         return Sum(self._read(a), self._read(b))
 
-    def activate(self, x: Value, kind: Activation, /) -> str:
+    def activate(self, x: Value, kind: Activation, /) -> Value:
         """See `Ops.activate`."""
         x = self._read(x)
         name = x.rpartition("/")[0]
@@ -126,13 +123,14 @@ class OnnxOps:
             return self.graph.value("QuickGelu", f"{name}/Silu", x, domain=CONTRIB, alpha=1.0)
         return self.graph.value("Gelu", f"{name}/Gelu", x, approximate="tanh")
 
-    def gated(self, x: Value, gate: Role, up: Role, kind: Activation, /) -> str:
+    def gated(self, x: Value, gate: Role, up: Role, kind: Activation, /) -> Value:
         """See `Ops.gated`."""
         x = self._read(x)
-        y, z = self.activate(self.linear(x, gate), kind), self.linear(x, up)
+        y = self._read(self.activate(self.linear(x, gate), kind))
+        z = self._read(self.linear(x, up))
         return self.graph.value("Mul", f"{_node(gate).rpartition('/')[0]}/Mul", y, z)
 
-    def attention(self, x: Value, layer: int, spec: Attention, /) -> str:
+    def attention(self, x: Value, layer: int, spec: Attention, /) -> Value:
         """See `Ops.attention`."""
         x, path = self._read(x), f"/model/layers.{layer}/attn"
         packed = matrix_name("attn_qkv", layer) in self.store
@@ -165,7 +163,7 @@ class OnnxOps:
         )
         return result
 
-    def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> str:
+    def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> Value:
         """See `Ops.moe`."""
         x = self._read(x)
         scores = self._matrix(x, "router", layer)
@@ -175,7 +173,7 @@ class OnnxOps:
         """See `Ops.logits`; the result is the model's file."""
         matrix = output_matrix(self._tensors)
         rows = self._tensors[matrix].shape[0]
-        shape = ["batch_size", "sequence_length", rows]
+        shape = ("batch_size", "sequence_length", rows)
         self._matrix(self._read(x), matrix.name, None, bias=bias_name(role.name), output="logits")
         self.graph.output("logits", self._float, shape)
         return self.graph.finish()
@@ -269,7 +267,9 @@ class OnnxOps:
             counts = g.value("ReduceSum", f"{path}/ReduceSum", mask, one, keepdims=0)
             last = g.value("Sub", f"{path}/Sub", counts, one)
             shape = g.value("Shape", f"{path}/Shape", mask)
-            self._total = g.value("Gather", f"{path}/Gather", shape, g.constant(np.array(1, np.int64)), axis=0)
+            self._total = g.value(
+                "Gather", f"{path}/Gather", shape, g.constant(np.array(1, np.int64)), axis=0
+            )
             self._int32_lengths = (
                 g.value("Cast", f"{path}/last/Cast", last, to=TensorProto.INT32),
                 g.value("Cast", f"{path}/total/Cast", self._total, to=TensorProto.INT32),
@@ -280,7 +280,7 @@ class OnnxOps:
         """Keys and values of a layer: those of the past come in, those of all positions go out."""
         past = name == "past_key_values"
         length = "past_sequence_length" if past else "total_sequence_length"
-        shape = ["batch_size", spec.kv_heads, length, spec.head_dim]
+        shape = ("batch_size", spec.kv_heads, length, spec.head_dim)
         declare = self.graph.input if past else self.graph.output
         key, value = (declare(f"{name}.{layer}.{part}", self._float, shape) for part in ("key", "value"))
         return key, value
@@ -309,7 +309,7 @@ class OnnxOps:
 
     def _rotate(self, x: str, name: str, heads: int, spec: Attention, tables: tuple[str, str]) -> str:
         """The rotary embedding as an operator of its own."""
-        shape = ["batch_size", "sequence_length"]
+        shape = ("batch_size", "sequence_length")
         positions = self.graph.input("position_ids", TensorProto.INT64, shape)
         partial = spec.rope.dimensions if spec.rope.dimensions < spec.head_dim else 0
         inputs = (x, positions, *tables)

@@ -1,8 +1,8 @@
 """A mixture of experts in ONNX Runtime's operators, with the sparse mixer in standard ones.
 
-``QMoE`` (quantized experts) takes the weights of the mixture as an input of its own. ``MoE`` (floats) computes
-them itself, as a softmax over all scores; given the logarithms of the wanted weights that is, up to their sum,
-the wanted weights.
+``QMoE`` (quantized experts) takes the weights of the mixture as an input of its own. ``MoE`` (floats)
+computes them itself, as a softmax over all scores; given the logarithms of the wanted weights that is, up to
+their sum, the wanted weights.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ def _quantized(
     )
 
 
-def _floats(
-    ops: OnnxOps, path: str, x: str, weights: str, names: list[str], shared: dict[str, Any]
-) -> str:
+def _floats(ops: OnnxOps, path: str, x: str, weights: str, names: list[str], shared: dict[str, Any]) -> str:
     g = ops.graph
     width = ops.store[names[1]].shape[1]
     least = g.constant(np.array(_LEAST, np.float32))
@@ -137,5 +135,3 @@ def _floats(
     scaled = g.value("Mul", f"{path}/Mul", mixed, total)
     shape = g.value("Shape", f"{path}/Shape", x)
     return g.value("Reshape", f"{path}/Reshape", scaled, shape)
-
-

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from phiconv import ir
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError
-from phiconv.forward import ATTENTION_ROLES, Attention, check_weights, output_matrix
+from phiconv.forward import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
 from phiconv.interleaving import interleave
 from phiconv.model import Role
 from phiconv_formats.onnx.rotary import rotary_tables
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from phiconv.forward import Call
     from phiconv.model import Model, Rope
 
-__all__ = ["EMBEDDING", "bias_name", "matrix_name", "norm_name", "output_tensors", "path_of", "rotates_inside"]
+__all__ = [
+    "EMBEDDING",
+    "bias_name",
+    "matrix_name",
+    "norm_name",
+    "output_tensors",
+    "path_of",
+    "rotates_inside",
+]
 
 EMBEDDING = "model.embed_tokens.weight"
 """The table of `Ops.embed`; also the output matrix where it is tied."""
@@ -96,7 +104,8 @@ class _Weights:
     def attention(self, layer: int, spec: Attention) -> Iterator[OutputTensor]:
         """Queries, keys and values in one matrix, where they are stored alike and the operator rotates."""
         roles = [Role(name, layer) for name in ATTENTION_ROLES]
-        if rotates_inside(spec.rope, spec.head_dim) and len({self.tensors[role].encoding for role in roles}) == 1:
+        alike = len({self.tensors[role].encoding for role in roles}) == 1
+        if alike and rotates_inside(spec.rope, spec.head_dim):
             yield from self.matrix("attn_qkv", *roles)
         else:
             for role in roles:
@@ -147,9 +156,8 @@ def output_tensors(model: Model) -> list[OutputTensor]:
     for call in calls:
         for tensor in _of_call(call, weights):
             found.setdefault(tensor.name, tensor)
-    for rope in {c.arguments[2].rope: None for c in calls if isinstance(c.arguments[-1], Attention)}:
-        for name, table in rotary_tables(rope, hp.max_position_embeddings):
-            found[name] = OutputTensor(name, table, None)
+    for name, table in rotary_tables(hp.rope, hp.max_position_embeddings):
+        found[name] = OutputTensor(name, table, None)
     return list(found.values())
 
 
@@ -161,13 +169,13 @@ def _of_call(call: Call, weights: _Weights) -> Iterator[OutputTensor]:
                 yield from weights.matrix(role.name, role)
         case "rms_norm" | "layer_norm":
             yield from weights.norm(call.roles[0])
-        case "attention":
-            _, layer, spec = call.arguments
-            yield from weights.attention(layer, spec)
-        case "moe":
-            yield from weights.experts(call.roles[0].layer)
         case "logits":
             yield from _head(weights, call.roles[0])
+    match call.arguments:
+        case (_, int(layer), Attention() as spec):
+            yield from weights.attention(layer, spec)
+        case (_, int(layer), MixtureOfExperts()):
+            yield from weights.experts(layer)
 
 
 def _head(weights: _Weights, role: Role) -> Iterator[OutputTensor]:

@@ -74,7 +74,8 @@ class Store:
             places.append((offset, size * tensor.rows))
             segments.append(Segment(self.file, offset, size))
         self._stored[output.name] = Stored(output, encoding, tuple(places))
-        self.streams.append(Stream(output.name, tensor, encoding, partial(pack, columns=tensor.columns), tuple(segments)))
+        packer = partial(pack, columns=tensor.columns)
+        self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored

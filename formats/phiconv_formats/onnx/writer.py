@@ -57,7 +57,8 @@ def package(
     assert model.architecture is not None  # noqa: S101
     name = file_name or _DEFAULT_NAME
     store = Store(f"{name}.data", tensors, encodings)
-    graph = ARCHITECTURES[model.architecture].forward(OnnxOps(model, store, settings or RuntimeSettings()), hp)
+    ops = OnnxOps(model, store, settings or RuntimeSettings())
+    graph = ARCHITECTURES[model.architecture].forward(ops, hp)
     small = {
         name: graph,
         "genai_config.json": json.dumps(make_config(model, name), indent=4).encode(),
