@@ -67,6 +67,8 @@ def double_codes(x: FloatArray, scale: DoubleArray, zero: DoubleArray, bits: int
     y += spread(zero)
     np.rint(y, out=y)
     np.clip(y, 0, (1 << bits) - 1, out=y)
+    none = np.flatnonzero(scale == 0)
+    y[:, none] = np.nan_to_num(y[:, none])  # 0 / 0 is code 0, as C's cast of NaN to an integer on x86
     return y.astype(np.uint8)
 
 
@@ -88,10 +90,10 @@ def gather(values: NDArray[Any], _importance: FloatArray | None = None, *, encod
     low, high = block_min(x), block_max(x)
     if encoding.has_zero_point:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scale = _rounded(np.abs(_rounded(high - low, kind)) / np.float32(15), kind)
-        zero = _rounded(np.divide(-low, scale), kind)
+        span = np.abs(_rounded(high - low, kind))  # abs for the sign of a zero
+        scale = _rounded(np.divide(span, np.float32(15)), kind)
+        zero = np.clip(np.rint(_rounded(-low / scale, kind)), np.float32(0), np.float32(15))
         zero[scale == 0] = 8
-        zero = np.clip(np.rint(zero), np.float32(0), np.float32(15))
     else:
         scale = _rounded(extreme(x, low, high) / np.float32(-8), kind)
         zero = np.full(scale.shape, np.float32(8))
