@@ -71,7 +71,7 @@ def sparse_mixer(g: Graph, path: str, scores: str, spec: MixtureOfExperts) -> st
     """
     nothing = g.constant(np.array(-np.inf, np.float32))
     one_hot = g.constant(np.array([0, 1], np.float32))
-    count, last = g.constant(np.array([spec.count], np.int64)), g.constant(np.array([-1], np.int64))
+    count, last = g.constant(np.array(spec.count, np.int64)), g.constant(np.array([-1], np.int64))
     limit = g.constant(np.array(2 * spec.jitter, np.float32))
     zero = g.constant(np.array(0, np.float32))
     size = g.value("Abs", f"{path}/Abs", scores)
