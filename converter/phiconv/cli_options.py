@@ -58,7 +58,7 @@ _OPTIONS = (
     click.option(
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
-    click.option("--target", metavar="NAME", help="ONNX: the processor to run on: cpu."),
+    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
     click.option(
         "--accuracy-level", type=click.IntRange(0, 4), help="ONNX: of products, from 0 (float32) to 4 (int8)."
     ),

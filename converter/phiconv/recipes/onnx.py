@@ -35,9 +35,8 @@ _FLOATS = {"f32": F32, "f16": F16, "bf16": BF16}
 _BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
 _ACCURACY_LEVELS = range(5)
 
-# Targets of the model builder; what is not supported yet is refused by name.
-_TARGETS = ("cpu",)
-_LATER = ("cuda", "dml", "webgpu")
+_TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16}
+"""What graphs for each target compute in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +94,12 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     Raises:
         UsageError: A target or an accuracy level that there is not.
     """
-    if choices.target in _LATER:
-        raise UsageError(f"--target {choices.target} is not supported yet", hint="give --target cpu")
-    if choices.target not in {None, *_TARGETS}:
-        raise UsageError(f"no target {choices.target!r}", hint=f"one of {', '.join(_TARGETS)}")
+    dtype, scheme = _float_type(choices), DEFAULTS[recipe]
+    if isinstance(scheme.encoding, FloatEncoding) and dtype == F16 != scheme.encoding:
+        raise UsageError(f"--target {choices.target} computes in float16", hint="give --f16, or quantize")
     if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
         raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
-    encodings = [_encoding(t, DEFAULTS[recipe], model, choices) for t in tensors]
+    encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
     _match_experts(tensors, encodings)
     return encodings
 
@@ -121,7 +119,7 @@ def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -
         kept = [i for i in group if isinstance(encodings[i], FloatEncoding)]
         for i in group:
             if not kept:
-                encodings[i] = _with_block_size(encodings[i], size)
+                encodings[i] = _changed(encodings[i], size=size)
             elif i not in kept:
                 raise UsageError(
                     f"{tensors[i].name} cannot be quantized where {tensors[kept[0]].name} is not",
@@ -129,9 +127,29 @@ def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -
                 )
 
 
+def _float_type(choices: Choices) -> FloatEncoding:
+    """What the graph computes in.
+
+    Raises:
+        UsageError: There is no such target.
+    """
+    target = choices.target or next(iter(_TARGETS))
+    if target not in _TARGETS:
+        raise UsageError(f"no target {target!r}", hint=f"one of {', '.join(_TARGETS)}")
+    return _TARGETS[target]
+
+
+def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
+    """The encoding where a graph computes in another type: its scales have that, and so have its floats."""
+    if dtype == F32:  # which other floats are cast to as the model is loaded
+        return encoding
+    return _changed(encoding, dtype=dtype) if isinstance(encoding, BlockEncoding) else dtype
+
+
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
-    """Weights are quantized as they are."""
-    return None
+    """Weights are quantized as they are, or in what the graph computes in where that is less."""
+    dtype = _float_type(choices)
+    return None if dtype == F32 else dtype
 
 
 def check_type(name: str) -> None:
@@ -169,16 +187,22 @@ def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
     while tensor.columns % size and size > min(_BLOCK_SIZES):
         size //= 2
     if tensor.columns % size == 0:
-        return _with_block_size(encoding, size)
+        return _changed(encoding, size=size)
     return tensor.encoding if tensor.encoding in _FLOATS.values() else F32
 
 
-def _with_block_size(encoding: Encoding, size: int) -> Encoding:
-    if not isinstance(encoding, BlockEncoding) or encoding.block_size == size:
+def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncoding | None = None) -> Encoding:
+    """The same scheme with blocks of another size, or scales of another type."""
+    if not isinstance(encoding, BlockEncoding):
         return encoding
     (method,) = (name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
-    symmetric = not encoding.has_zero_point
-    return onnx_affine(encoding.bits, size, encoding.scale_type, symmetric=symmetric, method=method)
+    return onnx_affine(
+        encoding.bits,
+        size or encoding.block_size,
+        dtype or encoding.scale_type,
+        symmetric=not encoding.has_zero_point,
+        method=method,
+    )
 
 
 def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtime: bool) -> Encoding:

@@ -13,6 +13,7 @@ from phiconv_formats.onnx.rotary import has_two_tables
 
 if TYPE_CHECKING:
     from phiconv.model import Hyperparameters, Model
+    from phiconv_formats.onnx.targets import Target
 
 __all__ = ["check_model", "make_config", "runtime_notes"]
 
@@ -31,12 +32,13 @@ _SWITCH = 4096
 """The original context that GenAI's LongRoPE takes every model of type phi3 and phimoe to have."""
 
 
-def make_config(model: Model, graph: str) -> dict[str, Any]:
+def make_config(model: Model, graph: str, target: Target) -> dict[str, Any]:
     """The object of genai_config.json.
 
     Args:
         model: The model.
         graph: File name of the ONNX model.
+        target: What it is for.
     """
     hp = model.hyperparameters
     assert hp is not None  # noqa: S101 - output_tensors has looked
@@ -46,7 +48,7 @@ def make_config(model: Model, graph: str) -> dict[str, Any]:
         "model": {
             **_token_ids(model),
             "context_length": hp.max_position_embeddings,
-            "decoder": _decoder(hp, graph),
+            "decoder": _decoder(hp, graph, target),
             "type": model.architecture,
             "vocab_size": hp.vocab_size,
         },
@@ -75,17 +77,20 @@ def _number(value: Any, default: float) -> Any:
     return value if type(value) in kinds else default
 
 
-def _decoder(hp: Hyperparameters, graph: str) -> dict[str, Any]:
+def _decoder(hp: Hyperparameters, graph: str, target: Target) -> dict[str, Any]:
     inputs = {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",
     }
-    if not rotates_inside(hp.rope, hp.head_dim):
+    if not (target.rotates and rotates_inside(hp.rope, hp.head_dim)):
         inputs["position_ids"] = "position_ids"
     return {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {
+            "log_id": "onnxruntime-genai",
+            "provider_options": [target.provider] if target.provider else [],
+        },
         "filename": graph,
         "head_size": hp.head_dim,
         "hidden_size": hp.hidden_size,
@@ -133,14 +138,18 @@ def _token_ids(model: Model) -> dict[str, Any]:
     return result
 
 
-def check_model(model: Model) -> None:
+def check_model(model: Model, target: Target) -> None:
     """Refuses what ONNX Runtime's operators cannot compute.
 
     Raises:
-        UnsupportedModelError: A shape that its attention does not take.
+        UnsupportedModelError: A shape that its attention does not take, or experts on another target.
     """
     hp = model.hyperparameters
     assert hp is not None  # noqa: S101 - output_tensors has looked
+    if hp.experts is not None and not target.experts:
+        raise UnsupportedModelError(
+            "a mixture of experts is supported on processors only", path=model.path, hint="give --target cpu"
+        )
     if hp.head_dim % 8:
         raise UnsupportedModelError(
             f"ONNX Runtime's attention takes heads of a multiple of 8 dimensions, not of {hp.head_dim}",

@@ -20,6 +20,7 @@ from phiconv_formats.onnx.experts import mixture
 from phiconv_formats.onnx.graph import CONTRIB, DATA_TYPES, Graph
 from phiconv_formats.onnx.names import bias_name, matrix_name, norm_name, path_of, rotates_inside
 from phiconv_formats.onnx.rotary import has_two_tables, table_names
+from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
     from phiconv.forward import Activation, Attention, MixtureOfExperts
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from phiconv_formats.output import RuntimeSettings
 
 __all__ = ["OnnxOps"]
-
-_ACCURACY = 4
-"""Of products with quantized matrices: activations are rounded to int8, more than twice as fast on a CPU."""
 
 
 @dataclass(slots=True)
@@ -55,15 +53,17 @@ class OnnxOps:
 
     def __init__(self, model: Model, store: Store, settings: RuntimeSettings) -> None:
         assert model.hyperparameters is not None  # noqa: S101 - output_tensors has looked
-        self.graph = Graph()
+        self.target = TARGETS[settings.target or next(iter(TARGETS))]
+        self.graph = Graph(self.target.opset, self.target.ir_version)
         self.store = store
         self._tensors = model.tensors
         self._context = model.hyperparameters.max_position_embeddings
-        level = _ACCURACY if settings.accuracy_level is None else settings.accuracy_level
+        level = self.target.accuracy_level if settings.accuracy_level is None else settings.accuracy_level
         self.accuracy = {"accuracy_level": level} if level else {}
-        self._float = TensorProto.FLOAT
+        self._float = DATA_TYPES[store.float_type]
         self._rotary: dict[Rope, tuple[str, str]] = {}
         self._total = ""
+        self._shifted = ""
         self._int32_lengths: tuple[str, str] | None = None
 
     # ---------------------------------------------------------------------------------------- the vocabulary
@@ -100,7 +100,7 @@ class OnnxOps:
         if isinstance(x, Sum) and not x.name:
             return self._skip_norm("SkipSimplifiedLayerNormalization", x, role, epsilon, weight)
         path = f"{_node(role)}/RMSNorm"
-        return self.graph.value("RMSNormalization", path, self._read(x), weight, axis=-1, epsilon=epsilon)
+        return self.graph.value(self.target.rms_norm, path, self._read(x), weight, axis=-1, epsilon=epsilon)
 
     def layer_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
         """See `Ops.layer_norm`."""
@@ -136,13 +136,12 @@ class OnnxOps:
         packed = matrix_name("attn_qkv", layer) in self.store
         names = ("attn_qkv",) if packed else ATTENTION_ROLES
         projected = [self._matrix(x, name, layer) for name in names]
-        lengths, tables = self._lengths(), self._tables(spec.rope)
-        inside = rotates_inside(spec.rope, spec.head_dim)
+        lengths, inside = self._lengths(), self.target.rotates and rotates_inside(spec.rope, spec.head_dim)
+        tables = self._tables(spec.rope)
         if not inside:
-            projected[:2] = [
-                self._rotate(projected[i], f"{path}/{part}_rotary", heads, spec, tables)
-                for i, (part, heads) in enumerate((("q", spec.heads), ("k", spec.kv_heads)))
-            ]
+            projected = self._split(projected, path, spec)
+            for i, (part, heads) in enumerate((("q", spec.heads), ("k", spec.kv_heads))):
+                projected[i] = self._rotate(projected[i], f"{path}/{part}_rotary", heads, spec, tables)
         window = spec.window if spec.window is not None and spec.window < self._context else -1
         result, *_ = self.graph.node(
             "GroupQueryAttention",
@@ -289,11 +288,19 @@ class OnnxOps:
         """Cos and sin; with LongRoPE the total length decides between two of each."""
         if rope not in self._rotary:
             if has_two_tables(rope, self._context):
-                self._rotary[rope] = self._choice(rope)
+                self._rotary[rope] = self._choice(rope) if self.target.rotates else self._joined_tables()
             else:
                 cos, sin = (self.store.floats(self.graph, name) for name in table_names(long=None))
                 self._rotary[rope] = cos, sin
         return self._rotary[rope]
+
+    def _split(self, projected: list[str], path: str, spec: Attention) -> list[str]:
+        """Queries, keys and values by themselves."""
+        if len(projected) > 1:
+            return projected
+        widths = np.array([spec.heads, spec.kv_heads, spec.kv_heads], np.int64) * spec.head_dim
+        sizes = self.graph.constant(widths)
+        return list(self.graph.node("Split", f"{path}/Split", *projected, sizes, outputs=3, axis=-1))
 
     def _choice(self, rope: Rope) -> tuple[str, str]:
         path, g = "/model/rotary", self.graph
@@ -307,10 +314,35 @@ class OnnxOps:
         cos, sin = g.node("If", f"{path}/If", is_long, outputs=table_names(long=None), **branches)
         return cos, sin
 
+    def _joined_tables(self) -> tuple[str, str]:
+        """The tables for short texts with those for long ones behind them; see `_positions`."""
+        short, long = (
+            [self.store.floats(self.graph, name) for name in table_names(long=kind)] for kind in (False, True)
+        )
+        cos, sin = (
+            self.graph.value("Concat", f"/model/rotary/{part}/Concat", a, b, axis=0)
+            for part, a, b in zip(("cos", "sin"), short, long, strict=True)
+        )
+        return cos, sin
+
+    def _positions(self, rope: Rope) -> str:
+        """Rows of the tables: the positions, in a long text those of the second half of joined tables."""
+        g, path = self.graph, "/model/positions"
+        positions = g.input("position_ids", TensorProto.INT64, ("batch_size", "sequence_length"))
+        if self.target.rotates or not has_two_tables(rope, self._context):
+            return positions
+        if not self._shifted:
+            original = g.constant(np.array(rope.original_context, np.int64))
+            largest = g.value("ReduceMax", f"{path}/ReduceMax", positions, keepdims=0)
+            is_long = g.value("GreaterOrEqual", f"{path}/GreaterOrEqual", largest, original)
+            as_number = g.value("Cast", f"{path}/Cast", is_long, to=TensorProto.INT64)
+            shift = g.value("Mul", f"{path}/Mul", as_number, original)
+            self._shifted = g.value("Add", f"{path}/Add", positions, shift)
+        return self._shifted
+
     def _rotate(self, x: str, name: str, heads: int, spec: Attention, tables: tuple[str, str]) -> str:
         """The rotary embedding as an operator of its own."""
-        shape = ("batch_size", "sequence_length")
-        positions = self.graph.input("position_ids", TensorProto.INT64, shape)
+        positions = self._positions(spec.rope)
         partial = spec.rope.dimensions if spec.rope.dimensions < spec.head_dim else 0
         inputs = (x, positions, *tables)
         return self.graph.value(

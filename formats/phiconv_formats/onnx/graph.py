@@ -21,9 +21,6 @@ __all__ = ["CONTRIB", "DATA_TYPES", "Graph"]
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 
-_OPSET = 23  # the first with RMSNormalization
-_IR_VERSION = 11
-
 DATA_TYPES = {ir.F32: TensorProto.FLOAT, ir.F16: TensorProto.FLOAT16, ir.BF16: TensorProto.BFLOAT16}
 """What ONNX calls the float types."""
 
@@ -33,9 +30,15 @@ class Graph:
 
     A node's outputs are named after the node, ``<name>/output_<i>``, as PyTorch's exporter and the model
     builder of ONNX Runtime GenAI name them. So a name has to be given only once.
+
+    Args:
+        opset: The version of ONNX's operators.
+        ir_version: The version of the file format.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int = 23, ir_version: int = 11) -> None:
+        self._opset = opset
+        self._ir_version = ir_version
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._inputs: dict[str, onnx.ValueInfoProto] = {}
@@ -128,11 +131,11 @@ class Graph:
             _ordered(self._outputs),
             list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(
             graph,
             opset_imports=opsets,
-            ir_version=_IR_VERSION,
+            ir_version=self._ir_version,
             producer_name="phiconv",
             producer_version=__version__,
         )

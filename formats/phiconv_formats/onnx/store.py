@@ -83,6 +83,12 @@ class Store:
     def __getitem__(self, name: str) -> Stored:
         return self._stored[name]
 
+    @property
+    def float_type(self) -> ir.FloatEncoding:
+        """The type of the vectors, which is the one that a graph computes in."""
+        vectors = (s.encoding for s in self._stored.values() if len(s.shape) == 1)
+        return next(e for e in vectors if isinstance(e, ir.FloatEncoding))
+
     def floats(self, graph: Graph, name: str) -> str:
         """The name in the graph of a tensor that is stored as floats, whatever their type."""
         stored = self._stored[name]

@@ -15,6 +15,7 @@ from phiconv_formats.companions import companion_files, json_bytes
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
+from phiconv_formats.onnx.targets import TARGETS
 from phiconv_formats.output import OutputFile, Package, RuntimeSettings
 from phiconv_formats.tokenizer_writer import tokenizer_files
 
@@ -51,17 +52,19 @@ def package(
     """
     if split_max_size is not None:
         raise UsageError("--split-max-size means nothing for onnx: all weights are in one file")
-    check_model(model)
+    settings = settings or RuntimeSettings()
+    target = TARGETS[settings.target or next(iter(TARGETS))]
+    check_model(model, target)
     hp = model.hyperparameters
     assert hp is not None  # noqa: S101 - check_model has looked
     assert model.architecture is not None  # noqa: S101
     name = file_name or _DEFAULT_NAME
     store = Store(f"{name}.data", tensors, encodings)
-    ops = OnnxOps(model, store, settings or RuntimeSettings())
+    ops = OnnxOps(model, store, settings)
     graph = ARCHITECTURES[model.architecture].forward(ops, hp)
     small = {
         name: graph,
-        "genai_config.json": json.dumps(make_config(model, name), indent=4).encode(),
+        "genai_config.json": json.dumps(make_config(model, name, target), indent=4).encode(),
         **_tokenizer_files(model, hp.max_position_embeddings),
     }
     files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]

@@ -221,6 +221,38 @@ def test_settings_of_genai(tmp_path):
     assert config["search"]["past_present_share_buffer"] is True
 
 
+# -------------------------------------------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("target", ["cuda", "dml", "webgpu"])
+def test_other_targets_compute_in_float16(model_folder, tmp_path, target):
+    result = convert(model_folder("phi4mini"), tmp_path / "m", "int4", target=target)
+    assert {name.rpartition("_")[2] for name in encodings(result).values()} == {"f16"}
+    graph = graph_of(tmp_path / "m")
+    cache = {v.type.tensor_type.elem_type for v in graph.output}
+    assert cache == {onnx.TensorProto.FLOAT16}
+    assert "Cast" not in {
+        n.op_type for n in graph.node if "lengths" not in n.name and "positions" not in n.name
+    }
+    config = json.loads((tmp_path / "m" / "genai_config.json").read_text())
+    (provider,) = config["model"]["decoder"]["session_options"]["provider_options"]
+    assert set(provider) == {target}
+    levels = {a.i for n in graph.node for a in n.attribute if a.name == "accuracy_level"}
+    assert levels == ({4} if target == "webgpu" else set())
+
+
+def test_directml_gets_no_control_flow(model_folder, tmp_path):
+    found = {}
+    for target in ("cuda", "dml"):
+        convert(model_folder("phi3-su"), tmp_path / target, "f16", target=target)
+        found[target] = operators(tmp_path / target)
+    assert "If" in found["cuda"]
+    assert "RotaryEmbedding" not in found["cuda"]
+    assert "If" not in found["dml"]
+    assert (found["dml"].count("Split"), found["dml"].count("RotaryEmbedding")) == (2, 4)
+    assert found["dml"].count("Concat") == 2
+
+
 # -------------------------------------------------------------------------------------------------- recipes
 
 
@@ -262,7 +294,8 @@ def test_mixed_recipe_gives_some_layers_8_bits(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "quant", "options", "says"),
     [
-        ("phi3", "int4", {"target": "cuda"}, "--target cuda is not supported yet"),
+        ("phi3", "f32", {"target": "cuda"}, "--target cuda computes in float16"),
+        ("phimoe", "int4", {"target": "cuda"}, "on processors only"),
         ("phi3", "int4", {"target": "toaster"}, "no target 'toaster'"),
         ("phi3", "int4", {"accuracy_level": 9}, "no accuracy level 9"),
         ("phi3", "int3", {}, "int4-asym"),
