@@ -125,6 +125,15 @@ def test_trained_models(load, tmp_path, name, quant):
     assert relative_l2(logits[:, -32:], kept["long_logits_last32_f32"]) < 5e-6
 
 
+@pytest.mark.parametrize("kind", ["phi3-su", "phi4mini", "phimoe"])
+def test_long_texts_take_the_long_factors(load, model_folder, tmp_path, kind):
+    convert(model_folder(kind), tmp_path / "m", "f32")
+    session = load(tmp_path / "m")
+    for length in (512, 513):
+        ids = np.arange(length)[None] * 37 % 2000
+        assert relative_l2(session.run(ids)[0], phiconv.logits(model_folder(kind), ids)) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["phi2", "phi3", "phi4mini", "phimoe"])
 def test_cache_and_padding_change_nothing(load, model_folder, tmp_path, kind):
     convert(model_folder(kind), tmp_path / "m", "f32")
