@@ -36,9 +36,17 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.encodings": {"phiconv.codebooks"},
     "phiconv.ir": {"phiconv.codebooks", "phiconv.encodings", "phiconv.errors"},
     "phiconv.importance": BASE,
+    "phiconv.interleaving": {"phiconv.ir"},
     "phiconv.model": {*BASE, "phiconv.tokenizer"},
     "phiconv.forward": {"phiconv.errors", "phiconv.model"},
-    "phiconv_formats": {*DATA, "phiconv._version", "phiconv.forward"},
+    # A graph is emitted from what an architecture says that it computes.
+    "phiconv_formats": {
+        *DATA,
+        "phiconv._version",
+        "phiconv.architectures",
+        "phiconv.forward",
+        "phiconv.interleaving",
+    },
     "phiconv.architectures": {*DATA, "phiconv.forward"},
     "phiconv.quantizers": BASE,
     "phiconv.checks": BASE,
@@ -46,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.units": set(),
     "phiconv.outputs": {"phiconv.errors", "phiconv.units", "phiconv_formats"},
     "phiconv.source": {*DATA, "phiconv.architectures", "phiconv_formats"},
-    "phiconv.planning": {*DATA, "phiconv.recipes", "phiconv_formats"},
+    "phiconv.planning": {*DATA, "phiconv.quantizers", "phiconv.recipes", "phiconv_formats"},
     "phiconv.pipeline": {*BASE, "phiconv.checks", "phiconv.outputs", "phiconv.quantizers", "phiconv_formats"},
     "phiconv.comparison": {
         *BASE,
@@ -142,6 +150,7 @@ ONLY_IN = {
     "click_default_group": "phiconv.cli",
     "rich": "phiconv.report",
     "gguf": "phiconv_formats.gguf",
+    "onnx": "phiconv_formats.onnx",
     "yaml": "phiconv_formats.gguf",
 }
 

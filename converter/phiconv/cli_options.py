@@ -37,10 +37,12 @@ _PRESETS = {
 }
 
 _OPTIONS = (
-    click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx, safetensors."),
+    click.option(
+        "--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx, onnx, safetensors."
+    ),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
-        "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1 or 4bit-g32."
+        "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1, 4bit-g32, int4."
     ),
     click.option("--pure", is_flag=True, help="Every matrix in the recipe's main type."),
     click.option(
@@ -57,6 +59,10 @@ _OPTIONS = (
     click.option("--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."),
     click.option(
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
+    ),
+    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
+    click.option(
+        "--accuracy-level", type=click.IntRange(0, 4), help="ONNX: of products, from 0 (float32) to 4 (int8)."
     ),
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(

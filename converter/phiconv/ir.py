@@ -9,7 +9,7 @@ and back.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -178,6 +178,12 @@ class Blocks:
         others: list[list[Any]] = [[getattr(part, name) for part in parts] for name in names]
         joined: list[Any] = [None if o[0] is None else np.concatenate(o, axis=-1) for o in others]
         return Blocks(first.encoding, codes, *joined)
+
+    def take(self, indices: NDArray[np.intp]) -> Blocks:
+        """Some of the blocks, in the given order."""
+        others: list[Any] = [getattr(self, field.name) for field in fields(self)[2:]]
+        taken: list[Any] = [None if other is None else other[..., indices] for other in others]
+        return Blocks(self.encoding, self.codes[:, indices], *taken)
 
 
 Encoded: TypeAlias = "NDArray[np.generic] | Blocks"

@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
 from phiconv import checks
 from phiconv.errors import MalformedFileError, WeightError
-from phiconv.ir import Blocks, FloatEncoding, same_meaning
+from phiconv.ir import Blocks, FloatEncoding
 from phiconv.outputs import partial_files
 from phiconv.quantizers import decode, encode
 from phiconv.quantizers.floats import narrow
+from phiconv.quantizers.repack import repack, repackable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from phiconv.ir import AnyBlockEncoding, Encoded
+    from phiconv.ir import BlockEncoding, Encoded
     from phiconv.outputs import PartialFile
     from phiconv_formats.output import Package, Stream
 
@@ -217,8 +218,8 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
     """
     stored = stream.tensor.encoding
     if isinstance(values, Blocks):
-        if same_meaning(stored, stream.encoding):
-            return replace(values, encoding=cast("AnyBlockEncoding", stream.encoding)), 0
+        if repackable(stored, stream.encoding):
+            return repack(values, cast("BlockEncoding", stream.encoding)), 0
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0

@@ -13,9 +13,11 @@ from phiconv.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding, same_meaning
+from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
+from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
+from phiconv_formats.output import RuntimeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding
     from phiconv.model import Model
+    from phiconv_formats import Format
     from phiconv_formats.output import OutputTensor, Package, Stream
 
 __all__ = ["LOSSLESS", "Action", "Plan", "TensorPlan", "action_of", "make_plan"]
@@ -139,7 +142,7 @@ def make_plan(
     recipe = find_recipe(target.name, quant, _matrix_encodings(tensors))
     encodings = assign(target.name, recipe, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
-    folder, file_name = _place(destination, () if target.folder else target.suffixes, model, recipe)
+    folder, file_name = _place(destination, target, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
@@ -149,6 +152,7 @@ def make_plan(
         recipe=recipe,
         split_max_size=split_max_size,
         importance=choices.importance,
+        settings=RuntimeSettings(choices.target, choices.accuracy_level),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     if again:
@@ -203,7 +207,7 @@ def _check_requantizing(
     count = 0
     for tensor, encoding in zip(tensors, encodings, strict=True):
         stored = tensor.tensor.encoding
-        if same_meaning(stored, encoding) or isinstance(stored, FloatEncoding):
+        if repackable(stored, encoding) or isinstance(stored, FloatEncoding):
             continue
         if isinstance(stored, RawEncoding):
             raise UnsupportedModelError(
@@ -254,7 +258,7 @@ def action_of(stored: Encoding, encoding: Encoding) -> Action:
     """What turns numbers of one encoding into another."""
     if stored == encoding:
         return "copied"
-    if same_meaning(stored, encoding):
+    if repackable(stored, encoding):
         return "repacked"
     if isinstance(encoding, FloatEncoding):
         if not isinstance(stored, FloatEncoding):
@@ -275,19 +279,20 @@ def _check_lossless(tensors: Sequence[TensorPlan], model: Model) -> None:
             )
 
 
-def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:
+def _place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
     """Folder and file name of the output; in a folder the file is named after the model and the recipe.
 
-    A format without a suffix is a folder whose files have names of their own.
+    Files of a format that is a folder have names of their own, unless the destination names one.
     """
-    if not suffixes:
-        return destination, ""
-    if destination.name.endswith(suffixes) and not destination.is_dir():
+    suffixes = target.suffixes
+    if suffixes and destination.name.endswith(suffixes) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"
             )
         return destination.parent, destination.name
+    if target.folder:
+        return destination, ""
     source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
     return destination, f"{source}-{recipe}{suffixes[0]}"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
     from phiconv.model import Checkpoint, Model
-    from phiconv_formats.output import OutputTensor, Package
+    from phiconv_formats.output import OutputTensor, Package, RuntimeSettings
 
 __all__ = ["FORMATS", "Format", "Reader", "Writer", "find_reader", "find_target"]
 
@@ -46,6 +46,7 @@ class Writer(Protocol):
         recipe: str,
         split_max_size: int | None = None,
         importance: ImportanceMatrix | None = None,
+        settings: RuntimeSettings | None = None,
     ) -> Package:
         """The whole output, but for the weights."""
 
@@ -58,6 +59,8 @@ class Format:
         name: What ``--to`` takes.
         title: What it is.
         suffixes: File names that end so are of this format; none for a format that is a folder.
+        folder: A destination that has no such name becomes a folder as a whole, whose files have names of
+            their own; else the file in it is named after the model.
         reader: Imports and returns its reader; None if it cannot be read.
         writer: Imports and returns its writer; None if it cannot be written.
         folder: What is written is a folder, whatever the suffixes of files that are read.
@@ -107,6 +110,12 @@ def _mlx_writer() -> Writer:
     return MlxWriter()
 
 
+def _onnx_writer() -> Writer:
+    from phiconv_formats.onnx import OnnxWriter
+
+    return OnnxWriter()
+
+
 FORMATS = {
     f.name: f
     for f in (
@@ -133,6 +142,7 @@ FORMATS = {
             writer=_mlx_writer,
             folder=True,
         ),
+        Format("onnx", "ONNX Runtime and ONNX Runtime GenAI", (".onnx",), writer=_onnx_writer, folder=True),
     )
 }
 """Every format, by name."""

@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
     from phiconv.model import Role
 
-__all__ = ["OutputFile", "OutputTensor", "Package", "Segment", "Stream"]
+__all__ = ["OutputFile", "OutputTensor", "Package", "RuntimeSettings", "Segment", "Stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """What an output tells its runtime beyond the weights; see the fields of `phiconv.recipes.Choices`.
+
+    Attributes:
+        target: The kind of processor; None for the runtime's usual one.
+        accuracy_level: How precisely it multiplies; None for its usual way.
+    """
+
+    target: str | None = None
+    accuracy_level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
-from phiconv.recipes import gguf, mlx, safetensors
+from phiconv.recipes import gguf, mlx, onnx, safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -51,7 +51,7 @@ class Recipes(Protocol):
         """What weights are rounded to before they are quantized; None for as they are."""
 
 
-TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx, "safetensors": safetensors}
+TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx, "onnx": onnx, "safetensors": safetensors}
 """The recipes of each target, by its name in `phiconv_formats.FORMATS`."""
 
 # The preset for a source whose matrices are mostly quantized, where the user asks for none.
@@ -78,6 +78,8 @@ class Choices:
         match_runtime: Every choice as the runtime's own tool makes it, also where phiconv's is better.
         short_context: The output is for texts within the original context only: LongRoPE's short factors at
             every length, for runtimes that do not switch.
+        target: The kind of processor that the output is for, where the runtime has more than one.
+        accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
     """
 
     pure: bool = False
@@ -91,6 +93,8 @@ class Choices:
     dtype: str | None = None
     match_runtime: bool = False
     short_context: bool = False
+    target: str | None = None
+    accuracy_level: int | None = None
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoded, Encoding
     from phiconv.model import Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.output import OutputTensor, RuntimeSettings
 
 __all__ = ["FILE_TYPES", "package"]
 
@@ -66,6 +66,7 @@ def package(
     recipe: str,
     split_max_size: int | None = None,
     importance: ImportanceMatrix | None = None,
+    settings: RuntimeSettings | None = None,  # noqa: ARG001 - the file has no place for them
 ) -> Package:
     """Lays the whole output out.
 
@@ -77,6 +78,7 @@ def package(
         recipe: Name of the recipe, a key of `FILE_TYPES`.
         split_max_size: Most bytes of tensors in one file; None for a single file.
         importance: The importance matrix that is used; the metadata names it.
+        settings: Not used.
 
     Raises:
         UnsupportedModelError: A tensor that GGUF cannot hold.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoded, Encoding
     from phiconv.model import Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]
 
@@ -55,6 +55,7 @@ def package(
     recipe: str,
     split_max_size: int | None = None,
     importance: ImportanceMatrix | None = None,  # noqa: ARG001 - nothing here weighs errors
+    settings: RuntimeSettings | None = None,  # noqa: ARG001 - no runtime is asked
 ) -> Package:
     """Lays the whole output out; see `phiconv_formats.Writer`.
 

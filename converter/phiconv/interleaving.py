@@ -1,0 +1,60 @@
+"""Rows of two tensors by turns, as a view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv.ir import Blocks, Tensor
+
+if TYPE_CHECKING:
+    from phiconv.ir import Encoded, Encoding
+
+__all__ = ["interleave"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """A row of one tensor, a row of the other, and so on (an `ir.Source`)."""
+
+    even: Tensor
+    odd: Tensor
+
+    @property
+    def label(self) -> str:
+        return self.even.label
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.even.encoding
+
+    def read(self, start: int, stop: int) -> Encoded:
+        first, last = start // 2, -(-stop // 2)
+        a, b = self.even.read(first, last), self.odd.read(first, last)
+        rows = np.arange(start, stop)
+        order = rows // 2 - first + rows % 2 * (last - first)  # where they are in a with b behind it
+        if not isinstance(a, Blocks) or not isinstance(b, Blocks):
+            joined = np.concatenate([np.asarray(a), np.asarray(b)])
+            return np.ascontiguousarray(joined[order])
+        blocks = np.arange(len(a) // max(last - first, 1))  # of a row
+        return Blocks.join([a, b]).take((order[:, None] * len(blocks) + blocks).reshape(-1))
+
+    def changed(self) -> bool:
+        return any(run.source.changed() for tensor in (self.even, self.odd) for run in tensor.runs)
+
+
+def interleave(even: Tensor, odd: Tensor) -> Tensor:
+    """The rows of two tensors by turns: row 0 of the first, row 0 of the second, row 1 of the first, ...
+
+    Args:
+        even: Shape (..., rows, columns).
+        odd: Of the same shape and encoding.
+
+    Returns:
+        Shape (..., 2 * rows, columns); it is read when it is needed.
+    """
+    if even.shape != odd.shape or even.encoding != odd.encoding or len(even.shape) < 2:
+        raise ValueError(f"cannot interleave {[(t.shape, t.encoding.name) for t in (even, odd)]}")
+    return Tensor.of(_Turns(even, odd), (*even.shape[:-2], 2 * even.shape[-2], even.shape[-1]))

@@ -1,0 +1,238 @@
+"""The recipes of ONNX Runtime's tools, as data: what each matrix of an ONNX model becomes.
+
+The schemes are those of its quantizers (onnxruntime 1.31) and of GenAI's model builder (0.18). phiconv
+differs in the two ends of the model: the embedding and the output matrix get 8 bits, where the builder keeps
+a float32 embedding, or gives both 4 bits where they are one. The runtime's own choice can be asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv.errors import UsageError
+from phiconv.ir import BF16, F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
+from phiconv.quantizers.repack import repackable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phiconv.ir import Encoding, Tensor
+    from phiconv.model import Model
+    from phiconv.recipes import Choices
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
+
+PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32"}
+"""What ``--q4``, ``--q8`` and so on mean."""
+
+OPTIONS = frozenset(
+    "tensor_types allow_requantize effort match_runtime short_context target accuracy_level".split()
+)
+"""The fields of `phiconv.recipes.Choices` that mean something here."""
+
+_FLOATS = {"f32": F32, "f16": F16, "bf16": BF16}
+_BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
+_ACCURACY_LEVELS = range(5)
+
+_TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16}
+"""What graphs for each target compute in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What a matrix becomes.
+
+    Attributes:
+        encoding: The encoding.
+        high: That of the more important matrices.
+        ends: That of the embedding and the output matrix.
+    """
+
+    encoding: Encoding
+    high: Encoding
+    ends: Encoding
+
+
+def _schemes() -> dict[str, Scheme]:
+    result = {name: Scheme(e, e, e) for name, e in _FLOATS.items()}
+    for size in _BLOCK_SIZES:
+        suffix = "" if size == _BLOCK_SIZES[0] else f"-g{size}"
+        eight = onnx_affine(8, size, F32)
+        for bits in (4, 8):
+            for method in ("default", "rtn"):
+                for symmetric in (True, False):
+                    encoding = onnx_affine(bits, size, F32, symmetric=symmetric, method=method)
+                    variant = ("" if method == "default" else f"-{method}") + ("" if symmetric else "-asym")
+                    result[f"int{bits}{variant}{suffix}"] = Scheme(encoding, encoding, eight)
+        low, high = (onnx_affine(b, size, F32, symmetric=False, method="k_quant") for b in (4, 8))
+        result[f"int4-k_quant{suffix}"] = Scheme(low, low, eight)
+        result[f"int4-k_quant_mixed{suffix}"] = Scheme(low, high, eight)
+    return result
+
+
+DEFAULTS = _schemes()
+"""Every recipe, by its name."""
+
+ALIASES = {"fp16": "f16", "fp32": "f32"} | {
+    f"{name}-g{_BLOCK_SIZES[0]}": name
+    for name, scheme in DEFAULTS.items()
+    if scheme.encoding.block_size == _BLOCK_SIZES[0]
+}
+"""Other names for recipes."""
+
+
+def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> list[Encoding]:
+    """The encoding of every tensor.
+
+    Args:
+        recipe: A key of `DEFAULTS`.
+        model: Its number of layers decides some choices.
+        tensors: What will be stored.
+        choices: What the user wants otherwise.
+
+    Raises:
+        UsageError: A target or an accuracy level that there is not.
+    """
+    dtype, scheme = _float_type(choices), DEFAULTS[recipe]
+    if isinstance(scheme.encoding, FloatEncoding) and dtype == F16 != scheme.encoding:
+        raise UsageError(f"--target {choices.target} computes in float16", hint="give --f16, or quantize")
+    if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
+        raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
+    encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
+    _match_experts(tensors, encodings)
+    return encodings
+
+
+def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -> None:
+    """Gives the experts' matrices of a layer blocks of one size, since one operator reads them.
+
+    Raises:
+        UsageError: One of them is quantized, and the other one is not.
+    """
+    layers: dict[int | None, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.role is not None and tensor.role.name.startswith("experts_"):
+            layers.setdefault(tensor.role.layer, []).append(i)
+    for group in layers.values():
+        size = min(encodings[i].block_size for i in group)
+        kept = [i for i in group if isinstance(encodings[i], FloatEncoding)]
+        for i in group:
+            if not kept:
+                encodings[i] = _changed(encodings[i], size=size)
+            elif i not in kept:
+                raise UsageError(
+                    f"{tensors[i].name} cannot be quantized where {tensors[kept[0]].name} is not",
+                    hint="give both the same type with --tensor-type experts=TYPE",
+                )
+
+
+def _float_type(choices: Choices) -> FloatEncoding:
+    """What the graph computes in.
+
+    Raises:
+        UsageError: There is no such target.
+    """
+    target = choices.target or next(iter(_TARGETS))
+    if target not in _TARGETS:
+        raise UsageError(f"no target {target!r}", hint=f"one of {', '.join(_TARGETS)}")
+    return _TARGETS[target]
+
+
+def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
+    """The encoding where a graph computes in another type: its scales have that, and so have its floats."""
+    if dtype == F32:  # which other floats are cast to as the model is loaded
+        return encoding
+    return _changed(encoding, dtype=dtype) if isinstance(encoding, BlockEncoding) else dtype
+
+
+def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
+    """Weights are quantized as they are, or in what the graph computes in where that is less."""
+    dtype = _float_type(choices)
+    return None if dtype == F32 else dtype
+
+
+def check_type(name: str) -> None:
+    """Raises `UsageError` unless a single matrix can get this scheme."""
+    _scheme(name)
+
+
+def _scheme(name: str) -> Encoding:
+    known = {_key(n): s.encoding for n, s in DEFAULTS.items() if s.encoding == s.high}
+    key = _key(name)
+    aliases = {_key(alias): _key(recipe) for alias, recipe in ALIASES.items()}
+    if (key := aliases.get(key, key)) not in known:
+        raise UsageError(f"no tensor can be turned into {name!r}", hint=f"one of {', '.join(known)}")
+    return known[key]
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choices) -> Encoding:
+    if tensor.role is None or len(tensor.tensor.shape) < 2:
+        return F32  # the graph computes in it
+    encoding = _by_rule(tensor, scheme, model, match_runtime=choices.match_runtime)
+    stored = tensor.tensor.encoding
+    if not repackable(stored, encoding) and repackable(stored, scheme.encoding):
+        encoding = scheme.encoding  # more bits than are stored would be for nothing
+    for pattern, name in choices.tensor_types:
+        if pattern.search(tensor.name):
+            encoding = _scheme(name)
+            break
+    return _fitting(encoding, tensor.tensor)
+
+
+def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
+    """The encoding with the largest blocks, up to its own, that rows can be cut into, or a float."""
+    size = encoding.block_size
+    while tensor.columns % size and size > min(_BLOCK_SIZES):
+        size //= 2
+    if tensor.columns % size == 0:
+        return _changed(encoding, size=size)
+    return tensor.encoding if tensor.encoding in _FLOATS.values() else F32
+
+
+def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncoding | None = None) -> Encoding:
+    """The same scheme with blocks of another size, or scales of another type."""
+    if not isinstance(encoding, BlockEncoding):
+        return encoding
+    (method,) = (name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
+    return onnx_affine(
+        encoding.bits,
+        size or encoding.block_size,
+        dtype or encoding.scale_type,
+        symmetric=not encoding.has_zero_point,
+        method=method,
+    )
+
+
+def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtime: bool) -> Encoding:
+    assert tensor.role is not None  # noqa: S101 - a matrix has one
+    match tensor.role.name:
+        case "router":  # tiny, and much depends on it
+            return scheme.encoding if isinstance(scheme.encoding, FloatEncoding) else F32
+        case "token_embedding" | "output" if not match_runtime:
+            return scheme.ends
+        case "token_embedding":
+            tied = model.hyperparameters is not None and model.hyperparameters.tie_word_embeddings
+            return scheme.high if tied else _runtime_embedding(scheme)
+        case "output":
+            return scheme.high
+        case "attn_q" | "attn_v" | "ffn_down" if _more_bits(tensor.role.layer or 0, model):
+            return scheme.high
+    return scheme.encoding
+
+
+def _runtime_embedding(scheme: Scheme) -> Encoding:
+    """The builder quantizes no embedding of its own."""
+    return scheme.encoding if isinstance(scheme.encoding, FloatEncoding) else F32
+
+
+def _more_bits(layer: int, model: Model) -> bool:
+    """The first and the last eighth of the layers, and every third between; as in llama.cpp's Q4_K_M."""
+    assert model.hyperparameters is not None  # noqa: S101 - ONNX has no files of plain tensors
+    count = model.hyperparameters.num_hidden_layers
+    return layer < count / 8 or layer >= 7 * count / 8 or (layer - round(count / 8)) % 3 == 2

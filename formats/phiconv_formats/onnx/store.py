@@ -1,0 +1,139 @@
+"""The file of weights beside an ONNX model: every tensor's place is fixed before a graph names it.
+
+A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from onnx import TensorProto
+
+from phiconv import ir
+from phiconv_formats.onnx.graph import DATA_TYPES
+from phiconv_formats.onnx.packing import pack, row_bytes
+from phiconv_formats.output import Segment, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phiconv_formats.onnx.graph import Graph
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["Store"]
+
+_ALIGNMENT = 4096
+"""Of every tensor's offset, so that a file that is mapped into memory can be used in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor of the model in the file.
+
+    Attributes:
+        output: The tensor.
+        encoding: How it is stored.
+        places: Offset and number of bytes of floats; or of codes, scales and, if there are any, zero points.
+    """
+
+    output: OutputTensor
+    encoding: ir.Encoding
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape."""
+        return self.output.tensor.shape
+
+
+class Store:
+    """All tensors by name, and what a graph says to use them.
+
+    Attributes:
+        file: The name of the file.
+        size: Its bytes.
+        streams: The tensors on their way into it, in the order of the file.
+    """
+
+    def __init__(self, file: str, tensors: Sequence[OutputTensor], encodings: Sequence[ir.Encoding]) -> None:
+        self.file = file
+        self.size = 0
+        self.streams: list[Stream] = []
+        self._stored: dict[str, Stored] = {}
+        for tensor, encoding in zip(tensors, encodings, strict=True):
+            self._reserve(tensor, encoding)
+
+    def _reserve(self, output: OutputTensor, encoding: ir.Encoding) -> None:
+        tensor = output.tensor
+        places, segments = [], []
+        for size in row_bytes(encoding, tensor.columns):
+            offset = -(-self.size // _ALIGNMENT) * _ALIGNMENT
+            self.size = offset + size * tensor.rows
+            places.append((offset, size * tensor.rows))
+            segments.append(Segment(self.file, offset, size))
+        self._stored[output.name] = Stored(output, encoding, tuple(places))
+        packer = partial(pack, columns=tensor.columns)
+        self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def __getitem__(self, name: str) -> Stored:
+        return self._stored[name]
+
+    @property
+    def float_type(self) -> ir.FloatEncoding:
+        """The type of the vectors, which is the one that a graph computes in."""
+        vectors = (s.encoding for s in self._stored.values() if len(s.shape) == 1)
+        return next(e for e in vectors if isinstance(e, ir.FloatEncoding))
+
+    def floats(self, graph: Graph, name: str) -> str:
+        """The name in the graph of a tensor that is stored as floats, whatever their type."""
+        stored = self._stored[name]
+        assert isinstance(stored.encoding, ir.FloatEncoding)  # noqa: S101 - whoever asks has looked
+        return self._weight(graph, name, DATA_TYPES[stored.encoding], stored.shape, stored.places[0])
+
+    def codes(self, graph: Graph, name: str, *, rows: bool = False) -> str:
+        """The codes of a matrix: shape (..., rows, blocks, bytes of a block).
+
+        Args:
+            graph: Where it is used.
+            name: The matrix.
+            rows: With the bytes of a row in one dimension, as some operators want the same bytes.
+        """
+        stored, encoding = self._stored[name], self.block_encoding(name)
+        block = encoding.block_size * encoding.bits // 8
+        blocks = stored.shape[-1] // encoding.block_size
+        tail = (blocks * block,) if rows else (blocks, block)
+        suffix = f"_Q{encoding.bits}" + ("_rows" if rows else "")
+        shape = (*stored.shape[:-1], *tail)
+        return self._weight(graph, name + suffix, TensorProto.UINT8, shape, stored.places[0])
+
+    def scales(self, graph: Graph, name: str) -> str:
+        """The scales of a matrix: shape (..., rows, blocks)."""
+        stored, encoding = self._stored[name], self.block_encoding(name)
+        shape = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
+        kind = DATA_TYPES[encoding.scale_type]
+        return self._weight(graph, f"{name}_scales", kind, shape, stored.places[1])
+
+    def zero_points(self, graph: Graph, name: str) -> str:
+        """The zero points of a matrix, packed as the codes are: shape (..., rows, bytes); "" without any."""
+        stored = self._stored[name]
+        if len(stored.places) < 3:
+            return ""
+        blocks = stored.shape[-1] // self.block_encoding(name).block_size
+        shape = (*stored.shape[:-1], -(-blocks * self.block_encoding(name).bits // 8))
+        return self._weight(graph, f"{name}_zero_points", TensorProto.UINT8, shape, stored.places[2])
+
+    def block_encoding(self, name: str) -> ir.BlockEncoding:
+        """The encoding of a quantized matrix."""
+        encoding = self._stored[name].encoding
+        assert isinstance(encoding, ir.BlockEncoding)  # noqa: S101 - whoever asks has looked
+        return encoding
+
+    def _weight(
+        self, graph: Graph, name: str, data_type: int, shape: Sequence[int], place: tuple[int, int]
+    ) -> str:
+        return graph.weight(name, data_type, shape, (self.file, *place))

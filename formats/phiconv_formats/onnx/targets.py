@@ -1,0 +1,50 @@
+"""What differs between the processors that ONNX Runtime runs a model on, as data.
+
+Facts from GenAI's model builder (0.18). The float type that a graph computes in is the recipe's choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of processor.
+
+    Attributes:
+        accuracy_level: Of products with quantized matrices, where nobody chooses; 0 for the processor's own.
+        provider: What genai_config.json says of it; empty for the CPU.
+        opset: The version of ONNX's operators. 23 is the first with RMSNormalization.
+        ir_version: The version of the file format that goes with it.
+        rms_norm: The operator of an RMSNorm that takes no sum along. ONNX Runtime's own, which every
+            processor has a kernel for, is none of ONNX's, although it stands in their domain.
+        rotates: The attention operator can rotate, and may choose tables by ``If``.
+        experts: It has the operators of a mixture of experts as they are emitted.
+    """
+
+    accuracy_level: int = 0
+    provider: Mapping[str, Any] = field(default_factory=dict)
+    opset: int = 22
+    ir_version: int = 10
+    rms_norm: str = "SimplifiedLayerNormalization"
+    rotates: bool = True
+    experts: bool = False
+
+
+TARGETS = {
+    # Level 4 rounds activations to int8: more than twice as fast.
+    "cpu": Target(accuracy_level=4, opset=23, ir_version=11, rms_norm="RMSNormalization", experts=True),
+    "cuda": Target(provider={"cuda": {"enable_cuda_graph": "0"}}),
+    "dml": Target(provider={"dml": {"enable_graph_capture": "1"}}, rotates=False),
+    "webgpu": Target(
+        accuracy_level=4, provider={"webgpu": {"enableGraphCapture": "0", "validationMode": "basic"}}
+    ),
+}
+"""Every target, by the name that ``--target`` takes; the first is the usual one."""

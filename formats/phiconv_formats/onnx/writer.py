@@ -1,0 +1,98 @@
+"""An ONNX model for ONNX Runtime GenAI, laid out in full before a weight is read.
+
+The graph, the file of weights beside it, genai_config.json, and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from phiconv import ir
+from phiconv.architectures import ARCHITECTURES
+from phiconv.errors import UsageError
+from phiconv_formats.companions import companion_files, json_bytes
+from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
+from phiconv_formats.onnx.emitter import OnnxOps
+from phiconv_formats.onnx.store import Store
+from phiconv_formats.onnx.targets import TARGETS
+from phiconv_formats.output import OutputFile, Package, RuntimeSettings
+from phiconv_formats.tokenizer_writer import tokenizer_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phiconv.importance import ImportanceMatrix
+    from phiconv.ir import Encoding
+    from phiconv.model import Model
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["package"]
+
+_DEFAULT_NAME = "model.onnx"
+_SMALLEST_BLOCK = 16
+
+
+def package(
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    encodings: Sequence[Encoding],
+    *,
+    file_name: str,
+    recipe: str,  # noqa: ARG001 - nothing in the output is named after it
+    split_max_size: int | None = None,
+    importance: ImportanceMatrix | None = None,  # noqa: ARG001 - nothing here weighs errors
+    settings: RuntimeSettings | None = None,
+) -> Package:
+    """Lays the whole output out; see `phiconv_formats.Writer`.
+
+    Raises:
+        UnsupportedModelError: A model that ONNX Runtime cannot run.
+        UsageError: A split size: a graph names one file of weights.
+    """
+    if split_max_size is not None:
+        raise UsageError("--split-max-size means nothing for onnx: all weights are in one file")
+    settings = settings or RuntimeSettings()
+    target = TARGETS[settings.target or next(iter(TARGETS))]
+    check_model(model, target)
+    hp = model.hyperparameters
+    assert hp is not None  # noqa: S101 - check_model has looked
+    assert model.architecture is not None  # noqa: S101
+    name = file_name or _DEFAULT_NAME
+    store = Store(f"{name}.data", tensors, encodings)
+    ops = OnnxOps(model, store, settings)
+    graph = ARCHITECTURES[model.architecture].forward(ops, hp)
+    small = {
+        name: graph,
+        "genai_config.json": json.dumps(make_config(model, name, target), indent=4).encode(),
+        **_tokenizer_files(model, hp.max_position_embeddings),
+    }
+    files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]
+    return Package(
+        (*files, OutputFile(store.file, store.size, ())),
+        tuple(store.streams),
+        (*runtime_notes(model), *_notes(tensors, encodings)),
+        own_folder=not file_name,
+    )
+
+
+def _tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
+    """What the runtime's tokenizer reads: tokenizer.json in any case."""
+    files = companion_files(model)
+    if "tokenizer.json" not in files and model.tokenizer is not None:
+        files = tokenizer_files(model.tokenizer) | files
+    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+    # Some models have 1e30 here, which the runtime's parser does not take for a length.
+    files["tokenizer_config.json"] = json_bytes({**settings, "model_max_length": context})
+    return files
+
+
+def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> list[str]:
+    """Matrices that stayed floats where others were quantized."""
+    matrices = [(t, e) for t, e in zip(tensors, encodings, strict=True) if t.role and len(t.tensor.shape) > 1]
+    kept = [t for t, e in matrices if isinstance(e, ir.FloatEncoding) and t.tensor.columns % _SMALLEST_BLOCK]
+    if not kept or all(isinstance(e, ir.FloatEncoding) for _, e in matrices):
+        return []
+    columns = ", ".join(map(str, sorted({t.tensor.columns for t in kept})))
+    what = f"{len(kept)} matrices stay unquantized, the first is {kept[0].name}"
+    return [f"{what}: rows of {columns} weights do not divide into blocks of {_SMALLEST_BLOCK}"]

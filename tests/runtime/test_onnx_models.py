@@ -1,0 +1,338 @@
+"""ONNX models: ONNX Runtime computes with them as transformers does, and GenAI generates with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import phiconv
+from phiconv import ir
+from phiconv.model import Role
+from phiconv.quantizers import decode
+from phiconv_formats.onnx import packing
+
+pytestmark = pytest.mark.runtime
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+MOE_ROPE = {"long_mscale": 1.3, "short_mscale": 1.243163121016122, "original_max_position_embeddings": 512}
+
+# Reference: kind, and keys of config.json that are otherwise.
+RANDOM = {
+    "phi": ("phi", {}),
+    "phi2": ("phi2", {}),
+    "phi3": ("phi3", {}),
+    "phi3-gqa": ("phi3-gqa", {}),
+    "phi3-window": ("phi3", {"sliding_window": 7}),
+    "phi4": ("phi4", {}),
+    "phi4mini": ("phi4mini", {}),
+    "phi4mini-long": ("phi4mini", {}),
+    "phimoe": ("phimoe", {}),
+    "phimoe-tiny": ("phimoe-tiny", {"sliding_window": 7}),
+    "phimoe-long": ("phimoe", {"rope_scaling": MOE_ROPE}),
+}
+
+
+@pytest.fixture(scope="module")
+def ort():
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+
+@pytest.fixture(scope="module")
+def genai(ort):
+    return pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+
+
+def convert(source, folder, quant, **choices):
+    return phiconv.convert(source, folder, to="onnx", quant=quant, choices=phiconv.Choices(**choices))
+
+
+@dataclass
+class Session:
+    """A model in ONNX Runtime, on the processor."""
+
+    session: object
+
+    def run(self, ids, past=None, mask=None):
+        """Logits and cache; ``past`` is the cache of the tokens before."""
+        (batch, length), before = ids.shape, 0 if past is None else past[0].shape[2]
+        mask = np.ones((batch, before + length), np.int64) if mask is None else mask
+        feeds = {"input_ids": ids.astype(np.int64), "attention_mask": mask}
+        inputs = {i.name: i for i in self.session.get_inputs()}
+        if "position_ids" in inputs:
+            feeds["position_ids"] = np.tile(np.arange(before, before + length), (batch, 1))
+        names = [name for name in inputs if name.startswith("past")]
+        for i, name in enumerate(names):
+            _, heads, _, width = inputs[name].shape
+            dtype = np.float32 if inputs[name].type == "tensor(float)" else np.float16
+            feeds[name] = np.zeros((batch, heads, 0, width), dtype) if past is None else past[i]
+        logits, *cache = self.session.run(None, feeds)
+        return logits, cache
+
+
+@pytest.fixture
+def load(ort):
+    def open_folder(folder, *, check=True):
+        if check:  # ONNX Runtime's own SimplifiedLayerNormalization stands in ONNX's domain
+            onnx.checker.check_model(str(folder / "model.onnx"))
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        path = str(folder / "model.onnx")
+        return Session(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+
+    return open_folder
+
+
+def relative_l2(values, expected):
+    expected = expected.astype(np.float64)
+    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
+
+
+def reference(name):
+    with np.load(FIXTURES / name) as arrays:
+        return dict(arrays)
+
+
+# ------------------------------------------------------------------------------------------------ unquantized
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_logits_are_those_of_transformers(load, make_model, make_models, tmp_path, name):
+    kind, overrides = RANDOM[name]
+    if name == "phimoe-long":
+        overrides = {"rope_scaling": make_models.CONFIGS[kind]["rope_scaling"] | MOE_ROPE}
+    kept = reference(f"references/{name}.npz")
+    convert(make_model(tmp_path / "s", kind, seed=7, **overrides), tmp_path / "m", "f32")
+    logits, _ = load(tmp_path / "m").run(kept["input_ids"][None])
+    assert relative_l2(logits[0, kept["positions"]], kept["logits"]) < 3e-6
+    assert (logits[0].argmax(axis=-1) == kept["argmax"]).all()
+
+
+@pytest.mark.parametrize("quant", ["f32", "bf16"])
+@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
+def test_trained_models(load, tmp_path, name, quant):
+    """Weights of 16 bits are computed with in float32."""
+    kept = reference(f"{name}/reference.npz")
+    convert(FIXTURES / name, tmp_path / "m", quant)
+    session = load(tmp_path / "m")
+    logits, _ = session.run(kept["input_ids"][:2])
+    assert relative_l2(logits, kept["logits_f32"]) < 2e-6
+    logits, _ = session.run(kept["long_input_ids"])  # 768 tokens: tiny-phi4mini's original context is 512
+    assert relative_l2(logits[:, -32:], kept["long_logits_last32_f32"]) < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["phi3-su", "phi4mini", "phimoe"])
+def test_long_texts_take_the_long_factors(load, model_folder, tmp_path, kind):
+    convert(model_folder(kind), tmp_path / "m", "f32")
+    session = load(tmp_path / "m")
+    for length in (512, 513):
+        ids = np.arange(length)[None] * 37 % 2000
+        assert relative_l2(session.run(ids)[0], phiconv.logits(model_folder(kind), ids)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["phi2", "phi3", "phi4mini", "phimoe"])
+def test_cache_and_padding_change_nothing(load, model_folder, tmp_path, kind):
+    convert(model_folder(kind), tmp_path / "m", "f32")
+    session, ids = load(tmp_path / "m"), np.arange(40, 64)[None]
+    expected, _ = session.run(ids)
+    first, cache = session.run(ids[:, :15])
+    second, _ = session.run(ids[:, 15:], cache)
+    assert relative_l2(np.concatenate([first, second], axis=1), expected) < 3e-6
+    mask = np.arange(24) < np.array([[24], [17]])
+    both, _ = session.run(np.repeat(ids, 2, axis=0), mask=mask.astype(np.int64))
+    assert relative_l2(both[0], expected[0]) < 3e-6
+    assert relative_l2(both[1, :17], expected[0, :17]) < 3e-6
+
+
+@pytest.mark.parametrize("target", ["cuda", "dml", "webgpu"])
+@pytest.mark.parametrize("kind", ["phi", "phi3", "phi3-su", "phi4mini"])
+def test_graphs_of_other_targets_are_right_in_float16(load, model_folder, tmp_path, target, kind):
+    """They run on a processor, too; how they do on what they are for cannot be tested here."""
+    folder = model_folder(kind)
+    convert(folder, tmp_path / "m", "f16", target=target)
+    session = load(tmp_path / "m", check=False)
+    for length in (32, 520):  # LongRoPE's factors change after 512
+        ids = np.arange(length)[None] * 37 % 2000
+        assert relative_l2(session.run(ids)[0], phiconv.logits(folder, ids)) < 5e-3
+
+
+# -------------------------------------------------------------------------------------------------- quantized
+
+
+@dataclass(frozen=True)
+class WrittenRows:
+    """The weights of a stream as they stand in the file (an `ir.Source`)."""
+
+    folder: Path
+    stream: object
+    encoding: ir.Encoding = ir.F32
+    label: str = "written"
+
+    def read(self, start, stop):
+        parts = []
+        for segment in self.stream.segments:
+            count, at = (stop - start) * segment.row_bytes, segment.offset + start * segment.row_bytes
+            parts.append(np.fromfile(self.folder / segment.file, np.uint8, count, offset=at))
+        columns = self.stream.tensor.columns
+        return decode(packing.unpack(self.stream.encoding, columns, *parts), columns)
+
+    def changed(self):
+        return False
+
+
+def as_written(result, folder):
+    """The source's model with the weights that the output holds."""
+    model = result.plan.model
+    tensors = dict(model.tensors)
+    for stream in result.plan.package.streams:
+        whole = ir.Tensor.of(WrittenRows(folder, stream), (stream.tensor.rows, stream.tensor.columns))
+        for role, rows in parts(stream.name, model, whole):
+            tensors[role] = rows.reshape(tensors[role].shape)
+    return replace(model, tensors=tensors)
+
+
+def parts(name, model, whole):
+    """The weights of the model that a matrix of the output is made of."""
+    if not name.endswith((".MatMul.weight", "embed_tokens.weight")):
+        return
+    layer = int(name.split(".")[2]) if ".layers." in name else None
+    if "gate_up" in name:
+        for offset, role in enumerate(("experts_gate", "experts_up")):
+            runs = [whole.slice_rows(i, i + 1) for i in range(offset, whole.rows, 2)]
+            yield Role(role, layer), ir.concatenate(runs)
+        return
+    roles = {
+        "qkv_proj": ["attn_q", "attn_k", "attn_v"],
+        "q_proj": ["attn_q"],
+        "k_proj": ["attn_k"],
+        "v_proj": ["attn_v"],
+        "o_proj": ["attn_output"],
+        "gate_proj": ["ffn_gate"],
+        "up_proj": ["ffn_up"],
+        "down_proj": ["experts_down" if "experts" in name else "ffn_down"],
+        "router": ["router"],
+        "lm_head": ["output"],
+        "embed_tokens": ["token_embedding"],
+    }[name.removesuffix(".MatMul.weight").removesuffix(".weight").rpartition(".")[2]]
+    start = 0
+    for role in roles:
+        rows = model.tensors[Role(role, layer)].rows
+        yield Role(role, layer), whole.slice_rows(start, start + rows)
+        start += rows
+
+
+def check_as_written(load, source, folder, quant, bound=1e-5, **choices):
+    """ONNX Runtime computes what NumPy computes with the weights that are in the file."""
+    result = convert(source, folder, quant, accuracy_level=0, **choices)
+    ids = np.arange(40, 72)[None]
+    logits, _ = load(folder).run(ids)
+    assert relative_l2(logits, phiconv.logits(as_written(result, folder), ids)) < bound
+    return result
+
+
+SCHEMES = ["int4", "int4-asym-g64", "int4-rtn-g16", "int4-k_quant", "int8", "int8-asym-g128", "int4-rtn-asym"]
+
+
+@pytest.mark.parametrize("quant", SCHEMES)
+def test_every_scheme_on_a_trained_model(load, tmp_path, quant):
+    check_as_written(load, FIXTURES / "tiny-phi4mini", tmp_path / "m", quant)
+
+
+@pytest.mark.parametrize("quant", ["int4", "int4-asym", "int4-k_quant_mixed-g16", "int4-g128"])
+@pytest.mark.parametrize("kind", ["phi", "phi3", "phi3-gqa", "phi4mini", "phimoe"])
+def test_every_kind_of_model(load, model_folder, tmp_path, kind, quant):
+    check_as_written(load, model_folder(kind), tmp_path / "m", quant, 5e-5 if kind == "phimoe" else 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["phi", "phi3", "phi4mini"])
+def test_the_choices_of_the_runtime(load, model_folder, tmp_path, kind):
+    result = check_as_written(load, model_folder(kind), tmp_path / "m", "int4", match_runtime=True)
+    kept = {s.name: s.encoding.name for s in result.plan.package.streams}
+    assert kept["model.embed_tokens.weight"] == ("onnx_int4_g32_f32" if kind == "phi4mini" else "f32")
+
+
+def test_experts_of_8_bits_round_activations(load, model_folder, tmp_path):
+    """ONNX Runtime 1.31 has no other kernel for them: the bound is that of int8 activations."""
+    check_as_written(load, model_folder("phimoe"), tmp_path / "m", "int8", 0.2)
+
+
+def test_products_round_activations_by_default(load, tmp_path):
+    convert(FIXTURES / "tiny-phi3", tmp_path / "m", "int4")
+    convert(FIXTURES / "tiny-phi3", tmp_path / "e", "int4", accuracy_level=0)
+    ids = np.arange(40, 72)[None]
+    a, b = (load(tmp_path / name).run(ids)[0] for name in "me")
+    assert 1e-4 < relative_l2(a, b) < 0.05
+
+
+def test_blocks_of_a_gguf_are_taken_over(load, tmp_path):
+    """Q4_0 is symmetric int4 in blocks of 32: no weight changes, and both compute the same."""
+    phiconv.convert(
+        FIXTURES / "tiny-phi3", tmp_path / "a.gguf", quant="Q4_0", choices=phiconv.Choices(pure=True)
+    )
+    convert(tmp_path / "a.gguf", tmp_path / "m", "int4", accuracy_level=0)
+    ids = np.arange(40, 72)[None]
+    assert relative_l2(load(tmp_path / "m").run(ids)[0], phiconv.logits(tmp_path / "a.gguf", ids)) < 1e-5
+
+
+# ---------------------------------------------------------------------------------------------------- GenAI
+
+
+def generate(genai, folder, ids, count):
+    model = genai.Model(str(folder))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=len(ids) + count, do_sample=False)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(ids)
+    tokens = []
+    while not generator.is_done() and len(tokens) < count:
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return tokens
+
+
+@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
+def test_genai_generates_what_transformers_does(genai, tmp_path, name):
+    convert(FIXTURES / name, tmp_path / "m", "f32")
+    ends = phiconv.open_model(FIXTURES / name).tokenizer.eos_ids
+    for item in json.loads((FIXTURES / name / "generations.json").read_text())["items"]:
+        expected = item["greedy_ids"]
+        stop = next((i + 1 for i, token in enumerate(expected) if token in ends), len(expected))
+        assert generate(genai, tmp_path / "m", item["prompt_ids"], len(expected)) == expected[:stop]
+
+
+@pytest.mark.parametrize("kind", ["phi", "phi2", "phi3-gqa", "phimoe"])
+def test_genai_generates_what_numpy_does(genai, model_folder, tmp_path, kind):
+    convert(model_folder(kind), tmp_path / "m", "f32")
+    prompt = list(range(100, 120))
+    expected = list(phiconv.generate(model_folder(kind), prompt, 12))
+    assert generate(genai, tmp_path / "m", prompt, 12) == expected
+
+
+@pytest.mark.parametrize("kind", ["phi4mini", "phimoe"])
+def test_genai_generates_with_a_quantized_model(genai, model_folder, tmp_path, kind):
+    convert(model_folder(kind), tmp_path / "m", "q4")
+    assert len(generate(genai, tmp_path / "m", list(range(100, 120)), 8)) == 8
+
+
+def test_genai_tokenizes_and_fills_in_the_chat_template(genai, tmp_path):
+    convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
+    tokenizer = genai.Tokenizer(genai.Model(str(tmp_path / "m")))
+    from phiconv.tokenization import encode
+
+    text = "Once upon a time, 12 * 34 = 408?"
+    own = phiconv.open_model(FIXTURES / "tiny-phi3").tokenizer
+    assert tokenizer.encode(text).tolist() == list(encode(own, text))
+    filled = tokenizer.apply_chat_template(
+        json.dumps([{"role": "user", "content": "Hi"}]), add_generation_prompt=True
+    )
+    assert "<|user|>" in filled
+    assert "Hi" in filled
+
+
+def test_genai_finds_a_model_of_another_name(genai, tmp_path):
+    phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "small.onnx", quant="q4")
+    assert len(generate(genai, tmp_path, [374, 457, 999], 4)) == 4

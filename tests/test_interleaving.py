@@ -1,0 +1,61 @@
+"""Rows by turns: of floats and of blocks, in any range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phiconv import ir
+from phiconv.interleaving import interleave
+from phiconv.quantizers import decode, encode
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in memory (an `ir.Source`)."""
+
+    values: object
+    encoding: ir.Encoding
+    label: str = "rows"
+
+    def __hash__(self):
+        return id(self)
+
+    def read(self, start, stop):
+        return encode(self.values[start:stop], self.encoding)
+
+    def changed(self):
+        return False
+
+
+@given(
+    st.sampled_from([ir.F32, ir.Q4_1, ir.Q4_K, ir.Q8_0]),
+    st.integers(0, 10),
+    st.integers(0, 10),
+    st.integers(),
+)
+def test_any_range(encoding, a, b, seed):
+    values = np.random.default_rng(abs(seed)).standard_normal((2, 5, 512)).astype(np.float32)
+    even, odd = (ir.Tensor.of(Rows(half, encoding), half.shape) for half in values)
+    joined = interleave(even, odd)
+    assert joined.shape == (10, 512)
+    start, stop = sorted((a, b))
+    expected = [decode(encode(values[i % 2, i // 2, None], encoding), 512)[0] for i in range(start, stop)]
+    found = decode(joined.read(start, stop), 512)
+    assert found.shape == (stop - start, 512)
+    assert (found == np.array(expected, np.float32).reshape(-1, 512)).all()
+
+
+def test_stacks_keep_their_first_dimension():
+    stack = ir.Tensor.of(Rows(np.arange(24, dtype=np.float32).reshape(6, 4), ir.F32), (2, 3, 4))
+    assert interleave(stack, stack).shape == (2, 6, 4)
+
+
+def test_only_alike_tensors():
+    a = ir.Tensor.of(Rows(np.zeros((2, 4), np.float32), ir.F32), (2, 4))
+    with pytest.raises(ValueError, match="cannot interleave"):
+        interleave(a, a.slice_rows(0, 1))
