@@ -33,6 +33,7 @@ __all__ = [
     "RawEncoding",
     "SuperBlockEncoding",
     "mlx_affine",
+    "openvino_affine",
     "same_meaning",
 ]
 
@@ -62,15 +63,19 @@ BF16 = FloatEncoding("bf16", np.dtype(ml_dtypes.bfloat16))
 class BlockEncoding:
     """``block_size`` neighbouring weights of a row share a scale.
 
-    It gives them back as ``weight = scale * (code - offset) + minimum``.
+    It gives them back as ``weight = scale * (code - offset) + minimum``, or, where every block has a zero
+    point of its own, as ``weight = scale * (code - zero_point)``.
 
     Attributes:
         name: The name the field knows it by.
         block_size: Weights per block, a multiple of 4.
         bits: Bits of a code.
-        offset: Subtracted from a code; codes of an encoding with offset 0 and no minimum are signed.
+        offset: Subtracted from a code; codes of an encoding with offset 0, no minimum and no zero points are
+            signed.
         has_minimum: Whether a block also has a minimum (asymmetric); 0 otherwise.
         scale_type: The type of the scales and of the minima.
+        has_zero_point: Whether a block also has a zero point (asymmetric), an integer of as many bits as a
+            code. The offset is 0 then, and there is no minimum.
     """
 
     name: str
@@ -79,12 +84,14 @@ class BlockEncoding:
     offset: int = 0
     has_minimum: bool = False
     scale_type: FloatEncoding = F16
+    has_zero_point: bool = False
 
     @property
     def bits_per_weight(self) -> float:
         """Bits that one weight takes, scales included."""
-        scales = 2 if self.has_minimum else 1
-        return self.bits + scales * self.scale_type.bits_per_weight / self.block_size
+        scales = (2 if self.has_minimum else 1) * self.scale_type.bits_per_weight
+        zero_point = self.bits if self.has_zero_point else 0
+        return self.bits + (scales + zero_point) / self.block_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,19 @@ MLX_AFFINE = tuple(
     for scale_type in (F16, BF16, F32)
 )
 """Every affine quantization that MLX can compute with."""
+
+
+def openvino_affine(bits: int, group_size: int, *, symmetric: bool) -> BlockEncoding:
+    """OpenVINO's integers: ``group_size`` neighbours have a float16 scale, and a zero point unless symmetric.
+
+    Args:
+        bits: Bits of a code: 4 or 8.
+        group_size: A multiple of 4; the whole row for a scale per output channel.
+        symmetric: Whether codes lie around 0, and the scale may be negative.
+    """
+    name = f"openvino_int{bits}_{'sym' if symmetric else 'asym'}_g{group_size}"
+    offset = 8 if symmetric and bits == 4 else 0  # codes of 4 bits are never negative in memory
+    return BlockEncoding(name, group_size, bits, offset, has_zero_point=not symmetric)
 
 
 def same_meaning(a: Encoding, b: Encoding) -> bool:

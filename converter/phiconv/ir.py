@@ -29,9 +29,12 @@ from phiconv.codebooks import (
     MLX_NVFP4,
     MXFP4,
     NVFP4,
+    OPENVINO_MXFP4,
+    OPENVINO_NF4,
     TQ1_0,
     TQ2_0,
     CodebookEncoding,
+    openvino_nf4,
 )
 from phiconv.encodings import (
     BF16,
@@ -56,6 +59,7 @@ from phiconv.encodings import (
     RawEncoding,
     SuperBlockEncoding,
     mlx_affine,
+    openvino_affine,
     same_meaning,
 )
 
@@ -84,6 +88,8 @@ __all__ = [
     "MLX_NVFP4",
     "MXFP4",
     "NVFP4",
+    "OPENVINO_MXFP4",
+    "OPENVINO_NF4",
     "Q2_K",
     "Q3_K",
     "Q4_0",
@@ -113,6 +119,8 @@ __all__ = [
     "concatenate",
     "constant",
     "mlx_affine",
+    "openvino_affine",
+    "openvino_nf4",
     "same_meaning",
     "stack",
 ]
@@ -144,6 +152,8 @@ class Blocks:
         sub_scales: What multiplies the scale in each sub-block, small integers, shape (sub-blocks of a block,
             n); None where the encoding has no sub-blocks.
         sub_minima: What multiplies the minimum, in the same way; None where the encoding has none.
+        zero_points: What is subtracted from the codes of a block, uint8 of shape (n,); None where the
+            encoding has none.
     """
 
     encoding: AnyBlockEncoding
@@ -152,6 +162,7 @@ class Blocks:
     minima: NDArray[np.floating[Any]] | None = None
     sub_scales: NDArray[np.integer[Any]] | None = None
     sub_minima: NDArray[np.integer[Any]] | None = None
+    zero_points: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return int(self.scales.shape[0])
@@ -167,7 +178,7 @@ class Blocks:
         if len(parts) == 1:
             return first
         codes = np.concatenate([p.codes for p in parts], axis=1)
-        names = ("scales", "minima", "sub_scales", "sub_minima")
+        names = ("scales", "minima", "sub_scales", "sub_minima", "zero_points")
         others: list[list[Any]] = [[getattr(part, name) for part in parts] for name in names]
         joined: list[Any] = [None if o[0] is None else np.concatenate(o, axis=-1) for o in others]
         return Blocks(first.encoding, codes, *joined)

@@ -66,7 +66,10 @@ def q5_1(values: NDArray[Any]) -> Blocks:
 
 
 def dequantize(blocks: Blocks) -> FloatArray:
-    """The weights of any blocks, ``scale * (code - offset) + minimum``, in their order: a float32 vector."""
+    """The weights of any blocks, in their order: a float32 vector.
+
+    They are ``scale * (code - offset) + minimum``, or ``scale * (code - zero_point)``.
+    """
     encoding = blocks.encoding
     if not isinstance(encoding, BlockEncoding):
         raise TypeError(encoding.name)
@@ -74,6 +77,8 @@ def dequantize(blocks: Blocks) -> FloatArray:
     with np.errstate(all="ignore"):
         if encoding.offset:
             x -= encoding.offset
+        if blocks.zero_points is not None:
+            x -= spread(blocks.zero_points.astype(np.float32))
         x *= spread(widen(blocks.scales))
         if blocks.minima is not None:
             x += spread(widen(blocks.minima))
