@@ -37,7 +37,7 @@ _PRESETS = {
 }
 
 _OPTIONS = (
-    click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx."),
+    click.option("--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx, openvino."),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
         "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1 or 4bit-g32."
@@ -58,6 +58,12 @@ _OPTIONS = (
     click.option(
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
+    click.option(
+        "--ratio",
+        type=click.FloatRange(0, 1),
+        help="OpenVINO: the share of the layers' weights in 4 bits; the rest gets 8.",
+    ),
+    click.option("--all-layers", is_flag=True, help="OpenVINO: embedding and head in 4 bits, too."),
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(
         "--effort",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding
     from phiconv.model import Model
+    from phiconv_formats import Format
     from phiconv_formats.output import OutputTensor, Package, Stream
 
 __all__ = ["Plan", "TensorPlan", "make_plan"]
@@ -118,7 +119,7 @@ def make_plan(
     recipe = find_recipe(target.name, quant, [t.tensor.encoding for t in tensors if t.required is None])
     encodings = assign(target.name, recipe, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
-    folder, file_name = _place(destination, target.suffixes, model, recipe)
+    folder, file_name = _place(destination, target, model, recipe)
     _check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
@@ -213,11 +214,12 @@ def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[Tensor
     )
 
 
-def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: str) -> tuple[Path, str]:
+def _place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
     """Folder and file name of the output; in a folder the file is named after the model and the recipe.
 
-    A format without a suffix is a folder whose files have names of their own.
+    In the folder of a format that is one, files have names of their own.
     """
+    suffixes = target.suffixes
     if not suffixes:
         return destination, ""
     if destination.name.endswith(suffixes) and not destination.is_dir():
@@ -226,6 +228,8 @@ def _place(destination: Path, suffixes: tuple[str, ...], model: Model, recipe: s
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"
             )
         return destination.parent, destination.name
+    if target.folder:
+        return destination, ""
     source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
     return destination, f"{source}-{recipe}{suffixes[0]}"
 

@@ -50,4 +50,5 @@ def open_model(path: str | PathLike[str]) -> Model:
         tokenizer=found.read_tokenizer(hyperparameters.vocab_size),
         card=found.card,
         metadata=found.metadata,
+        forward=architecture.forward,
     )

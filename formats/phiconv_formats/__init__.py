@@ -60,6 +60,8 @@ class Format:
         suffixes: File names that end so are of this format; none for a format that is a folder.
         reader: Imports and returns its reader; None if it cannot be read.
         writer: Imports and returns its writer; None if it cannot be written.
+        folder: A destination that is a folder becomes one of this format: the files in it have names of their
+            own. Of a format without suffixes that is so anyway.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Format:
     suffixes: tuple[str, ...]
     reader: Callable[[], Reader] | None = None
     writer: Callable[[], Writer] | None = None
+    folder: bool = False
 
 
 def _huggingface_reader() -> Reader:
@@ -99,6 +102,12 @@ def _mlx_writer() -> Writer:
     return MlxWriter()
 
 
+def _openvino_writer() -> Writer:
+    from phiconv_formats.openvino import OpenVinoWriter
+
+    return OpenVinoWriter()
+
+
 FORMATS = {
     f.name: f
     for f in (
@@ -111,6 +120,9 @@ FORMATS = {
         Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
         Format(
             "mlx", "a folder for Apple MLX (mlx-lm, LM Studio)", (), reader=_mlx_reader, writer=_mlx_writer
+        ),
+        Format(
+            "openvino", "Intel OpenVINO (OpenVINO GenAI)", (".xml",), writer=_openvino_writer, folder=True
         ),
     )
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
-from phiconv.recipes import gguf, mlx
+from phiconv.recipes import gguf, mlx, openvino
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -51,7 +51,7 @@ class Recipes(Protocol):
         """What weights are rounded to before they are quantized; None for as they are."""
 
 
-TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx}
+TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx, "openvino": openvino}
 """The recipes of each target, by its name in `phiconv_formats.FORMATS`."""
 
 # How the command line calls the fields of `Choices`.
@@ -75,6 +75,9 @@ class Choices:
         match_runtime: Every choice as the runtime's own tool makes it, also where phiconv's is better.
         short_context: The output is for texts within the original context only: LongRoPE's short factors at
             every length, for runtimes that do not switch.
+        ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
+            all of them.
+        all_layers: The two ends of the model get the recipe's type, too.
     """
 
     pure: bool = False
@@ -88,6 +91,8 @@ class Choices:
     dtype: str | None = None
     match_runtime: bool = False
     short_context: bool = False
+    ratio: float | None = None
+    all_layers: bool = False
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:
