@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ __all__ = [
     "F32",
     "F64",
     "MLX_AFFINE",
+    "ONNX_AFFINE",
     "Q2_K",
     "Q3_K",
     "Q4_0",
@@ -33,6 +35,7 @@ __all__ = [
     "RawEncoding",
     "SuperBlockEncoding",
     "mlx_affine",
+    "onnx_affine",
     "openvino_affine",
     "same_meaning",
 ]
@@ -194,6 +197,52 @@ MLX_AFFINE = tuple(
 """Every affine quantization that MLX can compute with."""
 
 
+def onnx_affine(
+    bits: int, block_size: int, scale_type: FloatEncoding, *, symmetric: bool = True, method: str = "default"
+) -> BlockEncoding:
+    """ONNX Runtime's blocks: ``block_size`` neighbours have a scale, of either sign, and maybe a zero point.
+
+    All are ``weight = scale * (code - zero_point)`` with codes from 0 on. The zero point is the middle code
+    where ``symmetric``. The methods differ in how scales and codes are found, and so only in the name.
+
+    Args:
+        bits: Bits of a code: 4 or 8.
+        block_size: 16, 32, 64, 128 or 256 weights.
+        scale_type: `F16`, `BF16` or `F32`: the type that the runtime computes in.
+        symmetric: Whether all blocks have the same zero point.
+        method: One of the keys of `ONNX_AFFINE`.
+    """
+    kind = ("" if method == "default" else f"_{method}") + ("" if symmetric else "_asym")
+    name = f"onnx_int{bits}{kind}_g{block_size}_{scale_type.name}"
+    middle = 1 << (bits - 1) if symmetric else 0
+    return BlockEncoding(name, block_size, bits, middle, scale_type=scale_type, has_zero_point=not symmetric)
+
+
+def _onnx_affine(
+    method: str,
+    bits: tuple[int, ...] = (4, 8),
+    block_sizes: tuple[int, ...] = (16, 32, 64, 128, 256),
+    scale_types: tuple[FloatEncoding, ...] = (F32, F16),
+    symmetric: tuple[bool, ...] = (True, False),
+) -> tuple[BlockEncoding, ...]:
+    """All of one method."""
+    return tuple(
+        onnx_affine(b, size, scale_type, symmetric=s, method=method)
+        for b, size, scale_type, s in itertools.product(bits, block_sizes, scale_types, symmetric)
+    )
+
+
+ONNX_AFFINE = {
+    "default": _onnx_affine("default", scale_types=(F32, F16, BF16)),
+    "qdq": _onnx_affine("qdq", bits=(4,), scale_types=(F32, F16, BF16)),
+    "gather": _onnx_affine("gather", bits=(4,)),
+    "qmoe": _onnx_affine("qmoe", block_sizes=(32, 64, 128), scale_types=(F16,), symmetric=(True,)),
+    "rtn": _onnx_affine("rtn"),
+    "k_quant": _onnx_affine("k_quant", symmetric=(False,)),
+}
+"""Every affine quantization of ONNX Runtime's tools that phiconv has, by its method."""
+
+
 def openvino_affine(bits: int, group_size: int, *, symmetric: bool) -> BlockEncoding:
     """OpenVINO's integers: ``group_size`` neighbours have a float16 scale, and a zero point unless symmetric.
 
@@ -211,7 +260,8 @@ def same_meaning(a: Encoding, b: Encoding) -> bool:
     """Whether two encodings differ in nothing but the name.
 
     Blocks of one are then blocks of the other: a conversion between them leaves every code and scale as it
-    is. So it is with Q4_1 and MLX's 4 bits in groups of 32 with float16 scales.
+    is. So it is with Q4_1 and MLX's 4 bits in groups of 32 with float16 scales, and with Q4_0 and ONNX
+    Runtime's symmetric 4 bits.
     """
     if isinstance(a, RawEncoding) or isinstance(b, RawEncoding):  # of these, the name is all that is known
         return a == b

@@ -17,7 +17,10 @@ from phiconv.quantizers import (
     grouped,
     kquant,
     lattice,
+    least_squares,
+    matmul_nbits,
     microscaling,
+    nearest,
     nncf,
     nonlinear,
     onebit,
@@ -35,6 +38,15 @@ __all__ = ["FAST", "QUANTIZERS", "Quantizer", "decode", "encode"]
 Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
 """From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order. The
 second argument is what the error of a weight counts, by its column, or None."""
+
+_ONNX = {
+    "default": matmul_nbits.default,
+    "qdq": matmul_nbits.qdq,
+    "gather": nearest.gather,
+    "qmoe": nearest.qmoe,
+    "rtn": nearest.rtn,
+    "k_quant": least_squares.k_quant,
+}
 
 QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.Q4_0: weighted.q4_0,
@@ -64,6 +76,7 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.MLX_MXFP4: microscaling.mxfp4,
     ir.MLX_MXFP8: microscaling.mxfp8,
     ir.MLX_NVFP4: microscaling.nvfp4,
+    **{e: partial(_ONNX[method], encoding=e) for method, all_ in ir.ONNX_AFFINE.items() for e in all_},
     ir.OPENVINO_MXFP4: nncf.mxfp4,
     **{encoding: partial(nncf.nf4, encoding=encoding) for encoding in ir.OPENVINO_NF4},
 }
