@@ -1,0 +1,1 @@
+"""OpenVINO IR: an .xml file that describes a graph, and a .bin file with its constants."""
