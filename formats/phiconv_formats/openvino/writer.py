@@ -14,6 +14,7 @@ from phiconv.errors import UsageError
 from phiconv_formats.companions import companion_files, json_bytes
 from phiconv_formats.openvino.emitter import emit_decoder
 from phiconv_formats.openvino.graph import Graph
+from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.openvino.weights import Weights
 from phiconv_formats.output import OutputFile, Package
 
@@ -68,4 +69,5 @@ def _info(encodings: Sequence[Encoding], recipe: str) -> dict[str, dict[str, str
 def _other_files(model: Model) -> dict[str, bytes]:
     """What stands around the model in a folder."""
     config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    return {"config.json": json_bytes(config), **companion_files(model)}
+    tokenizer = tokenizer_ir(model.tokenizer) if model.tokenizer else {}
+    return {"config.json": json_bytes(config), **tokenizer, **companion_files(model)}
