@@ -1,18 +1,18 @@
-"""An OpenVINO IR under construction: the layers of its .xml, and where its constants lie in the .bin.
+"""The vocabulary in which the decoder is written as an IR: operations with their element types.
 
-OpenVINO infers every shape and type when it reads an IR, so a layer needs no more than its operation, its
-attributes and its inputs, and the element type of what comes out. The .bin has no header: it is one constant
-after the other, here at offsets that are multiples of 64.
+OpenVINO infers shapes when it reads an IR. The type that comes out of a layer must stand there, though; it is
+that of its first input unless it is given.
 """
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from phiconv_formats.openvino.ir_document import Document, Port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,9 +26,6 @@ ELEMENT_BITS = {
     "u8": 8, "i8": 8, "u4": 4, "i4": 4, "nf4": 4, "f4e2m1": 4, "f8e8m0": 8,
 }  # fmt: skip
 """The element types that occur, as attributes spell them, and their bits."""
-
-_PRECISIONS = {"boolean": "BOOL", "f32": "FP32", "f16": "FP16"}
-"""What a port calls an element type, where that is not its name in capitals."""
 
 _OPSETS = {
     "Assign": 6, "BitwiseAnd": 13, "Broadcast": 3, "Gather": 8, "GatherElements": 6, "Gelu": 7, "MVN": 6,
@@ -48,13 +45,11 @@ class Value:
     """An output of a layer.
 
     Attributes:
-        layer: The layer's number.
-        port: The port's number in it.
+        port: Where it comes from.
         type: The element type.
     """
 
-    layer: int
-    port: int
+    port: Port
     type: str
 
 
@@ -73,41 +68,33 @@ class Place:
 
 
 class Graph:
-    """Layers and edges in the order in which they are added.
-
-    Attributes:
-        size: Bytes of the .bin so far.
-        chunks: Offsets and bytes of the constants that come from no weight.
-    """
+    """A decoder that is being written."""
 
     def __init__(self) -> None:
-        self.size = 0
-        self.chunks: list[tuple[int, bytes]] = []
-        self._layers = ET.Element("layers")
-        self._edges = ET.Element("edges")
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+        self._document = Document("Model0")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the .bin so far."""
+        return self._document.size
+
+    @property
+    def chunks(self) -> tuple[tuple[int, bytes], ...]:
+        """Offsets and bytes of the constants that come from no weight."""
+        return tuple(self._document.chunks())
 
     def reserve(self, element_type: str, shape: Sequence[int]) -> Place:
         """Keeps a place in the .bin for a constant whose bytes come later."""
-        place = Place(element_type, tuple(shape), -(-self.size // _ALIGNMENT) * _ALIGNMENT)
-        self.size = place.offset + place.nbytes
-        return place
+        size = Place(element_type, tuple(shape), 0).nbytes
+        return Place(element_type, tuple(shape), self._document.reserve(size, alignment=_ALIGNMENT))
 
     def stored(self, name: str, place: Place) -> Value:
         """A constant at a place of the .bin."""
-        shape = ", ".join(map(str, place.shape))
-        return self.add(
-            "Const",
-            type=place.type,
-            name=name,
-            element_type=place.type,
-            shape=shape,
-            offset=place.offset,
-            size=place.nbytes,
-        )
+        port = self._document.reserved(place.offset, place.nbytes, place.type, place.shape, name)
+        return Value(port, place.type)
 
     def constant(self, values: object, element_type: str) -> Value:
-        """A small constant; equal ones are one.
+        """A small constant.
 
         Args:
             values: Numbers of any shape.
@@ -115,12 +102,7 @@ class Graph:
         """
         dtype = np.dtype(f"<{element_type[0]}{ELEMENT_BITS[element_type] // 8}")
         array = np.asarray(values, dtype)
-        key = (element_type, array.shape, array.tobytes())
-        if key not in self._constants:
-            place = self.reserve(element_type, array.shape)
-            self.chunks.append((place.offset, key[2]))
-            self._constants[key] = self.stored("", place)
-        return self._constants[key]
+        return Value(self._document.constant(array.tobytes(), element_type, array.shape), element_type)
 
     def add(
         self,
@@ -149,81 +131,49 @@ class Graph:
     def split(self, value: Value, sizes: Sequence[int]) -> list[Value]:
         """Cuts the last axis into parts."""
         inputs = (value, self.constant(-1, "i64"), self.constant(sizes, "i64"))
-        return self._add("VariadicSplit", inputs, (value.type,) * len(sizes), "", "", {})
+        return self._add("VariadicSplit", inputs, (value.type,) * len(sizes))
 
     def top_k(self, value: Value, k: int) -> list[Value]:
         """The ``k`` largest along the last axis and their i64 indices, of equals the first one first."""
         attributes = {"axis": -1, "mode": "max", "sort": "value", "index_element_type": "i64", "stable": True}
         inputs = (value, self.constant(k, "i64"))
-        return self._add("TopK", inputs, (value.type, "i64"), "", "", attributes)
+        return self._add("TopK", inputs, (value.type, "i64"), attributes=attributes)
 
     def sink(self, operation: str, value: Value, name: str, **attributes: object) -> None:
         """Adds a layer that only takes: a result, or the new value of a variable."""
         types = () if operation == "Result" else (value.type,)
-        self._add(operation, (value,), types, name, "", attributes)
+        self._add(operation, (value,), types, name, attributes=attributes)
 
     def _add(
         self,
         operation: str,
         inputs: Sequence[Value],
         types: Sequence[str],
-        name: str,
-        names: str,
-        attributes: Mapping[str, object],
+        name: str = "",
+        names: str = "",
+        attributes: Mapping[str, object] | None = None,
         *,
         decompression: bool = False,
     ) -> list[Value]:
-        number = len(self._layers)
-        layer = ET.SubElement(
-            self._layers,
-            "layer",
-            id=str(number),
-            name=name or f"{operation}_{number}",
-            type=operation,
-            version=f"opset{_OPSETS.get(operation, 1)}",
-        )
+        spelled = {key: _text(value) for key, value in (attributes or {}).items()}
         if operation in _ELEMENTWISE:
-            attributes = {**attributes, "auto_broadcast": "numpy"}
-        if attributes:
-            ET.SubElement(layer, "data", {k: _text(v) for k, v in attributes.items()})
-        if decompression:
-            ET.SubElement(ET.SubElement(layer, "rt_info"), "attribute", name="decompression", version="0")
-        if inputs:
-            ports = ET.SubElement(layer, "input")
-            for i, value in enumerate(inputs):
-                ET.SubElement(ports, "port", id=str(i), precision=_precision(value.type))
-                edge = {"from-layer": value.layer, "from-port": value.port, "to-layer": number, "to-port": i}
-                ET.SubElement(self._edges, "edge", {k: str(v) for k, v in edge.items()})
-        if types:
-            ports = ET.SubElement(layer, "output")
-            for i, made in enumerate(types, len(inputs)):
-                port = ET.SubElement(ports, "port", id=str(i), precision=_precision(made))
-                if names:
-                    port.set("names", names)
-        return [Value(number, i, made) for i, made in enumerate(types, len(inputs))]
+            spelled["auto_broadcast"] = "numpy"
+        ports = self._document.layer(
+            operation,
+            [value.port for value in inputs],
+            types,
+            version=f"opset{_OPSETS.get(operation, 1)}",
+            name=name,
+            tensor_names=[names] if names else [],
+            decompression=decompression,
+            **spelled,
+        )
+        return [Value(port, made) for port, made in zip(ports, types, strict=True)]
 
-    def document(self, name: str, info: Mapping[str, Mapping[str, str]]) -> bytes:
-        """The .xml.
-
-        Args:
-            name: Of the model.
-            info: Sections of what else a runtime may want to know, and their keys and values.
-        """
-        net = ET.Element("net", name=name, version="11")
-        net.extend([self._layers, self._edges])
-        rt_info = ET.SubElement(net, "rt_info")
-        for section, entries in info.items():
-            parent = ET.SubElement(rt_info, section)
-            for key, value in entries.items():
-                ET.SubElement(parent, key, value=value)
-        ET.indent(net, "\t")
-        text: bytes = ET.tostring(net, encoding="utf-8", xml_declaration=True)
-        return text + b"\n"
+    def xml(self, info: Mapping[str, str | Mapping[str, str]]) -> bytes:
+        """The .xml, with what else a runtime may want to know."""
+        return self._document.xml(info)
 
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _precision(element_type: str) -> str:
-    return _PRECISIONS.get(element_type, element_type.upper())

@@ -27,6 +27,8 @@ __all__ = ["PRECISIONS", "Document", "Port"]
 PRECISIONS = {
     "bf16": "BF16",
     "boolean": "BOOL",
+    "f4e2m1": "F4E2M1",
+    "f8e8m0": "F8E8M0",
     "f16": "FP16",
     "f32": "FP32",
     "i32": "I32",
@@ -74,6 +76,7 @@ class Document:
         version: str = "opset1",
         name: str = "",
         tensor_names: Sequence[str] = (),
+        decompression: bool = False,
         **attributes: str,
     ) -> list[Port]:
         """Adds a layer.
@@ -85,6 +88,7 @@ class Document:
             version: The operation set that the operation belongs to.
             name: Of the layer; made from its kind and number if there is none.
             tensor_names: Names of the outputs, by which a program asks for them.
+            decompression: Marks it as the last one of those that turn stored weights into floats.
             attributes: Of the operation.
 
         Returns:
@@ -95,6 +99,9 @@ class Document:
         layer = ET.SubElement(self._layers, "layer", fields)
         if attributes:
             ET.SubElement(layer, "data", attributes)
+        if decompression:
+            mark = {"name": "decompression", "version": "0"}
+            ET.SubElement(ET.SubElement(layer, "rt_info"), "attribute", mark)
         if inputs:
             ports = ET.SubElement(layer, "input")
             for index, (from_layer, from_port) in enumerate(inputs):
@@ -125,7 +132,14 @@ class Document:
         """Adds a layer with one output, of this element type; see `layer`."""
         names = [tensor_name] if tensor_name else []
         (port,) = self.layer(
-            kind, inputs, [output], version=version, name=name, tensor_names=names, **attributes
+            kind,
+            inputs,
+            [output],
+            version=version,
+            name=name,
+            tensor_names=names,
+            decompression=False,
+            **attributes,
         )
         return port
 
@@ -147,11 +161,13 @@ class Document:
         self.size = offset + size
         return offset
 
-    def reserved(self, offset: int, size: int, element_type: str, shape: Sequence[int]) -> Port:
+    def reserved(
+        self, offset: int, size: int, element_type: str, shape: Sequence[int], name: str = ""
+    ) -> Port:
         """Adds a constant whose bytes stand, or will stand, at an offset."""
         attributes = {"element_type": element_type, "shape": ", ".join(map(str, shape))}
         attributes |= {"offset": str(offset), "size": str(size)}
-        return self.one("Const", (), element_type, **attributes)
+        return self.one("Const", (), element_type, name=name, **attributes)
 
     def chunks(self) -> list[tuple[int, bytes]]:
         """The bytes of the constants that are known, each with its offset."""
@@ -164,24 +180,30 @@ class Document:
             content[offset : offset + len(data)] = data
         return bytes(content)
 
-    def xml(self, rt_info: Mapping[str, str]) -> bytes:
+    def xml(self, rt_info: Mapping[str, str | Mapping[str, str]]) -> bytes:
         """The content of the .xml file.
 
         Args:
-            rt_info: What the runtime is told beside the graph, by name.
+            rt_info: What the runtime is told beside the graph, by name; a section of names and values, too.
 
         Raises:
             ConfigError: A text has a character that XML cannot hold.
         """
         net = ET.Element(self._net.tag, self._net.attrib)
         net.extend(self._net)
-        info = ET.SubElement(net, "rt_info")
-        for key, value in rt_info.items():
-            if found := _NO_XML.search(value):
-                message = f"a character that an XML file cannot hold: {found[0]!r}"
-                raise ConfigError(message, at=key)
-            ET.SubElement(info, key, {"value": value})
+        _add_info(ET.SubElement(net, "rt_info"), rt_info)
         ET.indent(net, "\t")
         # ElementTree escapes line ends and tabs inside attributes; a reader would take them for spaces.
         text: str = ET.tostring(net, encoding="unicode")
         return f'<?xml version="1.0"?>\n{text}\n'.encode()
+
+
+def _add_info(parent: ET.Element, entries: Mapping[str, str | Mapping[str, str]]) -> None:
+    for key, value in entries.items():
+        if not isinstance(value, str):
+            _add_info(ET.SubElement(parent, key), value)
+            continue
+        if found := _NO_XML.search(value):
+            message = f"a character that an XML file cannot hold: {found[0]!r}"
+            raise ConfigError(message, at=key)
+        ET.SubElement(parent, key, {"value": value})
