@@ -5,6 +5,7 @@ A folder for OpenVINO GenAI, or the two files of the model alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from phiconv._version import __version__
 from phiconv.errors import UsageError
 from phiconv_formats.companions import companion_files, json_bytes
 from phiconv_formats.openvino.emitter import emit_decoder
-from phiconv_formats.openvino.graph import Graph
+from phiconv_formats.openvino.graph import ELEMENT_BITS, Graph
+from phiconv_formats.openvino.packing import parts_of
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.openvino.weights import Weights
 from phiconv_formats.output import OutputFile, Package
@@ -59,7 +61,7 @@ def package(
     return Package(
         (*small, weights_file),
         weights.streams(weights_file.name),
-        tuple(_notes(tensors, encodings)),
+        tuple(_notes(tensors, encodings, recipe)),
         own_folder=not file_name,
     )
 
@@ -83,7 +85,7 @@ def _other_files(model: Model) -> dict[str, bytes]:
 
 
 def _generation(model: Model, tokenizer: Tokenizer) -> dict[str, object]:
-    """The generation settings, with the special tokens: without them GenAI knows no end, or refuses to run."""
+    """The generation settings, with the special tokens: without them GenAI knows no end of a text."""
     special: dict[str, object] = dict(tokenizer.special_ids)
     if tokenizer.eos_ids:
         special["eos"] = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
@@ -91,22 +93,19 @@ def _generation(model: Model, tokenizer: Tokenizer) -> dict[str, object]:
     return found | dict(model.card.generation)
 
 
-def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> list[str]:
-    """Matrices that are stored otherwise than most, because their rows do not divide into groups."""
-    sizes = {
-        (e.block_size, t.tensor.columns)
-        for t, e in zip(tensors, encodings, strict=True)
-        if not isinstance(e, ir.FloatEncoding) and e.block_size != t.tensor.columns
-    }
-    usual = max((size for size, _ in sizes), default=0)
-    notes = [
-        f"rows of {columns} weights do not divide by {usual}: they are cut into groups of {size}"
-        for size, columns in sorted(sizes)
-        if columns % usual
-    ]
-    whole = {
-        t.tensor.columns
-        for t, e in zip(tensors, encodings, strict=True)
-        if usual and e.block_size == t.tensor.columns and t.tensor.columns % usual and len(t.tensor.shape) > 1
-    }
-    return notes + [f"rows of {c} weights do not divide by {usual}: those have 8 bits" for c in sorted(whole)]
+def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], recipe: str) -> list[str]:
+    """How the matrices of the layers are stored, where not all are as the recipe's name says."""
+    counts: Counter[str] = Counter()
+    bits = set()
+    for tensor, encoding in zip(tensors, encodings, strict=True):
+        shape, role = tensor.tensor.shape, tensor.role
+        if len(shape) < 2 or role is None or role.layer is None or role.name == "router":
+            continue
+        kind = parts_of(encoding, shape)[0].type
+        bits.add(ELEMENT_BITS[kind])
+        groups = f"groups of {encoding.block_size}" if encoding.block_size != shape[-1] else "whole rows"
+        counts[kind if isinstance(encoding, ir.FloatEncoding) else f"{kind} in {groups}"] += 1
+    if len(counts) < 2 and (4 in bits or not recipe.startswith(("int4", "nf4", "mxfp4"))):
+        return []
+    found = ", ".join(f"{count} as {kind}" for kind, count in counts.most_common())
+    return [f"matrices of the layers: {found}; rows do not divide into other groups, or options say so"]
