@@ -190,7 +190,7 @@ def test_every_recipe_and_class_is_documented():
     from phiconv.architectures import ARCHITECTURES
     from phiconv.recipes import TARGETS
 
-    pages = {"gguf": "quantization.md", "mlx": "mlx.md"}
+    pages = {"gguf": "quantization.md", "mlx": "mlx.md", "openvino": "openvino.md"}
     models = (ROOT / "docs/models.md").read_text(encoding="utf-8")
     for name, target in TARGETS.items():
         text = (ROOT / "docs" / pages[name]).read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """The decoder as an OpenVINO graph: the `Ops` whose values are outputs of layers.
 
 Every operation is built in the form that the CPU plugin replaces by one of its own: a form that means the
-same and looks different is computed piece by piece, rightly and slowly. tests/runtime/test_openvino_graphs.py
-counts what the plugin made of them.
+same and looks different is computed piece by piece, rightly and slowly. Tests count what the plugin made of
+them.
 """
 
 from __future__ import annotations

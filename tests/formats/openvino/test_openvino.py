@@ -108,6 +108,19 @@ def test_weights_come_to_their_places(tmp_path):
     assert np.array_equal(np.frombuffer(data, "<f4").reshape(stored.shape), phiconv.read(stored))
 
 
+def test_blocks_of_llama_cpp_are_not_quantized_again(tmp_path):
+    choices = phiconv.Choices(pure=True)
+    phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "x.gguf", quant="Q4_0", choices=choices)
+    choices = phiconv.Choices(all_layers=True)
+    phiconv.convert(tmp_path / "x.gguf", tmp_path / "x.xml", quant="int4-sym-g32", choices=choices)
+    offset, size, kind = constants(tmp_path / "x.xml")["model.layers.0.mlp.down_proj.weight"]
+    assert kind == "i4"
+    data = np.frombuffer((tmp_path / "x.bin").read_bytes()[offset : offset + size], np.uint8)
+    tensor = phiconv.open_model(tmp_path / "x.gguf").stored["blk.0.ffn_down.weight"]
+    codes = tensor.read(0, tensor.rows).codes.transpose(1, 0, 2).reshape(-1, 2)
+    assert np.array_equal(data ^ 0x88, codes[:, 0] | codes[:, 1] << 4)
+
+
 # --------------------------------------------------------------------------------------------------- recipes
 
 
