@@ -365,7 +365,7 @@ def write_gguf(path, data, kind=None):
     """A GGUF whose tensors are aligned otherwise than ours, by the gguf package."""
     import gguf
 
-    writer = gguf.GGUFWriter(path, "phi3")
+    writer = gguf.GGUFWriter(path, "another")
     writer.add_custom_alignment(128)
     writer.add_tensor("blk.0.attn_norm.weight", np.ones(3, np.float32))
     writer.add_tensor("blk.0.attn_q.weight", data, raw_dtype=kind)

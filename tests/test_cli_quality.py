@@ -89,7 +89,7 @@ def test_generate(cli):
             "fewer than one",
         ),
         (("generate", "bare/model.safetensors", "--prompt", "x"), 1, "no tokenizer"),
-        (("generate", TINY, "--prompt", ""), 2, "token ids"),
+        (("generate", TINY, "--prompt", ""), 2, "the prompt has no tokens"),
     ],
 )
 def test_errors(cli, arguments, code, says, make_model):

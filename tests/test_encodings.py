@@ -63,3 +63,22 @@ def test_names_and_sizes():
     assert ir.mlx_affine(4, 64, ir.F32).bits_per_weight == 5
     assert ir.Q8_0.bits_per_weight == 8.5
     assert ir.MLX_MXFP8.bits_per_weight == 8.25
+
+
+def test_onnx_encodings_differ_in_the_method_and_the_name_alone():
+    every = [e for encodings in ir.ONNX_AFFINE.values() for e in encodings]
+    assert len({e.name for e in every}) == len(every) == 60 + 30 + 20 + 6 + 40 + 20
+    meanings = ir.ONNX_AFFINE["default"]
+    assert all(any(same_meaning(e, known) for known in meanings) for e in every)
+    assert not any(same_meaning(a, b) for a, b in itertools.combinations(meanings, 2))
+
+
+def test_names_and_sizes_of_onnx():
+    symmetric = ir.onnx_affine(4, 32, ir.F16)
+    assert (symmetric.name, symmetric.offset, symmetric.bits_per_weight) == ("onnx_int4_g32_f16", 8, 4.5)
+    asymmetric = ir.onnx_affine(8, 64, ir.F32, symmetric=False, method="k_quant")
+    assert (asymmetric.name, asymmetric.offset) == ("onnx_int8_k_quant_asym_g64_f32", 0)
+    assert asymmetric.bits_per_weight == 8 + (32 + 8) / 64
+    assert same_meaning(ir.Q4_0, symmetric)
+    for other in (ir.onnx_affine(4, 32, ir.F32), ir.onnx_affine(4, 32, ir.F16, symmetric=False)):
+        assert not same_meaning(ir.Q4_0, other)

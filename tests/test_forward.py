@@ -10,7 +10,7 @@ import pytest
 
 import phiconv
 from phiconv.architectures import ARCHITECTURES
-from phiconv.errors import MalformedFileError
+from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.forward import Attention, MixtureOfExperts, Recorder, check_weights, output_matrix
 from phiconv.model import Role, Rope
 
@@ -109,6 +109,19 @@ def test_specifications_are_keys(model):
     assert {attention, replace(attention)} == {attention}
     assert (attention.heads, attention.kv_heads, attention.head_dim, attention.window) == (4, 1, 32, 2047)
     assert experts == MixtureOfExperts(4, 2, 0.01, "silu")
+
+
+@pytest.mark.parametrize(("value", "jitter"), [(0.05, 0.05), (0, 0.0), (None, 0.01)])
+def test_jitter_of_the_router(value, jitter, make_model, tmp_path):
+    model = phiconv.open_model(make_model(tmp_path, "phimoe", router_jitter_noise=value))
+    assert model.hyperparameters.experts.jitter == jitter
+
+
+@pytest.mark.parametrize("value", [-0.01, True, "0"])
+def test_bad_jitter(value, make_model, tmp_path):
+    folder = make_model(tmp_path, "phimoe", router_jitter_noise=value)
+    with pytest.raises(ConfigError, match="router_jitter_noise: must be a positive number"):
+        phiconv.open_model(folder)
 
 
 # ----------------------------------------------------------------------------------------------------- rope

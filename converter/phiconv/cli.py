@@ -25,27 +25,31 @@ __all__ = ["main"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-
 _SOURCE = click.argument("source", type=PATH)
 _DEST = click.argument("dest", type=PATH)
 
 
+# click leaves the lines behind "\b" as they are.
+_HELP = """Convert and quantize Phi language models, offline.
+
+\b
+phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
+
+SOURCE is a model folder, a file of weights (its siblings are found) or an index of shards. DEST names the
+format by its suffix (x.gguf), or is a folder, with --to.
+"""
+
+
 @click.group(
     cls=DefaultGroup,
+    help=_HELP,
     default="convert",
     default_if_no_args=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="phiconv")
 def main() -> None:
-    r"""Convert and quantize Phi language models, offline.
-
-    \b
-    phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
-
-    SOURCE is a model folder, a .safetensors file (its siblings are found) or an index of shards. DEST names
-    the format by its suffix (x.gguf), or is a folder, with --to.
-    """
+    """The command line."""
     # An interrupted run cleans up behind itself, also when it is asked to end.
     signal.signal(signal.SIGTERM, _stop)
 

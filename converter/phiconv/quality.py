@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv import calibration, evaluation
-from phiconv.errors import MissingFileError, OutputExistsError
+from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.evaluation import Evaluation
 from phiconv.interpreter import compute
 from phiconv.model import Model
@@ -145,10 +145,16 @@ def generate(
 
     Yields:
         Token ids; one that ends a generation is the last.
+
+    Raises:
+        InputError: Something is wrong with the model.
+        UsageError: The prompt is empty, or its ids are not in the vocabulary.
     """
     model = _opened(source)
     tokenizer = model.tokenizer
     ids = np.asarray(_ids(model, prompt, _bos(model))).reshape(-1).tolist()
+    if not ids:
+        raise UsageError("the prompt has no tokens", hint="give some text to continue")
     ends = set() if tokenizer is None else {*tokenizer.eos_ids, tokenizer.special_ids.get("eos")}
     for _ in range(count):
         result = compute(model, [ids])

@@ -80,7 +80,7 @@ def k_quant(
         better = error < best
         scale, low = np.where(better, new_scale, scale), np.where(better, new_low, low)
         best = np.where(better, error, best)
-    zero = np.clip(np.rint(-low / scale), np.float32(0), largest)
+    zero = np.nan_to_num(np.clip(np.rint(-low / scale), np.float32(0), largest))
     nearest = double_codes(x, scale.astype(np.float64), zero.astype(np.float64), encoding.bits)
     return Blocks(encoding, nearest, narrow(scale, encoding.scale_type), zero_points=zero.astype(np.uint8))
 

@@ -67,6 +67,8 @@ def double_codes(x: FloatArray, scale: DoubleArray, zero: DoubleArray, bits: int
     y += spread(zero)
     np.rint(y, out=y)
     np.clip(y, 0, (1 << bits) - 1, out=y)
+    none = np.flatnonzero(scale == 0)
+    y[:, none] = np.nan_to_num(y[:, none])  # 0 / 0 is code 0, as C's cast of NaN to an integer on x86
     return y.astype(np.uint8)
 
 

@@ -12,7 +12,7 @@ from phiconv.ir import BF16, F16, F32, BlockEncoding, same_meaning
 from phiconv.quantizers.floats import narrow
 
 if TYPE_CHECKING:
-    from phiconv.ir import Blocks, Encoding, FloatEncoding
+    from phiconv.ir import Blocks, Encoding
 
 __all__ = ["repack", "repackable"]
 
@@ -20,9 +20,9 @@ __all__ = ["repack", "repackable"]
 def repackable(stored: Encoding, target: Encoding) -> bool:
     """Whether all blocks of one encoding can be written as blocks of another one, and stand for the same.
 
-    That is so where both mean the same; and where both are symmetric with blocks of one size, the target's
-    codes reach as far from the middle, and its scales have the same type or are float32. So Q4_0 becomes ONNX
-    Runtime's symmetric 4 bits with scales of either type, and Q8_0 and Q5_0 become its 8 bits.
+    That is so where both mean the same; and where both are symmetric, with blocks of one size and codes of as
+    many bits, and the target's scales have the same type or are float32. So Q4_0 becomes ONNX Runtime's
+    symmetric 4 bits with scales of either type, and Q8_0 its 8 bits.
     """
     if same_meaning(stored, target):
         return True
@@ -30,9 +30,11 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
         return False
     if any(e.has_minimum or e.has_zero_point for e in (stored, target)) or _is_signed(target):
         return False
-    (low, high), (lowest, highest) = _levels(stored), _levels(target)
-    same_blocks = stored.block_size == target.block_size
-    return same_blocks and lowest <= low and high <= highest and _holds(target.scale_type, stored.scale_type)
+    if (stored.block_size, stored.bits, _lowest(stored)) != (target.block_size, target.bits, _lowest(target)):
+        return False
+    return stored.scale_type == target.scale_type or (
+        target.scale_type == F32 and stored.scale_type in (F16, BF16)
+    )
 
 
 def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
@@ -59,12 +61,6 @@ def _is_signed(encoding: BlockEncoding) -> bool:
     return encoding.offset == 0
 
 
-def _levels(encoding: BlockEncoding) -> tuple[int, int]:
-    """The smallest and the largest ``code - offset`` of a symmetric encoding."""
-    low = -(1 << (encoding.bits - 1)) if _is_signed(encoding) else -encoding.offset
-    return low, low + (1 << encoding.bits) - 1
-
-
-def _holds(wide: FloatEncoding, narrow_: FloatEncoding) -> bool:
-    """Whether one float type has every number of another one."""
-    return wide == narrow_ or (wide == F32 and narrow_ in (F16, BF16))
+def _lowest(encoding: BlockEncoding) -> int:
+    """The smallest ``code - offset`` of a symmetric encoding."""
+    return -(1 << (encoding.bits - 1)) if _is_signed(encoding) else -encoding.offset

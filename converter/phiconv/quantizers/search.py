@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from phiconv.quantizers.buffering import unbuffered
 from phiconv.quantizers.scratch import scratch
 
 if TYPE_CHECKING:
@@ -71,9 +73,7 @@ class Rounding:
 
     def __init__(self, shape: tuple[int, ...], low: int, high: int) -> None:
         # With limits in arrays, of all places, NumPy is more than twice as fast as with its clip.
-        self.low, self.high = scratch("low", shape, np.float32), scratch("high", shape, np.float32)
-        self.low.fill(low)
-        self.high.fill(high)
+        self.low, self.high = _limits(shape, low), _limits(shape, high)
 
     def __call__(self, values: FloatArray, *, below: bool, above: bool) -> None:
         """Rounds; ``below`` and ``above`` say whether a number may be beyond the codes on that side."""
@@ -82,6 +82,12 @@ class Rounding:
             np.maximum(values, self.low, out=values)
         if above:
             np.minimum(values, self.high, out=values)
+
+
+@lru_cache(maxsize=16)
+def _limits(shape: tuple[int, ...], value: int) -> FloatArray:
+    """A limit for every number; the same array every time, not to be changed."""
+    return np.full(shape, value, np.float32)
 
 
 class _ExactRounding(Rounding):
@@ -178,6 +184,7 @@ class LinearFit(NamedTuple):
         return codes
 
 
+@unbuffered
 def fit_linear(x: FloatArray, weights: FloatArray, limit: int) -> LinearFit:
     """Scales of least weighted squared error for codes from -limit to limit - 1 (``make_qx_quants``).
 
@@ -278,6 +285,7 @@ class AffineFit(NamedTuple):
         return codes
 
 
+@unbuffered
 def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> AffineFit:
     """Scales and minima of least weighted error (``make_qkx2_quants``, ``make_qkx3_quants``).
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from gguf.constants import GGUFValueType, LlamaFileType
 
-from phiconv.errors import UnsupportedModelError, UsageError
+from phiconv.errors import UnsupportedModelError
 from phiconv_formats.gguf.metadata import file_metadata
 from phiconv_formats.gguf.names import runtime_notes
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
 from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +84,7 @@ def package(
     """
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
     metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
-    shards = _split(entries, split_max_size)
+    shards = split(entries, split_max_size, 0xFFFF)
     notes = runtime_notes(model) + [
         f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"
         for e in entries
@@ -148,21 +149,6 @@ def _stream(entry: _Entry, file: str, offset: int) -> Stream:
     tensor = entry.output.tensor
     segment = Segment(file, offset, entry.type.row_bytes(tensor.columns))
     return Stream(entry.output.name, tensor, entry.type.encoding, _pack_one, (segment,))
-
-
-def _split(entries: Sequence[_Entry], limit: int | None) -> list[list[_Entry]]:
-    """Tensors go to a file until the next one would not fit any more; a larger one has a file of its own."""
-    shards: list[list[_Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if limit is not None and shards[-1] and size + entry.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry.nbytes
-    if len(shards) > 0xFFFF:
-        raise UsageError(f"--split-max-size would make {len(shards)} files", hint="use a larger size")
-    return shards
 
 
 def _split_metadata(number: int, count: int, tensors: int) -> list[tuple[str, GgufValue]]:

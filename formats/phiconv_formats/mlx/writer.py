@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv._version import __version__
-from phiconv.errors import UsageError
 from phiconv_formats.companions import companion_files, json_bytes
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
 from phiconv_formats.mlx.packing import pack, row_bytes
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.safetensors import lay_out
+from phiconv_formats.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,7 +81,7 @@ def package(
     """
     check_model(model)
     entries = [_Entry(t, e, tuple(_parts(t, e))) for t, e in zip(tensors, encodings, strict=True)]
-    shards = _split(entries, split_max_size or _SHARD)
+    shards = split(entries, split_max_size or _SHARD, 99_999)
     names = _shard_names(len(shards))
     files, streams = [], []
     for name, shard in zip(names, shards, strict=True):
@@ -113,21 +113,6 @@ def _parts(tensor: OutputTensor, encoding: Encoding) -> Iterator[_Part]:
     for name, dtype, size in named:
         columns = size // widths[dtype]
         yield _Part(f"{path}.{name}", dtype, (*shape[:-1], columns), size, tensor.tensor.rows)
-
-
-def _split(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
-    """Tensors go to a shard until the next one would not fit; a larger one has a shard of its own."""
-    shards: list[list[_Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if shards[-1] and size + entry.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry.nbytes
-    if len(shards) > 99_999:
-        raise UsageError(f"--split-max-size would make {len(shards)} files", hint="use a larger size")
-    return shards
 
 
 def _shard_names(count: int) -> list[str]:

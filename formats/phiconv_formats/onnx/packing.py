@@ -273,7 +273,10 @@ def _pairs(numbers: NDArray[Any]) -> Bytes:
 
 def _unpair(packed: Bytes) -> Bytes:
     """The inverse of `_pairs`."""
-    return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).reshape(*packed.shape[:-1], -1)
+    numbers = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
+    numbers[..., ::2] = packed & np.uint8(15)
+    numbers[..., 1::2] = packed >> np.uint8(4)
+    return numbers
 
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:

@@ -1,0 +1,63 @@
+"""Which blocks another runtime can have as they are, and that not one weight changes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from phiconv import ir
+from phiconv.errors import UsageError
+from phiconv.quantizers import decode, encode
+from phiconv.quantizers.repack import repack, repackable
+
+STORED = (ir.Q4_0, ir.Q4_1, ir.Q5_0, ir.Q5_1, ir.Q8_0, ir.Q4_K, ir.MXFP4, ir.F16)
+TARGETS = [ir.onnx_affine(b, g, t) for b in (4, 8) for g in (32, 64) for t in (ir.F16, ir.BF16, ir.F32)]
+
+REPACKABLE = {
+    ("q4_0", "onnx_int4_g32_f16"),
+    ("q4_0", "onnx_int4_g32_f32"),
+    ("q8_0", "onnx_int8_g32_f16"),
+    ("q8_0", "onnx_int8_g32_f32"),
+}
+
+
+def test_which_are_repackable():
+    found = {(a.name, b.name) for a, b in itertools.product(STORED, TARGETS) if repackable(a, b)}
+    assert found == REPACKABLE
+
+
+def test_symmetric_blocks_are_not_those_with_zero_points():
+    asymmetric = ir.onnx_affine(4, 32, ir.F16, symmetric=False)
+    assert not repackable(ir.Q4_0, asymmetric)
+    assert not repackable(asymmetric, ir.onnx_affine(4, 32, ir.F16))
+    assert repackable(asymmetric, ir.onnx_affine(4, 32, ir.F16, symmetric=False, method="k_quant"))
+    assert not repackable(ir.onnx_affine(8, 32, ir.F16), ir.Q8_0)
+
+
+@pytest.mark.parametrize(("stored", "target"), sorted(REPACKABLE))
+def test_no_weight_changes(stored, target):
+    encoding = next(e for e in STORED if e.name == stored)
+    wanted = next(e for e in TARGETS if e.name == target)
+    blocks = encode(np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32), encoding)
+    before = blocks.codes.copy()
+    packed = repack(blocks, wanted)
+    assert packed.encoding == wanted
+    assert packed.codes.dtype == np.uint8
+    assert packed.scales.dtype == wanted.scale_type.dtype
+    np.testing.assert_array_equal(decode(packed, 64), decode(blocks, 64))
+    np.testing.assert_array_equal(blocks.codes, before)
+
+
+def test_every_code_of_q8_0():
+    codes = np.arange(-128, 128, dtype=np.int8).reshape(8, 8, 4)
+    blocks = ir.Blocks(ir.Q8_0, codes, np.ones(8, np.float16))
+    packed = repack(blocks, ir.onnx_affine(8, 32, ir.F16))
+    np.testing.assert_array_equal(packed.codes, codes.astype(int) + 128)
+
+
+def test_others_are_refused():
+    blocks = encode(np.zeros((1, 32), np.float32), ir.Q4_1)
+    with pytest.raises(UsageError, match="blocks of q4_1 are no blocks of onnx_int4_g32_f16"):
+        repack(blocks, ir.onnx_affine(4, 32, ir.F16))
