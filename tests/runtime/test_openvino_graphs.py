@@ -199,7 +199,9 @@ def test_padding_on_the_left_changes_nothing(run):
         ("phimoe", "int4-asym-g32", {"MVN": (2, 1), "GatherMatmul": (3, 0)}, {"u4": (4, 0), "u8": (1, 1)}),
     ],
 )
-def test_the_plugin_recognises_what_it_can_fuse(run, model_folder, kind, quant, norm, products):
+def test_the_plugin_recognises_what_it_can_fuse(openvino, run, model_folder, kind, quant, norm, products):
+    if kind == "phimoe" and int(openvino.__version__.split(".")[0]) < 2026:
+        pytest.skip("older releases do not fuse experts")
     folder = model_folder(kind)
     _, compiled = run(folder, quant)
     found = layers(compiled)
@@ -233,7 +235,7 @@ def generate(genai, openvino):
     def run(folder, ids, count, backend):
         pipeline = genai.LLMPipeline(folder, "CPU", ATTENTION_BACKEND=backend, **STRICT)
         config = genai.GenerationConfig(
-            max_new_tokens=count, do_sample=False, ignore_eos=True, eos_token_id=0
+            max_new_tokens=count, do_sample=False, ignore_eos=True, eos_token_id=0, stop_token_ids={0}
         )
         inputs = (openvino.Tensor(x) for x in (ids, np.ones_like(ids)))
         return pipeline.generate(genai.TokenizedInputs(*inputs), config).tokens[0]
@@ -258,14 +260,16 @@ def test_genai_goes_on_as_numpy_does(generate, tmp_path, name, quant, backend):
 
 
 @pytest.mark.parametrize("backend", ["SDPA", "PA"])
-def test_genai_sees_the_sliding_window(generate, tmp_path, make_model, backend):
+def test_genai_sees_the_sliding_window(openvino, generate, tmp_path, make_model, backend):
+    if backend == "PA" and int(openvino.__version__.split(".")[0]) < 2026:
+        pytest.skip("the paged backend of release 2025.4 throws this window away")
     folder = make_model(tmp_path / "s", "phi3", seed=7, sliding_window=7)
     phiconv.convert(folder, tmp_path / "m", to="openvino", quant="f32")
     ids = ids_for(folder, (1, 24))
-    expected = greedy(folder, ids, 12)
-    assert generate(tmp_path / "m", ids, 12, backend) == expected
+    expected = greedy(folder, ids, 8)
+    assert generate(tmp_path / "m", ids, 8, backend) == expected
     wider = make_model(tmp_path / "w", "phi3", seed=7, sliding_window=8)
-    assert greedy(wider, ids, 12) != expected
+    assert greedy(wider, ids, 8) != expected
 
 
 def test_genai_answers_in_text(genai, tmp_path):

@@ -61,7 +61,7 @@ def package(
     return Package(
         (*small, weights_file),
         weights.streams(weights_file.name),
-        tuple(_notes(tensors, encodings, recipe)),
+        (*_runtime_notes(model), *_notes(tensors, encodings, recipe)),
         own_folder=not file_name,
     )
 
@@ -91,6 +91,15 @@ def _generation(model: Model, tokenizer: Tokenizer) -> dict[str, object]:
         special["eos"] = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
     found = {f"{role}_token_id": special[role] for role in ("bos", "eos", "pad") if role in special}
     return found | dict(model.card.generation)
+
+
+def _runtime_notes(model: Model) -> list[str]:
+    """What OpenVINO is known to do wrong with this model."""
+    hp = model.hyperparameters
+    if hp is None or hp.sliding_window is None or hp.sliding_window >= hp.max_position_embeddings:
+        return []
+    window = f"the sliding window of {hp.sliding_window} tokens"
+    return [f"OpenVINO 2025.4 ignores {window} unless ATTENTION_BACKEND is SDPA; 2026.4 does not"]
 
 
 def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], recipe: str) -> list[str]:
