@@ -21,6 +21,8 @@ SAME = [
     {"q4_1", "mlx_4bit_g32_f16"},
     {"q5_1", "mlx_5bit_g32_f16"},
     {"mxfp4", "mlx_mxfp4"},
+    {"mxfp4", "openvino_mxfp4"},
+    {"mlx_mxfp4", "openvino_mxfp4"},
     {"nvfp4", "mlx_nvfp4"},
 ]
 
@@ -41,7 +43,18 @@ def test_raw_bytes_mean_what_their_name_says():
     assert not same_meaning(ir.RawEncoding("f32", 1, 4), ir.F32)
 
 
+@pytest.mark.parametrize(("stored", "bits", "group"), [(ir.Q4_0, 4, 32), (ir.Q8_0, 8, 32)])
+def test_symmetric_integers_of_openvino_are_those_of_llama_cpp(stored, bits, group):
+    assert same_meaning(stored, ir.openvino_affine(bits, group, symmetric=True))
+    assert not same_meaning(stored, ir.openvino_affine(bits, group, symmetric=False))
+    assert not same_meaning(stored, ir.openvino_affine(bits, 2 * group, symmetric=True))
+
+
 def test_names_and_sizes():
+    encoding = ir.openvino_affine(4, 128, symmetric=False)
+    assert encoding.name == "openvino_int4_asym_g128"
+    assert encoding.bits_per_weight == 4 + (16 + 4) / 128
+    assert ir.openvino_nf4(64).bits_per_weight == 4.25
     assert len(ir.MLX_AFFINE) == len({e.name for e in ir.MLX_AFFINE}) == 6 * 3 * 3
     encoding = ir.mlx_affine(4, 64, ir.BF16)
     assert encoding.name == "mlx_4bit_g64_bf16"

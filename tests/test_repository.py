@@ -194,6 +194,7 @@ def test_every_recipe_and_class_is_documented():
         "gguf": "quantization.md",
         "mlx": "mlx.md",
         "onnx": "onnx.md",
+        "openvino": "openvino.md",
         "safetensors": "safetensors.md",
     }
     models = (ROOT / "docs/models.md").read_text(encoding="utf-8")

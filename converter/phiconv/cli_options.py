@@ -38,7 +38,9 @@ _PRESETS = {
 
 _OPTIONS = (
     click.option(
-        "--to", metavar="FORMAT", help="The format, when DEST is a folder: gguf, mlx, onnx, safetensors."
+        "--to",
+        metavar="FORMAT",
+        help="The format, when DEST is a folder: gguf, mlx, onnx, openvino, safetensors.",
     ),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
@@ -64,6 +66,12 @@ _OPTIONS = (
     click.option(
         "--accuracy-level", type=click.IntRange(0, 4), help="ONNX: of products, from 0 (float32) to 4 (int8)."
     ),
+    click.option(
+        "--ratio",
+        type=click.FloatRange(0, 1),
+        help="OpenVINO: the share of the layers' weights in 4 bits; the rest gets 8.",
+    ),
+    click.option("--all-layers", is_flag=True, help="OpenVINO: embedding and head in 4 bits, too."),
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(
         "--effort",

@@ -28,10 +28,13 @@ __all__ = [
     "MLX_NVFP4",
     "MXFP4",
     "NVFP4",
+    "OPENVINO_MXFP4",
+    "OPENVINO_NF4",
     "TQ1_0",
     "TQ2_0",
     "CodebookEncoding",
     "grid",
+    "openvino_nf4",
 ]
 
 _FLOAT16: np.dtype[np.generic] = np.dtype("<f2")
@@ -78,12 +81,32 @@ NVFP4 = CodebookEncoding("nvfp4", 16, _E2M1_VALUES, 4.5, scale_dtype=_FLOAT32)
 MLX_MXFP4 = replace(MXFP4, name="mlx_mxfp4")
 MLX_NVFP4 = replace(NVFP4, name="mlx_nvfp4")
 
+# And in OpenVINO.
+OPENVINO_MXFP4 = replace(MXFP4, name="openvino_mxfp4")
+
 # E4M3 with an E8M0 scale, 2.0 ** (exponent - 127). The two codes of NaN are +-480 in MLX.
 _E4M3_VALUES = tuple(
     math.copysign(math.ldexp(code % 8 + 8 * (code % 128 > 7), max(code % 128 // 8, 1) - 10), 127.5 - code)
     for code in range(256)
 )
 MLX_MXFP8 = CodebookEncoding("mlx_mxfp8", 32, _E4M3_VALUES, 8.25, scale_dtype=_FLOAT32)
+
+# NormalFloat (https://arxiv.org/abs/2305.14314): quantiles of a normal distribution, in float32.
+_NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+    1.0,
+)  # fmt: skip
+
+
+def openvino_nf4(group_size: int) -> CodebookEncoding:
+    """OpenVINO's NF4: ``group_size`` neighbours have a float16 scale."""
+    return CodebookEncoding(f"openvino_nf4_g{group_size}", group_size, _NF4_VALUES, 4 + 16 / group_size)
+
+
+OPENVINO_NF4 = tuple(openvino_nf4(group_size) for group_size in (32, 64, 128))
+"""Those that NNCF's recipes use."""
 
 TQ1_0 = CodebookEncoding("tq1_0", 256, (-1, 0, 1), 1.6875)
 TQ2_0 = CodebookEncoding("tq2_0", 256, (-1, 0, 1, 2), 2.0625)

@@ -36,6 +36,7 @@ __all__ = [
     "SuperBlockEncoding",
     "mlx_affine",
     "onnx_affine",
+    "openvino_affine",
     "same_meaning",
 ]
 
@@ -240,6 +241,19 @@ ONNX_AFFINE = {
     "k_quant": _onnx_affine("k_quant", symmetric=(False,)),
 }
 """Every affine quantization of ONNX Runtime's tools that phiconv has, by its method."""
+
+
+def openvino_affine(bits: int, group_size: int, *, symmetric: bool) -> BlockEncoding:
+    """OpenVINO's integers: ``group_size`` neighbours have a float16 scale, and a zero point unless symmetric.
+
+    Args:
+        bits: Bits of a code: 4 or 8.
+        group_size: A multiple of 4; the whole row for a scale per output channel.
+        symmetric: Whether codes lie around 0, and the scale may be negative.
+    """
+    name = f"openvino_int{bits}_{'sym' if symmetric else 'asym'}_g{group_size}"
+    offset = 8 if symmetric and bits == 4 else 0  # codes of 4 bits are never negative in memory
+    return BlockEncoding(name, group_size, bits, offset, has_zero_point=not symmetric)
 
 
 def same_meaning(a: Encoding, b: Encoding) -> bool:

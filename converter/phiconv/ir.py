@@ -29,9 +29,12 @@ from phiconv.codebooks import (
     MLX_NVFP4,
     MXFP4,
     NVFP4,
+    OPENVINO_MXFP4,
+    OPENVINO_NF4,
     TQ1_0,
     TQ2_0,
     CodebookEncoding,
+    openvino_nf4,
 )
 from phiconv.encodings import (
     BF16,
@@ -58,6 +61,7 @@ from phiconv.encodings import (
     SuperBlockEncoding,
     mlx_affine,
     onnx_affine,
+    openvino_affine,
     same_meaning,
 )
 
@@ -87,6 +91,8 @@ __all__ = [
     "MXFP4",
     "NVFP4",
     "ONNX_AFFINE",
+    "OPENVINO_MXFP4",
+    "OPENVINO_NF4",
     "Q2_K",
     "Q3_K",
     "Q4_0",
@@ -117,6 +123,8 @@ __all__ = [
     "constant",
     "mlx_affine",
     "onnx_affine",
+    "openvino_affine",
+    "openvino_nf4",
     "same_meaning",
     "stack",
 ]

@@ -224,6 +224,8 @@ class Model:
         tokenizer: None where there is none.
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
+        forward: What the decoder computes, see `phiconv.forward.Forward`; None exactly where ``architecture``
+            is.
     """
 
     path: Path
@@ -236,6 +238,7 @@ class Model:
     card: ModelCard = field(default_factory=ModelCard)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     hub: Mapping[str, HubTensor] = field(default_factory=dict)
+    forward: Callable[[Any, Hyperparameters], object] | None = None
 
     @property
     def size(self) -> int:

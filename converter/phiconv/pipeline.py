@@ -193,16 +193,22 @@ def _overflow(stream: Stream, report: TensorReport) -> WeightError:
 
 def _spans(package: Package) -> Iterator[_Span]:
     for index, stream in enumerate(package.streams):
-        rows, columns = stream.tensor.rows, max(stream.tensor.columns, 1)
-        step = max(_SPAN // columns, 1)
+        rows, columns = stream.tensor.rows, stream.tensor.columns
+        step = _step(_SPAN, stream)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             yield _Span(index, start, stop, (stop - start) * columns)
 
 
+def _step(weights: int, stream: Stream) -> int:
+    """How many rows have about so many weights."""
+    together = stream.rows_together
+    return max(weights // max(stream.tensor.columns, 1) // together, 1) * together
+
+
 def _tiles(stream: Stream, span: _Span) -> Iterator[tuple[int, int]]:
     """The rows of each tile; where there are importance weights, a tile lies in one matrix."""
-    step = max(TILE // max(stream.tensor.columns, 1), 1)
+    step = _step(TILE, stream)
     matrix = stream.tensor.rows if stream.importance is None else stream.tensor.shape[-2]
     start = span.start
     while start < span.stop:
@@ -247,5 +253,5 @@ def _convert_span(
         encoded, lost = _encode(values, stream, start, bad)
         overflows += lost
         for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
-            target.write(segment.offset + start * segment.row_bytes, data)
+            target.write(segment.position(start), data)
     return nonfinite, overflows

@@ -284,8 +284,8 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
 
     Files of a format that is a folder have names of their own, unless the destination names one.
     """
-    suffixes = target.suffixes
-    if suffixes and destination.name.endswith(suffixes) and not destination.is_dir():
+    suffix = target.file_suffix
+    if suffix and destination.name.endswith(suffix) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"
@@ -294,7 +294,7 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
     if target.folder:
         return destination, ""
     source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
-    return destination, f"{source}-{recipe}{suffixes[0]}"
+    return destination, f"{source}-{recipe}{suffix}"
 
 
 def _check_place(model: Model, folder: Path, file: Path) -> None:

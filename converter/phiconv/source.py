@@ -54,4 +54,5 @@ def open_model(path: str | PathLike[str]) -> Model:
         card=found.card,
         metadata=found.metadata,
         hub=architectures.hub_tensors(architecture, hyperparameters, tensors),
+        forward=architecture.forward,
     )

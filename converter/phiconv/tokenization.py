@@ -16,7 +16,7 @@ from phiconv.added_tokens import AddedTokens
 from phiconv.characters import kinds, kinds_expression
 from phiconv.charsmap import Charsmap
 from phiconv.errors import UnsupportedModelError
-from phiconv.tokenizer import SPLITS, SentencePieceOptions, Split, Tokenizer, TokenType
+from phiconv.tokenizer import SPLITS, SentencePieceOptions, Split, Tokenizer, TokenType, byte_alphabet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,16 +75,6 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int], *, skip_special: bool = Fal
 
 
 # -------------------------------------------------------------------------------------------------- decoding
-
-
-def byte_alphabet() -> dict[int, str]:
-    """The character that stands for each byte in a byte-level vocabulary, as GPT-2 has it.
-
-    Printable characters of Latin-1 stand for themselves, the other bytes are numbered from U+0100.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in set(printable)]
-    return {b: chr(b) for b in printable} | {b: chr(0x100 + n) for n, b in enumerate(others)}
 
 
 _BYTES = {character: byte for byte, character in byte_alphabet().items()}

@@ -25,6 +25,7 @@ __all__ = [
     "SplitName",
     "TokenType",
     "Tokenizer",
+    "byte_alphabet",
 ]
 
 Kind: TypeAlias = Literal["sentencepiece", "byte-bpe"]
@@ -54,6 +55,16 @@ def _splits() -> dict[str, SplitName]:
 
 SPLITS = _splits()
 """The regular expression of each known split, the usual spelling first, and its name."""
+
+
+def byte_alphabet() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level vocabulary, as GPT-2 has it.
+
+    Printable characters of Latin-1 stand for themselves, the other bytes are numbered from U+0100.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {b: chr(b) for b in printable} | {b: chr(0x100 + n) for n, b in enumerate(others)}
 
 
 class TokenType(IntEnum):

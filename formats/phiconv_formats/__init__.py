@@ -59,11 +59,11 @@ class Format:
         name: What ``--to`` takes.
         title: What it is.
         suffixes: File names that end so are of this format; none for a format that is a folder.
-        folder: A destination that has no such name becomes a folder as a whole, whose files have names of
-            their own; else the file in it is named after the model.
         reader: Imports and returns its reader; None if it cannot be read.
         writer: Imports and returns its writer; None if it cannot be written.
-        folder: What is written is a folder, whatever the suffixes of files that are read.
+        folder: A destination that is no such file becomes a folder as a whole, whose files have names of
+            their own; else the file in it is named after the model.
+        file_suffix: A destination that ends so is the main file of an output; "" where there is none.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Format:
     reader: Callable[[], Reader] | None = None
     writer: Callable[[], Writer] | None = None
     folder: bool = False
+    file_suffix: str = ""
 
 
 def _huggingface_reader() -> Reader:
@@ -116,6 +117,12 @@ def _onnx_writer() -> Writer:
     return OnnxWriter()
 
 
+def _openvino_writer() -> Writer:
+    from phiconv_formats.openvino import OpenVinoWriter
+
+    return OpenVinoWriter()
+
+
 FORMATS = {
     f.name: f
     for f in (
@@ -133,7 +140,9 @@ FORMATS = {
             (".bin", ".pt", ".pth", ".bin.index.json"),
             reader=_huggingface_reader,
         ),
-        Format("gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer),
+        Format(
+            "gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer, file_suffix=".gguf"
+        ),
         Format(
             "mlx",
             "a folder for Apple MLX (mlx-lm, LM Studio)",
@@ -142,7 +151,22 @@ FORMATS = {
             writer=_mlx_writer,
             folder=True,
         ),
-        Format("onnx", "ONNX Runtime and ONNX Runtime GenAI", (".onnx",), writer=_onnx_writer, folder=True),
+        Format(
+            "onnx",
+            "ONNX Runtime and ONNX Runtime GenAI",
+            (".onnx",),
+            writer=_onnx_writer,
+            folder=True,
+            file_suffix=".onnx",
+        ),
+        Format(
+            "openvino",
+            "Intel OpenVINO (OpenVINO GenAI)",
+            (".xml",),
+            writer=_openvino_writer,
+            folder=True,
+            file_suffix=".xml",
+        ),
     )
 }
 """Every format, by name."""
@@ -170,16 +194,16 @@ def find_target(destination: Path, name: str | None) -> Format:
         if name not in writable:
             raise UsageError(f"--to {name}: unknown format", hint=f"one of {', '.join(writable)}")
         found = writable[name]
-        if found.folder and destination.name.endswith(found.suffixes):
+        if not found.file_suffix and destination.name.endswith(found.suffixes):
             raise UsageError(
                 f"--to {name} writes a folder", path=destination, hint="give the name of a folder"
             )
         return found
-    files = [f for f in writable.values() if not f.folder]
-    for entry in files:
-        if destination.name.endswith(entry.suffixes):
+    files = {f.file_suffix: f for f in writable.values() if f.file_suffix}
+    for suffix, entry in files.items():
+        if destination.name.endswith(suffix):
             return entry
-    suffixes = ", ".join(s for f in files for s in f.suffixes)
+    suffixes = ", ".join(files)
     raise UsageError(
         "cannot tell the format from this name", path=destination, hint=f"end it in {suffixes}, or give --to"
     )

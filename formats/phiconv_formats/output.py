@@ -6,6 +6,7 @@ the weights can be streamed in any order and from any thread, and the bytes do n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,11 +53,23 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Where the packed rows of a tensor go: row ``i`` at byte ``offset + i * row_bytes`` of a file."""
+    """Where the packed rows of a tensor go: row ``i`` at byte ``offset + i // rows * row_bytes`` of a file.
+
+    Attributes:
+        file: Its name.
+        offset: Of the first row.
+        row_bytes: Bytes of a row, or of so many rows together:
+        rows: More than 1 where a row alone would end within a byte.
+    """
 
     file: str
     offset: int
     row_bytes: int
+    rows: int = 1
+
+    def position(self, row: int) -> int:
+        """The byte at which a row begins, a multiple of ``rows``."""
+        return self.offset + row // self.rows * self.row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +100,12 @@ class Stream:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes in the output."""
-        return sum(s.row_bytes for s in self.segments) * self.tensor.rows
+        return sum(s.row_bytes * -(-self.tensor.rows // s.rows) for s in self.segments)
+
+    @property
+    def rows_together(self) -> int:
+        """Rows that must not be packed apart."""
+        return math.lcm(*(s.rows for s in self.segments))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from phiconv.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer
 
-__all__ = ["tokenizer_files"]
+__all__ = ["merges_of_scores", "tokenizer_files"]
 
 _SPACE = "\u2581"
 _LONGEST_PIECE = 256  # SentencePiece makes pieces of at most 16 characters, unless it is told otherwise
@@ -118,7 +118,7 @@ def _sentencepiece(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> dict[
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _bpe(
             vocabulary,
-            tokenizer.merges or _merges_of_scores(tokenizer),
+            tokenizer.merges or merges_of_scores(tokenizer),
             unknown=_text(tokenizer, unknown),
             byte_fallback=options is None or options.byte_fallback,
         ),
@@ -138,7 +138,7 @@ def _normalizers(options: SentencePieceOptions | None, *, prefix: bool) -> list[
     return [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
 
 
-def _merges_of_scores(tokenizer: Tokenizer) -> tuple[tuple[str, str], ...]:
+def merges_of_scores(tokenizer: Tokenizer) -> tuple[tuple[str, str], ...]:
     """Merges that do what SentencePiece does with scores: the pair whose piece has the highest comes first.
 
     Several pairs may make one piece. SentencePiece takes the leftmost of them; a list needs an order, which

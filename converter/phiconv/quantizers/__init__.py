@@ -21,6 +21,7 @@ from phiconv.quantizers import (
     matmul_nbits,
     microscaling,
     nearest,
+    nncf,
     nonlinear,
     onebit,
     weighted,
@@ -76,6 +77,8 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.MLX_MXFP8: microscaling.mxfp8,
     ir.MLX_NVFP4: microscaling.nvfp4,
     **{e: partial(_ONNX[method], encoding=e) for method, all_ in ir.ONNX_AFFINE.items() for e in all_},
+    ir.OPENVINO_MXFP4: nncf.mxfp4,
+    **{encoding: partial(nncf.nf4, encoding=encoding) for encoding in ir.OPENVINO_NF4},
 }
 
 FAST: dict[ir.AnyBlockEncoding, Quantizer] = {ir.Q4_K: fast.q4_k, ir.Q5_K: fast.q5_k}
@@ -105,16 +108,25 @@ def encode(
         raise UsageError(f"no effort {effort!r}: choose from {', '.join(get_args(ir.Effort))}")
     if isinstance(encoding, ir.FloatEncoding):
         return narrow(values, encoding)
-    if isinstance(encoding, ir.RawEncoding) or encoding not in QUANTIZERS:
+    quantizer = None if isinstance(encoding, ir.RawEncoding) else _quantizer(encoding)
+    if quantizer is None:
         raise UsageError(f"phiconv has no quantizer for {encoding.name}")
     if values.shape[-1] % encoding.block_size:
         raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
     if importance is not None and importance.shape != values.shape[-1:]:
         raise UsageError(f"importance weights of shape {importance.shape} for {values.shape[-1]} columns")
-    quantizer = QUANTIZERS[encoding]
-    if effort == "fast":
+    if effort == "fast" and not isinstance(encoding, ir.RawEncoding):
         quantizer = FAST.get(encoding, quantizer)
     return quantizer(widen(values) if values.dtype.itemsize == 8 else values, importance)
+
+
+def _quantizer(encoding: ir.AnyBlockEncoding) -> Quantizer | None:
+    """Of `QUANTIZERS`; or OpenVINO's for integers, whose groups may be rows of any length."""
+    if isinstance(encoding, ir.BlockEncoding) and encoding == ir.openvino_affine(
+        encoding.bits, encoding.block_size, symmetric=not encoding.has_zero_point
+    ):
+        return partial(nncf.symmetric if not encoding.has_zero_point else nncf.asymmetric, encoding=encoding)
+    return QUANTIZERS.get(encoding)
 
 
 def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:

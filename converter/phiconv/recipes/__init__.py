@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
-from phiconv.recipes import gguf, mlx, onnx, safetensors
+from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -51,7 +51,13 @@ class Recipes(Protocol):
         """What weights are rounded to before they are quantized; None for as they are."""
 
 
-TARGETS: dict[str, Recipes] = {"gguf": gguf, "mlx": mlx, "onnx": onnx, "safetensors": safetensors}
+TARGETS: dict[str, Recipes] = {
+    "gguf": gguf,
+    "mlx": mlx,
+    "onnx": onnx,
+    "openvino": openvino,
+    "safetensors": safetensors,
+}
 """The recipes of each target, by its name in `phiconv_formats.FORMATS`."""
 
 # The preset for a source whose matrices are mostly quantized, where the user asks for none.
@@ -80,6 +86,9 @@ class Choices:
             every length, for runtimes that do not switch.
         target: The kind of processor that the output is for, where the runtime has more than one.
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
+        ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
+            all of them.
+        all_layers: The two ends of the model get the recipe's type, too.
     """
 
     pure: bool = False
@@ -95,6 +104,8 @@ class Choices:
     short_context: bool = False
     target: str | None = None
     accuracy_level: int | None = None
+    ratio: float | None = None
+    all_layers: bool = False
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:

@@ -1,0 +1,185 @@
+"""The recipes of NNCF, as data: which scheme each matrix of an OpenVINO model gets.
+
+Facts from NNCF 3.4 (``nncf.compress_weights``) and optimum-intel 2.2. Four bits are for the matrices of the
+layers; the embedding and the head get eight, and so does what cannot be cut into groups. phiconv differs in
+one thing: the router of a mixture of experts, a tiny matrix on which much depends, is kept at 8 bits, unless
+the runtime's own choice is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phiconv.errors import UsageError
+from phiconv.ir import BF16, F16, F32, OPENVINO_MXFP4, FloatEncoding, openvino_affine, openvino_nf4
+from phiconv.recipes.sensitivity import sensitivities
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phiconv.ir import Encoding
+    from phiconv.model import Model
+    from phiconv.recipes import Choices
+    from phiconv_formats.output import OutputTensor
+
+__all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
+
+PRESETS = {"q4": "int4-asym", "q8": "int8-asym", "f16": "f16", "bf16": "bf16", "f32": "f32"}
+"""What ``--q4``, ``--q8`` and so on mean."""
+
+ALIASES = {
+    "fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32",
+    "int4": "int4-asym", "int8": "int8-asym", "nf4-g128": "nf4", "mxfp4-g32": "mxfp4",
+}  # fmt: skip
+"""Other names for recipes, as other tools call them."""
+
+OPTIONS = frozenset(
+    "tensor_types allow_requantize match_runtime short_context effort ratio all_layers".split()
+)
+"""The fields of `phiconv.recipes.Choices` that mean something here."""
+
+_FLOATS = {"f16": F16, "bf16": BF16, "f32": F32}
+_GROUPS = (128, 64, 32)  # the usual one first
+_CHANNEL = -1
+_LEAST_GROUP = 32
+"""Rows that do not divide into groups are cut into smaller ones, but not into smaller ones than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What a matrix becomes.
+
+    Attributes:
+        kind: "asym" or "sym" for integers, "nf4", "mxfp4", or a key of the table of floats.
+        bits: Of a code.
+        group_size: Weights with one scale; -1 for a whole row.
+    """
+
+    kind: str
+    bits: int = 0
+    group_size: int = _CHANNEL
+
+    def encoding(self, columns: int) -> Encoding | None:
+        """The encoding of rows of this length; None if they cannot be cut into groups."""
+        if self.kind in _FLOATS:
+            return _FLOATS[self.kind]
+        size = columns if self.group_size == _CHANNEL else self.group_size
+        if columns % size:
+            size = columns & -columns  # the largest power of two that divides it
+        if size % 4 or (size < _LEAST_GROUP and size != columns) or (self.kind == "mxfp4" and size != 32):
+            return None
+        if self.kind == "mxfp4":
+            return OPENVINO_MXFP4
+        if self.kind == "nf4":
+            return openvino_nf4(size)
+        return openvino_affine(self.bits, size, symmetric=self.kind == "sym")
+
+
+def _schemes() -> dict[str, Scheme]:
+    result = {}
+    for kind in ("asym", "sym"):
+        for group_size in _GROUPS:
+            suffix = "" if group_size == _GROUPS[0] else f"-g{group_size}"
+            result[f"int4-{kind}{suffix}"] = Scheme(kind, 4, group_size)
+            ALIASES[f"int4-{kind}-g{group_size}"] = f"int4-{kind}{suffix}"
+        result[f"int4-{kind}-channel"] = Scheme(kind, 4)
+        result[f"int8-{kind}"] = Scheme(kind, 8)
+    for group_size in _GROUPS:
+        suffix = "" if group_size == _GROUPS[0] else f"-g{group_size}"
+        result[f"nf4{suffix}"] = Scheme("nf4", 4, group_size)
+    return result | {"mxfp4": Scheme("mxfp4", 4, 32)} | {name: Scheme(name) for name in _FLOATS}
+
+
+DEFAULTS = _schemes()
+"""Every recipe, by its name."""
+
+ALIASES = {alias: name for alias, name in ALIASES.items() if alias != name}
+
+_BACKUP = DEFAULTS["int8-asym"]
+"""Of the two ends of the model, and of matrices that are not in the share of 4 bits."""
+
+_ENDS = ("token_embedding", "output")
+
+
+def assign(
+    recipe: str,
+    model: Model,  # noqa: ARG001 - a `Recipes`
+    tensors: Sequence[OutputTensor],
+    choices: Choices,
+) -> list[Encoding]:
+    """The encoding of every tensor.
+
+    Args:
+        recipe: A key of `DEFAULTS`.
+        model: The source.
+        tensors: What will be stored, under the names of a checkpoint.
+        choices: What the user wants otherwise. A ratio below 1 reads the weights of the layers.
+
+    Raises:
+        UsageError: A ratio or ``--all-layers`` for a recipe that has nothing to choose.
+    """
+    scheme = DEFAULTS[recipe]
+    if scheme.bits != 4 and (choices.ratio is not None or choices.all_layers):
+        raise UsageError(f"--ratio and --all-layers mean nothing for {recipe}", hint="choose 4 bits")
+    schemes = {t.name: scheme for t in tensors}
+    if scheme.bits == 4:
+        schemes |= dict.fromkeys(_backup(scheme, tensors, choices), _BACKUP)
+    for tensor in tensors:
+        for pattern, name in choices.tensor_types:
+            if pattern.search(tensor.name):
+                schemes[tensor.name] = _scheme(name)
+                break
+    return [t.required or _encoding(schemes[t.name], t) for t in tensors]
+
+
+def _encoding(scheme: Scheme, tensor: OutputTensor) -> Encoding:
+    columns = tensor.tensor.columns
+    return scheme.encoding(columns) or _BACKUP.encoding(columns) or F16
+
+
+def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:
+    """The names of the matrices that get 8 bits although the recipe says 4."""
+    matrices = [t for t in tensors if len(t.tensor.shape) > 1]
+    kept = set()
+    for tensor in matrices:
+        assert tensor.role is not None  # noqa: S101 - OpenVINO has no plain tensors
+        is_end = tensor.role.name in _ENDS and not choices.all_layers
+        is_router = tensor.role.name == "router" and not choices.match_runtime
+        if is_end or is_router or scheme.encoding(tensor.tensor.columns) is None:
+            kept.add(tensor.name)
+    ratio = 1.0 if choices.ratio is None else choices.ratio
+    if ratio < 1:
+        kept |= _most_sensitive([t for t in matrices if t.name not in kept], ratio)
+    return [t.name for t in matrices if t.name in kept]
+
+
+def _most_sensitive(tensors: Sequence[OutputTensor], ratio: float) -> set[str]:
+    """Those that are left when matrices are taken, the least sensitive first, until they are the share."""
+    scores = sensitivities([t.tensor for t in tensors])
+    total, taken = sum(t.tensor.size for t in tensors), 0
+    left = {t.name for t in tensors}
+    for _, tensor in sorted(zip(scores, tensors, strict=True), key=lambda pair: pair[0]):
+        taken += tensor.tensor.size
+        if taken / total >= ratio:
+            break
+        left.remove(tensor.name)
+    return left
+
+
+def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001 - a `Recipes`
+    """None: weights are quantized as they are stored."""
+    return None
+
+
+def check_type(name: str) -> None:
+    """Raises `UsageError` unless a single matrix can get this scheme."""
+    _scheme(name)
+
+
+def _scheme(name: str) -> Scheme:
+    key = name.lower().replace("_", "-")
+    key = ALIASES.get(key, key)
+    if key not in DEFAULTS:
+        raise UsageError(f"no tensor can be turned into {name!r}", hint=f"one of {', '.join(DEFAULTS)}")
+    return DEFAULTS[key]

@@ -1,0 +1,40 @@
+"""How much a matrix suffers from quantization, by NNCF's data-free measure: its weights alone are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv.ir import openvino_affine
+from phiconv.quantizers import decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phiconv.ir import Tensor
+
+__all__ = ["sensitivities"]
+
+_TILE = 1 << 20
+
+
+def sensitivities(tensors: Sequence[Tensor]) -> list[float]:
+    """The scores by which NNCF 3.4 chooses between 4 and 8 bits ("weight quantization error").
+
+    ``1 / (error + eps)``, where the error is that of the worst row when rows are quantized to 8 bits with a
+    zero point each: the mean of its squares.
+    """
+    return [1 / (_worst_row(tensor) + float(np.finfo(np.float32).eps)) for tensor in tensors]
+
+
+def _worst_row(tensor: Tensor) -> float:
+    step = max(_TILE // tensor.columns, 1)
+    encoding = openvino_affine(8, tensor.columns, symmetric=False)
+    worst = 0.0
+    for start in range(0, tensor.rows, step):
+        weights = decode(tensor.read(start, min(start + step, tensor.rows)), tensor.columns)
+        blocks = encode(weights, encoding)
+        errors = decode(blocks, tensor.columns) - weights
+        worst = max(worst, float(np.mean(errors * errors, axis=1).max()))
+    return worst

@@ -1,0 +1,111 @@
+"""The decoder as an OpenVINO graph: the `Ops` whose values are outputs of layers.
+
+Every operation is built in the form that the CPU plugin replaces by one of its own: a form that means the
+same and looks different is computed piece by piece, rightly and slowly. Tests count what the plugin made of
+them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from phiconv.forward import ATTENTION_ROLES, EXPERT_ROLES, output_matrix
+from phiconv.model import Role
+from phiconv_formats.openvino.attention import AttentionEmitter
+from phiconv_formats.openvino.experts import emit_experts
+from phiconv_formats.openvino.inputs import Inputs
+from phiconv_formats.openvino.names import group_of
+
+if TYPE_CHECKING:
+    from phiconv.forward import Activation, Attention, MixtureOfExperts
+    from phiconv.model import Model
+    from phiconv_formats.openvino.graph import Graph, Value
+    from phiconv_formats.openvino.weights import Weights
+
+__all__ = ["emit_decoder"]
+
+
+def emit_decoder(graph: Graph, weights: Weights, model: Model) -> None:
+    """Adds a model's decoder to a graph, from its inputs to its logits."""
+    assert model.forward is not None  # noqa: S101 - names.output_tensors has seen that it is a model
+    assert model.hyperparameters is not None  # noqa: S101 - the same
+    model.forward(IrOps(graph, weights, model), model.hyperparameters)
+
+
+class IrOps:
+    """The operations on values of shape (batch, length, width) (see `forward.Ops`)."""
+
+    def __init__(self, graph: Graph, weights: Weights, model: Model) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._architecture = model.architecture or ""
+        self._roles = model.tensors
+        self._inputs = Inputs(graph)
+        self._attention = AttentionEmitter(graph, self._inputs)
+
+    def embed(self, role: Role, /) -> Value:
+        ids = self._graph.add("Convert", self._inputs.ids, type="i32", destination_type="i32")
+        table = self._weights.value(role)
+        return self._graph.add("Gather", table, ids, self._graph.constant(0, "i32"), batch_dims=0)
+
+    def linear(self, x: Value, role: Role, /) -> Value:
+        return self._product(x, role, role)
+
+    def _product(self, x: Value, matrix: Role, role: Role, *, names: str = "") -> Value:
+        bias = role._replace(part="bias")
+        last = bias not in self._weights
+        y = self._graph.add(
+            "MatMul",
+            x,
+            self._weights.value(matrix),
+            names=names if last else "",
+            transpose_a=False,
+            transpose_b=True,
+        )
+        return y if last else self._graph.add("Add", y, self._weights.value(bias), names=names)
+
+    def _products(self, x: Value, roles: tuple[Role, ...]) -> list[Value]:
+        """Several products with one input; one that is cut where the matrices are stored as one."""
+        if group_of(self._architecture, roles[0]) != roles:
+            return [self.linear(x, role) for role in roles]
+        return self._graph.split(self.linear(x, roles[0]), [self._roles[role].shape[0] for role in roles])
+
+    def rms_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
+        g = self._graph
+        squares = g.add("Power", x, g.constant([[[2]]], "f32"))
+        mean = g.add("ReduceMean", squares, g.constant([-1], "i64"), keep_dims=True)
+        root = g.add("Sqrt", g.add("Add", mean, g.constant([[[epsilon]]], "f32")))
+        inverse = g.add("Divide", g.constant([[[1]]], "f32"), root, m_pythondiv=True)
+        return g.add("Multiply", self._weights.value(role), g.add("Multiply", x, inverse))
+
+    def layer_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
+        g = self._graph
+        axes = g.constant([-1], "i32")
+        y = g.add("MVN", x, axes, eps=repr(epsilon), normalize_variance=True, eps_mode="INSIDE_SQRT")
+        y = g.add("Multiply", y, self._weights.value(role))
+        return g.add("Add", y, self._weights.value(role._replace(part="bias")))
+
+    def add(self, a: Value, b: Value, /) -> Value:
+        return self._graph.add("Add", a, b)
+
+    def activate(self, x: Value, kind: Activation, /) -> Value:
+        if kind == "gelu_tanh":
+            return self._graph.add("Gelu", x, approximation_mode="TANH")
+        return self._graph.add("Swish", x)
+
+    def gated(self, x: Value, gate: Role, up: Role, kind: Activation, /) -> Value:
+        gated, linear = self._products(x, (gate, up))
+        return self._graph.add("Multiply", linear, self.activate(gated, kind))
+
+    def attention(self, x: Value, layer: int, spec: Attention, /) -> Value:
+        roles = tuple(Role(name, layer) for name in ATTENTION_ROLES)
+        q, k, v = self._products(x, roles)
+        return self._attention.emit(q, k, v, layer, spec)
+
+    def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> Value:
+        router, gate, up, down = (self._weights.value(Role(name, layer)) for name in EXPERT_ROLES)
+        return emit_experts(self._graph, x, router, (gate, up, down), self.activate, spec)
+
+    def logits(self, x: Value, role: Role, /) -> None:
+        y = self._product(x, output_matrix(self._roles), role, names="logits")
+        self._graph.sink("Result", y, "logits")

@@ -1,0 +1,113 @@
+"""The bytes of OpenVINO's constants: which constants store a tensor, and what is in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from phiconv import ir
+from phiconv.errors import UsageError
+from phiconv_formats.openvino.graph import ELEMENT_BITS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes: TypeAlias = NDArray[np.uint8]
+
+__all__ = ["Part", "pack", "parts_of"]
+
+_FLOATS = {ir.F32: "f32", ir.F16: "f16", ir.BF16: "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A constant: its element type and its shape."""
+
+    type: str
+    shape: tuple[int, ...]
+
+
+def parts_of(encoding: ir.Encoding, shape: tuple[int, ...]) -> tuple[Part, ...]:
+    """The constants that store a tensor: its floats; or codes, scales and, if there are any, zero points.
+
+    Args:
+        encoding: How it is stored.
+        shape: Of the tensor.
+
+    Raises:
+        UsageError: OpenVINO has no such constants.
+    """
+    if encoding in _FLOATS:
+        return (Part(_FLOATS[encoding], shape),)
+    kind = _type(encoding)
+    groups = shape[-1] // encoding.block_size
+    per_group = (*shape[:-1], groups, 1) if groups > 1 else (*shape[:-1], 1)
+    codes = Part(kind, (*shape[:-1], groups, encoding.block_size) if groups > 1 else shape)
+    scales = Part("f8e8m0" if kind == "f4e2m1" else "f16", per_group)
+    has_zero_point = isinstance(encoding, ir.BlockEncoding) and encoding.has_zero_point
+    return (codes, scales, Part(kind, per_group)) if has_zero_point else (codes, scales)
+
+
+def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
+    """The bytes of rows, one vector for each of the constants that store them, as `parts_of` lists them.
+
+    Two codes, or two zero points, of 4 bits share a byte; the first one is in the lower half.
+
+    Args:
+        encoded: Float rows of any shape, or blocks of an encoding that means the same as one of OpenVINO's.
+
+    Raises:
+        UsageError: OpenVINO has no such constants.
+    """
+    if not isinstance(encoded, ir.Blocks):
+        return (_bytes(encoded),)
+    kind = _type(encoded.encoding)
+    codes = _bytes(encoded.words().T)
+    codes = _halves(codes) if ELEMENT_BITS[kind] == 4 else codes
+    if kind == "i4":  # two's complement, where codes in memory count from -8
+        codes ^= np.uint8(0x88)
+    if kind == "f4e2m1":
+        return codes, _exponents(encoded.scales)
+    if encoded.zero_points is None:
+        return codes, _bytes(encoded.scales)
+    zero_points = _halves(encoded.zero_points) if kind == "u4" else _bytes(encoded.zero_points)
+    return codes, _bytes(encoded.scales), zero_points
+
+
+@cache
+def _type(encoding: ir.Encoding) -> str:
+    """The element type of the codes."""
+    if isinstance(encoding, ir.BlockEncoding):
+        for bits in (4, 8):
+            for symmetric in (True, False):
+                known = ir.openvino_affine(bits, encoding.block_size, symmetric=symmetric)
+                if ir.same_meaning(encoding, known):
+                    return f"{'i' if symmetric else 'u'}{bits}"
+    if isinstance(encoding, ir.CodebookEncoding):
+        if ir.same_meaning(encoding, ir.OPENVINO_MXFP4):
+            return "f4e2m1"
+        if ir.same_meaning(encoding, ir.openvino_nf4(encoding.block_size)):
+            return "nf4"
+    raise UsageError(f"OpenVINO has no constants for {encoding.name}")
+
+
+def _bytes(values: NDArray[np.generic]) -> Bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _halves(codes: Bytes) -> Bytes:
+    """Two codes a byte; behind the last one of an odd number comes 0."""
+    if codes.size % 2:
+        codes = np.append(codes, np.uint8(0))
+    pairs = codes.view("<u2")
+    packed: Bytes = (pairs | pairs >> 4).astype(np.uint8)
+    return packed
+
+
+def _exponents(scales: NDArray[np.floating[Any]]) -> Bytes:
+    """E8M0 bytes of halves of powers of two, ``2.0 ** (byte - 128)``; 255 of what is not finite."""
+    exponent = np.frexp(scales)[1] + 127
+    return np.where(np.isfinite(scales), exponent, 255).astype(np.uint8)

@@ -1,0 +1,107 @@
+r"""The regular expressions that OpenVINO's tokenizer operations are given, in PCRE2's syntax.
+
+They find what the Hugging Face library finds. The two differ in one character, U+180E, which is white space
+for PCRE2's \s; so white space is written out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from phiconv.errors import UnsupportedModelError, printable
+from phiconv.tokenizer import SPLITS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phiconv.tokenizer import AddedToken, Split, Tokenizer
+
+__all__ = ["WHITE_SPACE", "added_tokens_expression", "split_expression"]
+
+WHITE_SPACE = (
+    r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+)
+"""What is inside a class of white space (Unicode's White_Space)."""
+
+_SPACE = "\u2581"
+_WHITE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_NEVER = "((?!))"
+_AFTER = f"[{WHITE_SPACE}]*"
+_BEFORE = (
+    f"(?:(?<![{WHITE_SPACE}])[{WHITE_SPACE}]++)?"  # from a run's first character on, or it takes n * n steps
+)
+
+
+def split_expression(split: Split | None) -> str:
+    """The expression of a byte-level tokenizer's words.
+
+    Raises:
+        UnsupportedModelError: It is not known how the tokenizer splits the text.
+    """
+    known = {text for text, name in SPLITS.items() if split and (text == split.text or name == split.name)}
+    if split is None or not known:
+        message = f"no known way to split the text into words: {split.text if split else 'none is given'}"
+        raise UnsupportedModelError(message, hint="use the tokenizer files of the original Phi model")
+    return _spell_white_space(split.text if split.text in known else next(t for t in SPLITS if t in known))
+
+
+def _spell_white_space(expression: str) -> str:
+    def replace(match: re.Match[str]) -> str:
+        if match[0].startswith("["):
+            return match[0].replace(r"\s", WHITE_SPACE)
+        return f"[{'^' if match[0] == chr(92) + 'S' else ''}{WHITE_SPACE}]"
+
+    return re.sub(r"\[[^]]*\]|\\[sS]", replace, expression)
+
+
+def added_tokens_expression(tokenizer: Tokenizer) -> str:
+    """An expression with a group for each added token, the longest first; one that never matches without any.
+
+    What a match has beside its group is dropped: the white space that the token swallows.
+
+    Raises:
+        UnsupportedModelError: A token is found by rules that one expression cannot express.
+    """
+    added = [token for token in tokenizer.added if token.content]
+    _check(tokenizer, added)
+    unique = {token.content: token for token in added}
+    longest_first = sorted(unique.values(), key=lambda token: len(token.content), reverse=True)
+    groups = (_BEFORE * t.lstrip + f"({re.escape(t.content)})" + _AFTER * t.rstrip for t in longest_first)
+    return "|".join(groups) or _NEVER
+
+
+def _check(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:
+    """Refuses added tokens that would be found otherwise than they should be."""
+    first = [token.content for token in added if not token.normalized]
+    strips = any(token.lstrip for token in added)
+    sentencepiece = tokenizer.kind == "sentencepiece"
+    for token in added:
+        text = token.content
+        for rule, what in (
+            (token.single_word, "that is found only as a word of its own"),
+            (sentencepiece and token.normalized, "that is looked for in normalized text"),
+            (sentencepiece and _SPACE in text, "with SentencePiece's mark of a space"),
+            (
+                strips and re.search(rf"\A{_WHITE}|{_WHITE}\Z", text),
+                "that has white space at an edge, beside one that swallows the white space before it",
+            ),
+            (
+                any(o.lstrip != token.lstrip and o.content.startswith(text) for o in added),
+                "that swallows the white space before it, or does not, unlike another that begins with it",
+            ),
+            (
+                token.normalized and any(_begins_inside(other, text) for other in first),
+                "that another added token, which is found earlier, may overlap",
+            ),
+        ):
+            if rule:
+                raise UnsupportedModelError(
+                    f"an added token {what}, which OpenVINO cannot express: {printable(text, 60)!r}"
+                )
+
+
+def _begins_inside(other: str, content: str) -> bool:
+    """Whether ``other`` may begin inside ``content`` somewhere in a text."""
+    starts = range(1, len(content))
+    return any(other.startswith(content[i:]) or content.startswith(other, i) for i in starts)
