@@ -58,7 +58,7 @@ def variant(name, tokenizers):
         return replace(tokenizers["tiny-phi3"], add_special={"bos": True, "eos": True})
     if name == "scores":
         return replace(tokenizers["tiny-phi3"], merges=())
-    texts = ["lefT", "é中", "qZ", "worD", "qZk"] + (["   ", "\n\n\n\n"] if name == "normalized" else [])
+    texts = ["lefT", "é中", "qZ", "worD", "qZk"] + (["   ", " " * 4, " " * 8] if name == "normalized" else [])
     flags = FLAGS[name]
     new = [
         AddedToken(len(small) + i, text, **flags[i * len(flags) // len(texts)])

@@ -66,7 +66,7 @@ def tokenizer_ir(
     strings = encoder.layer("StringTensorUnpack", [text], _STRINGS, version=_STRING_OPS)
     rows = _encode(encoder, tokenizer, strings)
     room = (MAX_LENGTH if max_length is None else max_length) - sum(map(len, _around(tokenizer)))
-    rows = _cut(encoder, rows, room, truncation_side)
+    rows = _cut(encoder, rows, max(room, 0), truncation_side)
     rows = _put_special_tokens(encoder, tokenizer, rows)
     _pad(encoder, rows, _pad_id(tokenizer) or 0, padding_side)
     decoder = Document("detokenizer")

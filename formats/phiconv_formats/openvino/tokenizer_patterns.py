@@ -7,6 +7,7 @@ for PCRE2's \s; so white space is written out.
 from __future__ import annotations
 
 import re
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UnsupportedModelError, printable
@@ -17,12 +18,26 @@ if TYPE_CHECKING:
 
     from phiconv.tokenizer import AddedToken, Split, Tokenizer
 
-__all__ = ["WHITE_SPACE", "added_tokens_expression", "split_expression"]
+__all__ = ["MAX_ADDED", "MAX_EXPRESSION", "WHITE_SPACE", "added_tokens_expression", "split_expression"]
 
 WHITE_SPACE = (
     r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 )
 """What is inside a class of white space (Unicode's White_Space)."""
+
+MAX_ADDED = 1000
+MAX_EXPRESSION = 24_000
+"""How many added tokens there may be, and bytes of the expression that finds them.
+
+PCRE2 compiles an expression of that size to less than 64 KB. It refuses a larger one, and then the runtime
+finds nothing, without a word.
+"""
+
+_SPACE = r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+"""What is inside a class of white space (Unicode's White_Space)."""
+
+MAX_ADDED, MAX_TEXT = 1000, 1 << 16
+"""How many added tokens there may be, and characters of them: too large an expression finds nothing."""
 
 _SPACE = "\u2581"
 _WHITE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -56,7 +71,7 @@ def _spell_white_space(expression: str) -> str:
 
 
 def added_tokens_expression(tokenizer: Tokenizer) -> str:
-    """An expression with a group for each added token, the longest first; one that never matches without any.
+    """An expression that has the added tokens in groups, the longest first; without any it never matches.
 
     What a match has beside its group is dropped: the white space that the token swallows.
 
@@ -64,11 +79,20 @@ def added_tokens_expression(tokenizer: Tokenizer) -> str:
         UnsupportedModelError: A token is found by rules that one expression cannot express.
     """
     added = [token for token in tokenizer.added if token.content]
+    if len(added) > MAX_ADDED:
+        message = f"{len(added)} added tokens, and OpenVINO's files can have {MAX_ADDED}"
+        raise UnsupportedModelError(message)
     _check(tokenizer, added)
     unique = {token.content: token for token in added}
-    longest_first = sorted(unique.values(), key=lambda token: len(token.content), reverse=True)
-    groups = (_BEFORE * t.lstrip + f"({re.escape(t.content)})" + _AFTER * t.rstrip for t in longest_first)
-    return "|".join(groups) or _NEVER
+    longest_first = sorted(unique.values(), key=lambda t: (-len(t.content), t.lstrip, t.rstrip))
+    groups = []
+    for (before, after), tokens in groupby(longest_first, key=lambda t: (t.lstrip, t.rstrip)):
+        texts = "|".join(re.escape(token.content) for token in tokens)
+        groups.append(_BEFORE * before + f"({texts})" + _AFTER * after)
+    expression = "|".join(groups) or _NEVER
+    if len(expression.encode()) > MAX_EXPRESSION:
+        raise UnsupportedModelError(f"{len(added)} added tokens, which are too long together for OpenVINO")
+    return expression
 
 
 def _check(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:

@@ -60,22 +60,22 @@ def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
     byte_level = tokenizer.kind == "byte-bpe"
     symbols, byte_ids = _bytes_of_text(ids) if byte_level else _characters(tokenizer, ids)
     merges = tokenizer.merges if byte_level or tokenizer.merges else merges_of_scores(tokenizer)
-    spell = _byte_level_bytes if byte_level else _utf8
+    spelled = {token: (_byte_level_bytes if byte_level else _utf8)(token) for token in ids}
     has_added = re.compile(b"|".join(map(re.escape, added_texts.values())) or rb"(?!)").search
     possible = [pair for pair in merges if {*pair, "".join(pair)} <= ids.keys()]
     if byte_ids and any(_BYTE_PIECES & {*pair, "".join(pair)} for pair in possible):
         raise UnsupportedModelError("bytes that are merged, which OpenVINO cannot express")
-    possible = [pair for pair in possible if not has_added(spell("".join(pair)))]
+    possible = [pair for pair in possible if not has_added(spelled["".join(pair)])]
     made = _made(symbols, possible)
     vocabulary = [_filler(i) for i in range(len(tokenizer))]
     for token in made:
-        vocabulary[ids[token]] = spell(token)
+        vocabulary[ids[token]] = spelled[token]
     for byte, i in byte_ids.items():
         vocabulary[i] = bytes([byte])
     for i, text in added_texts.items():
         vocabulary[i] = text
     return EncoderTables(
-        tuple(vocabulary), tuple((spell(a), spell(b)) for a, b in possible if a in made and b in made)
+        tuple(vocabulary), tuple((spelled[a], spelled[b]) for a, b in possible if a in made and b in made)
     )
 
 

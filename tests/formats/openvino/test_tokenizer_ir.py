@@ -175,7 +175,8 @@ def test_white_space_is_that_of_the_library(tokenizers):
     everything = "".join(chr(code) for code in range(SIZE) if not 0xD800 <= code < 0xE000)
     found = re.findall(for_python(inside), everything)
     assert len(found) == 25
-    assert found == [c for c in everything if kinds(c) in {sign, *" \t\n\r\v\f"}]
+    signs = zip(everything, kinds(everything), strict=True)
+    assert found == [c for c, kind in signs if kind in {sign, *" \t\n\r\v\f"}]
 
 
 @pytest.mark.parametrize("text", SPLITS)
@@ -314,6 +315,12 @@ def without(tokenizer, token):
             lambda t: replace(t, split=Split(None, "Digits")),
             "text into words: Digits",
         ),
+        (
+            "tiny-phi4mini",
+            lambda t: with_added(t, *(AddedToken(i, f"<{i}>") for i in range(1000))),
+            "1012 added tokens",
+        ),
+        ("tiny-phi4mini", lambda t: with_added(t, AddedToken(9, "x" * 24_000)), "13 added tokens"),
         ("tiny-phi4mini", lambda t: replace(t, split=None), "none is given"),
         ("tiny-phi4mini", lambda t: without(t, "Ġ"), "no token for the byte 0x20"),
         ("tiny-phi3", lambda t: without(t, "<0xFE>"), "no token for the byte 0xfe"),
