@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, help="a model folder; otherwise a random one is made")
     parser.add_argument("--layers", type=int, default=1, help="of the random model")
     parser.add_argument("--recipes", type=lambda t: t.split(","), default=["4bit", "8bit", "mxfp4", "nvfp4"])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads of phiconv")
+    parser.add_argument("--jobs", type=int, default=1, help="threads of phiconv; mlx has one on a processor")
     parser.add_argument("--scratch", type=Path, help="folder for the temporary files")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
