@@ -224,7 +224,7 @@ from phiconv import pipeline
 pipeline._SPAN = pipeline.TILE = 1 << 14
 real = pipeline._convert_span
 def slow(*arguments):
-    time.sleep(0.005)
+    time.sleep(0.03)
     return real(*arguments)
 pipeline._convert_span = slow
 print("started", flush=True)
