@@ -39,11 +39,9 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.interleaving": {"phiconv.ir"},
     "phiconv.model": {*BASE, "phiconv.tokenizer"},
     "phiconv.forward": {"phiconv.errors", "phiconv.model"},
-    # A graph is emitted from what an architecture says that it computes.
     "phiconv_formats": {
         *DATA,
         "phiconv._version",
-        "phiconv.architectures",
         "phiconv.forward",
         "phiconv.interleaving",
     },

@@ -18,7 +18,7 @@ import numpy as np
 from phiconv.ir import F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockEncoding, Blocks
 from phiconv.quantizers.floats import narrow, widen
 from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, first_equal, from_quads, quads, spread
+from phiconv.quantizers.tiles import block_max, block_min, first_equal, from_quads, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ def q8_0(values: NDArray[Any]) -> Blocks:
     Args:
         values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
     """
-    x = _tile(values, Q8_0)
+    x = scratch_quads(values, Q8_0.block_size)
     scale: FloatArray = np.abs(np.maximum(block_max(x), -block_min(x)))  # abs for the sign of a zero
     scale /= 127
     x *= spread(_reciprocal(scale))
@@ -89,7 +89,7 @@ def dequantize(blocks: Blocks) -> FloatArray:
 def _symmetric(values: NDArray[Any], encoding: BlockEncoding) -> Blocks:
     """The weight w of largest size gets code 0: ``scale = w / -offset``, ``code = x / scale + offset``."""
     offset = encoding.offset
-    x = _tile(values, encoding)
+    x = scratch_quads(values, encoding.block_size)
     scale = _extreme(x) / np.float32(-offset)
     inverse = _reciprocal(scale)
     x *= spread(inverse)
@@ -105,20 +105,13 @@ def _symmetric(values: NDArray[Any], encoding: BlockEncoding) -> Blocks:
 @np.errstate(all="ignore")
 def _asymmetric(values: NDArray[Any], encoding: BlockEncoding) -> Blocks:
     """The codes span the block: ``scale = (max - min) / (2**bits - 1)``, ``code = (x - min) / scale``."""
-    x = _tile(values, encoding)
+    x = scratch_quads(values, encoding.block_size)
     low = _minimum(x)
     scale = np.abs(block_max(x) - low) / np.float32((1 << encoding.bits) - 1)  # abs: a positive zero
     x -= spread(low)
     x *= spread(_reciprocal(scale))
     x += 0.5
     return Blocks(encoding, x.astype(np.uint8), narrow(scale, F16), narrow(low, F16))
-
-
-def _tile(values: NDArray[Any], encoding: BlockEncoding) -> FloatArray:
-    """The tile in memory of this thread, to compute in."""
-    per_block = encoding.block_size // 4
-    out = scratch("tile", (per_block, values.size // encoding.block_size, 4), np.float32)
-    return quads(values, encoding.block_size, out)
 
 
 def _reciprocal(scale: FloatArray) -> FloatArray:

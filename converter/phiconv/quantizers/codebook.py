@@ -17,7 +17,7 @@ import numpy as np
 from phiconv.ir import F16, MXFP4, NVFP4, TQ1_0, TQ2_0, Blocks, CodebookEncoding
 from phiconv.quantizers.floats import narrow, widen
 from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, from_quads, quads, spread
+from phiconv.quantizers.tiles import block_max, block_min, from_quads, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +88,7 @@ def tq2_0(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
 @np.errstate(all="ignore")
 def _ternary(values: NDArray[Any], encoding: CodebookEncoding) -> Blocks:
     """``scale = max |x|``; what is at least half of it in magnitude becomes plus or minus 1."""
-    x = _tile(values, encoding)
+    x = scratch_quads(values, encoding.block_size)
     scale = _largest(x)
     inverse = np.divide(1, scale, dtype=np.float32)
     inverse[~np.isfinite(inverse)] = 0
@@ -110,7 +110,7 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
 
     The largest weight is then 8 to 16 scales, where the largest value is 12.
     """
-    x = _tile(values, MXFP4)
+    x = scratch_quads(values, MXFP4.block_size)
     largest = _largest(x)
     exponent = _floor_log2(largest) + (127 - 2)
     small = np.flatnonzero((exponent == 0) & (largest > 0))
@@ -131,7 +131,7 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
 @np.errstate(all="ignore")
 def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
     """Quantizes to E2M1 with an unsigned E4M3 number as scale: ``max |x| / 6``, rounded."""
-    x = _tile(values, NVFP4)
+    x = scratch_quads(values, NVFP4.block_size)
     largest = _largest(x)
     scale = _round_to_e4m3(largest / np.float32(6)) * np.float32(0.5)
     huge = np.flatnonzero(largest > _HUGE)
@@ -221,12 +221,6 @@ def _round_to_e4m3(x: FloatArray) -> FloatArray:
 
 
 # ---------------------------------------------------------------------------------------------------- tiles
-
-
-def _tile(values: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
-    """The tile in memory of this thread, to compute in."""
-    shape = (encoding.block_size // 4, values.size // encoding.block_size, 4)
-    return quads(values, encoding.block_size, scratch("tile", shape, np.float32))
 
 
 def _largest(x: FloatArray) -> FloatArray:

@@ -17,7 +17,7 @@ from phiconv_formats.companions import companion_files, json_bytes
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
 from phiconv_formats.mlx.packing import pack, row_bytes
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
-from phiconv_formats.safetensors import lay_out
+from phiconv_formats.safetensors import DTYPE_OF_ENCODING, lay_out
 from phiconv_formats.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ __all__ = ["package"]
 
 _SHARD = 5 << 30
 _METADATA = {"format": "mlx"}
-_FLOATS = {ir.F16: "F16", ir.BF16: "BF16", ir.F32: "F32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +104,10 @@ def _parts(tensor: OutputTensor, encoding: Encoding) -> Iterator[_Part]:
     shape = tensor.tensor.shape
     sizes = row_bytes(encoding, tensor.tensor.columns)
     if isinstance(encoding, ir.FloatEncoding):
-        yield _Part(tensor.name, _FLOATS[encoding], shape, sizes[0], tensor.tensor.rows)
+        yield _Part(tensor.name, DTYPE_OF_ENCODING[encoding], shape, sizes[0], tensor.tensor.rows)
         return
     path = tensor.name.removesuffix(".weight")
-    scale_type = _FLOATS[encoding.scale_type] if isinstance(encoding, ir.BlockEncoding) else "U8"
+    scale_type = DTYPE_OF_ENCODING[encoding.scale_type] if isinstance(encoding, ir.BlockEncoding) else "U8"
     widths = {"U32": 4, "U8": 1, "F16": 2, "BF16": 2, "F32": 4}
     named = zip(("weight", "scales", "biases"), ("U32", scale_type, scale_type), sizes, strict=False)
     for name, dtype, size in named:

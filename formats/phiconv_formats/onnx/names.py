@@ -7,10 +7,9 @@ The names are those of the model builder of ONNX Runtime GenAI (0.18): a matrix 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from phiconv import ir
-from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError
 from phiconv.forward import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
 from phiconv.interleaving import interleave
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from phiconv.forward import Call
+    from phiconv.forward import Call, Forward
     from phiconv.model import Model, Rope
 
 __all__ = [
@@ -144,13 +143,13 @@ def output_tensors(model: Model) -> list[OutputTensor]:
         MalformedFileError: Its weights are not those that its architecture uses.
     """
     hp = model.hyperparameters
-    if model.architecture is None or hp is None:
+    if model.forward is None or hp is None:
         raise UnsupportedModelError(
             "ONNX Runtime cannot run plain tensors without a config.json",
             path=model.path,
             hint="give a model folder",
         )
-    calls = check_weights(ARCHITECTURES[model.architecture].forward, hp, model.tensors, model.path)
+    calls = check_weights(cast("Forward", model.forward), hp, model.tensors, model.path)
     weights = _Weights(model.tensors, model.path)
     found: dict[str, OutputTensor] = {}
     for call in calls:
