@@ -33,10 +33,10 @@ class Cost:
     """What a process took.
 
     Attributes:
-        cpu: Seconds of all processors, user and system.
+        cpu: Seconds of all processors, user and system, of the process and those that it started.
         wall: Seconds.
         anonymous: Peak of the memory that is no file's, in MiB, as sampled; None where /proc is missing.
-        resident: Peak of all memory, mapped files included, in MiB; None where /proc is missing.
+        resident: Peak of all memory, mapped files included, in MiB, as sampled; None likewise.
     """
 
     cpu: float
@@ -51,15 +51,12 @@ def measure(command: Sequence[str | Path]) -> Cost:
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-        status = Path(f"/proc/{process.pid}/status")
         while True:
             pid, code, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            for line in status.read_text().splitlines() if status.exists() else ():
-                key, _, value = line.partition(":")
-                if key in {"RssAnon", "VmHWM"}:
-                    peaks[key] = max(peaks.get(key, 0), int(value.split()[0]) / 1024)
+            for key, size in _memory(process.pid).items():
+                peaks[key] = max(peaks.get(key, 0), size)
             time.sleep(_SAMPLING)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(code)
@@ -67,7 +64,25 @@ def measure(command: Sequence[str | Path]) -> Cost:
             errors.seek(0)
             text = errors.read().decode(errors="replace")
             sys.exit(f"{shlex.join(map(str, command))} failed with {process.returncode}:\n{text}")
-    return Cost(usage.ru_utime + usage.ru_stime, wall, peaks.get("RssAnon"), peaks.get("VmHWM"))
+    return Cost(usage.ru_utime + usage.ru_stime, wall, peaks.get("RssAnon"), peaks.get("VmRSS"))
+
+
+def _memory(process: int) -> dict[str, float]:
+    """Memory of a process and of those that it started, in MiB; nothing where /proc is missing."""
+    sizes: dict[str, float] = {}
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # no /proc, or the process has ended
+        return sizes
+    for line in status.splitlines():
+        key, _, value = line.partition(":")
+        if key in {"RssAnon", "VmRSS"}:
+            sizes[key] = int(value.split()[0]) / 1024
+    for child in children:
+        for key, size in _memory(int(child)).items():
+            sizes[key] = sizes.get(key, 0) + size
+    return sizes
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

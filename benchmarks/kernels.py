@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,21 +103,40 @@ def _interleaved(
 
 
 def _threads(options: argparse.Namespace, quantize: Callable[..., None], tiles: int = 4) -> list[Row]:
-    """Wall time of the same tiles in one thread and in two, for both programs."""
+    """Wall time of the same tiles in one thread and in two; for phiconv also in two processes."""
+    from phiconv import processes
+
     programs = zip(*(_pair("Q4_K", options.source, quantize, seed) for seed in range(2)), strict=True)
 
     def work(call: Callable[[], object]) -> None:
         for _ in range(tiles):
             call()
 
-    with ThreadPoolExecutor(2) as two:
-        calls: list[Callable[[], object]] = []
+    calls: list[Callable[[], object]] = []
+    with ThreadPoolExecutor(2) as two, processes.pool(2) as workers:
         for pair in programs:
             calls.append(lambda pair=pair: [work(call) for call in pair])
             calls.append(lambda pair=pair: list(two.map(work, pair)))
+        calls.append(lambda: list(workers.map(_work, [options.source] * 2, range(2), [tiles] * 2)))
         _interleaved(calls, 1, time.perf_counter)
         best = [1e3 * seconds for seconds in _interleaved(calls, options.repeat, time.perf_counter)]
+    ours, in_threads, theirs, in_their_threads, in_processes = best
     return [
-        {"Q4_K": who, "one thread ms": one, "two threads ms": both, "speed-up": one / both}
-        for who, one, both in (("phiconv", *best[:2]), ("llama.cpp", *best[2:]))
+        {"Q4_K": who, "one thread ms": one, "two at once ms": both, "speed-up": one / both}
+        for who, one, both in (
+            ("phiconv, two threads", ours, in_threads),
+            ("phiconv, two processes", ours, in_processes),
+            ("llama.cpp, two threads", theirs, in_their_threads),
+        )
     ]
+
+
+@cache
+def _call(source: str, seed: int) -> Callable[[], object]:
+    return _pair("Q4_K", source, lambda *_: None, seed)[0]
+
+
+def _work(source: str, seed: int, tiles: int) -> None:
+    """What a process does: phiconv's half of `_threads`."""
+    for _ in range(tiles):
+        _call(source, seed)()

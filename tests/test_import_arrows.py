@@ -53,7 +53,15 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.outputs": {"phiconv.errors", "phiconv.units", "phiconv_formats"},
     "phiconv.source": {*DATA, "phiconv.architectures", "phiconv_formats"},
     "phiconv.planning": {*DATA, "phiconv.quantizers", "phiconv.recipes", "phiconv_formats"},
-    "phiconv.pipeline": {*BASE, "phiconv.checks", "phiconv.outputs", "phiconv.quantizers", "phiconv_formats"},
+    "phiconv.pipeline": {
+        *BASE,
+        "phiconv.checks",
+        "phiconv.outputs",
+        "phiconv.processes",
+        "phiconv.quantizers",
+        "phiconv_formats",
+    },
+    "phiconv.processes": set(),
     "phiconv.comparison": {
         *BASE,
         "phiconv.model",
@@ -148,13 +156,14 @@ ONLY_IN = {
     "click_default_group": "phiconv.cli",
     "rich": "phiconv.report",
     "gguf": "phiconv_formats.gguf",
+    "multiprocessing": "phiconv.processes",
     "onnx": "phiconv_formats.onnx",
     "yaml": "phiconv_formats.gguf",
 }
 
 # What would open a connection, start a process, or run what a file says.
 NOWHERE = {
-    "asyncio", "ftplib", "http", "importlib", "jinja2", "marshal", "multiprocessing", "pickle", "requests",
+    "asyncio", "ftplib", "http", "importlib", "jinja2", "marshal", "pickle", "requests",
     "runpy", "shelve", "smtplib", "socket", "ssl", "subprocess", "torch", "transformers", "urllib", "xmlrpc",
 }  # fmt: skip
 

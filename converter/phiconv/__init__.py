@@ -27,6 +27,7 @@ from phiconv.errors import (
     UnsupportedModelError,
     UsageError,
     WeightError,
+    WorkerError,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ __all__ = [
     "UnsupportedModelError",
     "UsageError",
     "WeightError",
+    "WorkerError",
     "__version__",
     "calibrate",
     "compare",

@@ -105,6 +105,7 @@ def convert(
     imatrix: str | PathLike[str] | None = None,
     repack_only: bool = False,
     jobs: int | None = None,
+    processes: bool = False,
     executor: Executor | None = None,
     force: bool = False,
     allow_nonfinite: bool = False,
@@ -123,7 +124,9 @@ def convert(
         imatrix: An importance matrix, as llama-imatrix writes it; it goes into ``choices``.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
-        executor: Any `concurrent.futures.Executor` to work in, instead of threads of its own.
+        processes: Use processes rather than threads where there is much to quantize: they get more out of
+            several processors, and each takes some 50 MB. A script needs ``if __name__ == "__main__":`` then.
+        executor: Any `concurrent.futures.Executor` to work in, instead.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Is told how far it is.
@@ -132,6 +135,7 @@ def convert(
         InputError: Something is wrong with the source.
         OutputError: Something is wrong with the destination.
         UsageError: Options that do not go together.
+        WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
     made = plan(
@@ -149,6 +153,7 @@ def convert(
         made.folder,
         executor=executor,
         jobs=jobs,
+        processes=processes,
         force=force,
         allow_nonfinite=allow_nonfinite,
         progress=progress,

@@ -99,6 +99,7 @@ def convert(
             imatrix=imatrix,
             repack_only=repack_only,
             jobs=jobs,
+            processes=True,
             force=force,
             allow_nonfinite=allow_nonfinite,
             progress=progress,

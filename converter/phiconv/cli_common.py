@@ -23,7 +23,7 @@ R = TypeVar("R")
 PATH = click.Path(path_type=Path)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 JOBS = click.option(
-    "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads; by default one per processor."
+    "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads, or processes; by default one per processor."
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress, no summary.")
 

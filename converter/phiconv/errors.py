@@ -11,7 +11,8 @@
     ├── OutputError (OSError)                something is wrong with where to write
     │   ├── OutputExistsError (FileExistsError)
     │   └── DiskFullError
-    └── UsageError (ValueError)              options that do not go together
+    ├── UsageError (ValueError)              options that do not go together
+    └── WorkerError                          a process of phiconv's own was ended by somebody else
 
 A message says what is wrong, where (file, then tensor, key or byte), and what to do. It is one line: whatever
 came out of a file is escaped, so that a hostile tensor name cannot forge a log line or drive a terminal.
@@ -37,6 +38,7 @@ __all__ = [
     "UnsupportedModelError",
     "UsageError",
     "WeightError",
+    "WorkerError",
     "printable",
 ]
 
@@ -120,3 +122,7 @@ class UsageError(PhiconvError, ValueError):
     """Options that do not go together, or that the target does not know."""
 
     exit_code = 2
+
+
+class WorkerError(PhiconvError):
+    """A process that converted a part of the weights was ended by somebody else."""

@@ -8,7 +8,7 @@ size, and the bytes do not depend on the number of workers.
 from __future__ import annotations
 
 import os
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 
 from phiconv import checks
-from phiconv.errors import MalformedFileError, WeightError
+from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import Blocks, FloatEncoding
 from phiconv.outputs import partial_files
 from phiconv.quantizers import decode, encode
@@ -33,12 +33,16 @@ if TYPE_CHECKING:
     from phiconv.outputs import PartialFile
     from phiconv_formats.output import Package, Stream
 
-__all__ = ["Progress", "TensorReport", "run"]
+__all__ = ["Progress", "TensorReport", "run", "worth_processes"]
 
 TILE = 1 << 18
 """Weights handled at once: enough that NumPy's overhead vanishes, few enough for the L2 cache."""
 
 _SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
+
+_WORTH_PROCESSES = (
+    1 << 26
+)  # weights to quantize: from here on processes save more than it takes to start them
 
 
 class Progress(Protocol):
@@ -79,6 +83,7 @@ def run(
     *,
     executor: Executor | None = None,
     jobs: int | None = None,
+    processes: bool = False,
     force: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
@@ -88,9 +93,9 @@ def run(
     Args:
         package: The output without its weights.
         folder: Where it goes; it must exist.
-        executor: Any executor; by default a pool of ``jobs`` threads. NumPy leaves the interpreter free while
-            it works, so threads are as good as processes here.
+        executor: Any executor; by default a pool of ``jobs`` threads.
         jobs: Number of threads, and twice as many tasks are under way at once; by default one per processor.
+        processes: The pool is one of processes where there is much to quantize, see `phiconv.processes`.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Called from this thread after each task.
@@ -101,6 +106,7 @@ def run(
     Raises:
         WeightError: A weight that is not finite, or too large for the target type.
         OutputError: The output cannot be written.
+        WorkerError: A process was ended by somebody else.
     """
     jobs = jobs or os.cpu_count() or 1
     reports = [TensorReport(s.name) for s in package.streams]
@@ -109,13 +115,38 @@ def run(
         folder, package.files, force=force, own_folder=package.own_folder, stale=package.stale
     )
     with made as files:
-        pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv") if executor is None else executor
+        pool = _own_pool(package, jobs, processes=processes) if executor is None else executor
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
         with context:
-            _stream(package, files, pool, 2 * jobs, reports, progress, allow_nonfinite=allow_nonfinite)
+            try:
+                _stream(package, files, pool, 2 * jobs, reports, progress, allow_nonfinite=allow_nonfinite)
+            except BrokenExecutor as error:
+                raise WorkerError(
+                    "a worker process was ended, as systems do when memory runs out", hint="give --jobs 1"
+                ) from error
         _check_unchanged(package)
     return reports
+
+
+def _own_pool(package: Package, jobs: int, *, processes: bool) -> Executor:
+    """Threads, which are there at once; or processes, each of which has Python's lock to itself."""
+    if processes and jobs > 1 and worth_processes(package):
+        from phiconv.processes import pool  # takes as long to import as a small model to convert
+
+        return pool(jobs)
+    return ThreadPoolExecutor(jobs, thread_name_prefix="phiconv")
+
+
+def worth_processes(package: Package) -> bool:
+    """Whether so much is to be quantized that processes save more time than they take to start."""
+    return sum(map(_quantized, package.streams)) >= _WORTH_PROCESSES
+
+
+def _quantized(stream: Stream) -> int:
+    """How many weights of a tensor are quantized."""
+    simple = isinstance(stream.encoding, FloatEncoding) or repackable(stream.tensor.encoding, stream.encoding)
+    return 0 if simple else stream.tensor.size
 
 
 def _stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv import recipes
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import printable
+from phiconv.pipeline import worth_processes
 from phiconv.units import count_text, size_text
 from phiconv_formats import FORMATS
 
@@ -223,10 +225,12 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _memory(plan: Plan, jobs: int = 2) -> int:
+def _memory(plan: Plan) -> int:
+    jobs = os.cpu_count() or 1
+    processes = jobs if jobs > 1 and worth_processes(plan.package) else 0
     widest = max((t.tensor.columns for t in plan.package.streams), default=0)
     head = sum(len(data) for f in plan.package.files for _, data in f.chunks)
-    return _MEMORY_BASE + jobs * max(_MEMORY_PER_JOB, 16 * widest) + 4 * head
+    return (1 + processes) * _MEMORY_BASE + jobs * max(_MEMORY_PER_JOB, 16 * widest) + 4 * head
 
 
 # --------------------------------------------------------------------------------------------------- result

@@ -44,7 +44,7 @@ def fit_positive(x: FloatArray, weights: FloatArray, limit: int) -> tuple[FloatA
     integers = np.minimum(nearest(x * inverse), limit)
     codes = integers.astype(np.float32)
     weighted = weights * x
-    sums = _Sums(dot(weighted, codes), dot(weights * codes, codes))
+    sums = _Sums(dot(weighted, codes), dot(weights, codes, codes))
     codes = _as_bytes(integers)
     _descend(_Groups(x, weights, weighted, codes, *sums), _Positive(0, limit), _SWEEPS)
     return sums.scale(high < TINY), np.where(high < TINY, np.float32(0), codes).astype(np.uint8)
@@ -57,7 +57,7 @@ def _as_bytes(codes: NDArray[np.int32]) -> FloatArray:
 
 def _squares(x: FloatArray, weights: FloatArray, codes: FloatArray, scale: FloatArray) -> FloatArray:
     difference = x - scale * codes
-    return dot(weights * difference, difference)
+    return dot(weights, difference, difference)
 
 
 def descend(x: FloatArray, limit: int) -> tuple[FloatArray, FloatArray]:
@@ -73,13 +73,12 @@ def descend(x: FloatArray, limit: int) -> tuple[FloatArray, FloatArray]:
         The scales, and the codes; those of a group of zeros are 0.
     """
     largest = extreme(x)
-    weights, weighted, products = (scratch(name, x.shape, np.float32) for name in ("w", "wx", "wc"))
-    integers = nearest(np.multiply(x, np.float32(-limit) / largest, out=products))
+    weights, weighted, scaled = (scratch(name, x.shape, np.float32) for name in ("w", "wx", "scaled"))
+    integers = nearest(np.multiply(x, np.float32(-limit) / largest, out=scaled))
     codes: FloatArray = np.clip(integers, -limit, limit - 1, out=integers).astype(np.float32)
     np.multiply(x, x, out=weights)
     np.multiply(weights, x, out=weighted)
-    np.multiply(weights, codes, out=products)
-    sums = _Sums(dot(weighted, codes), dot(products, codes))
+    sums = _Sums(dot(weighted, codes), dot(weights, codes, codes))
     _descend(_Groups(x, weights, weighted, codes, *sums), _Signed(-limit, limit - 1), _SWEEPS)
     codes += limit
     zero = np.abs(largest) < TINY

@@ -100,7 +100,7 @@ class _Search:
         self.x, self.weights = x, weights
         self.low = np.minimum(x.min(axis=0), np.float32(0))
         self.span = x.max(axis=0) - self.low
-        self.rounding, self.limit = Rounding(x.shape, 0, limit), limit
+        self.rounding, self.limit = Rounding(x.shape[1], 0, limit), limit
         self.above, self.weighted, self.codes, self.products = (
             scratch(name, x.shape, np.float32) for name in ("above", "weighted", "codes", "products")
         )
