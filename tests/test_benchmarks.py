@@ -53,7 +53,7 @@ def test_kernels_print_a_table():
     assert [row[-1] for row in rows[start + 1 : start + 5]] == ["equal"] * 4
     assert all(float(cell) > 0 for row in rows[start + 1 : start + 5] for cell in row[2:5])
     assert any("load average" in line for line in lines)
-    assert [row[0] for row in rows[-2:]] == ["phiconv", "llama.cpp"]
+    assert [row[2] for row in rows[-3:]] == ["threads", "processes", "threads"]
 
 
 @pytest.mark.runtime
@@ -61,7 +61,8 @@ def test_kernels_print_json():
     found = json.loads(run("kernels", "--types", "IQ2_XXS", "--repeat", "1", "--source", "f16", "--json"))
     assert found["source"] == "f16"
     assert found["kernels"] == []  # it needs importance weights
-    assert [row["Q4_K"] for row in found["threads"]] == ["phiconv", "llama.cpp"]
+    who = ["phiconv, two threads", "phiconv, two processes", "llama.cpp, two threads"]
+    assert [row["Q4_K"] for row in found["threads"]] == who
 
 
 @pytest.mark.runtime

@@ -40,9 +40,7 @@ TILE = 1 << 18
 
 _SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
 
-_WORTH_PROCESSES = (
-    1 << 26
-)  # weights to quantize: from here on processes save more than it takes to start them
+_WORTH_PROCESSES = 1 << 26  # weights to quantize
 
 
 class Progress(Protocol):

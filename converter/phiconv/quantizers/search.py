@@ -119,19 +119,16 @@ def total(x: FloatArray) -> FloatArray:
     return result
 
 
-def dot(*factors: FloatArray) -> FloatArray:
+def dot(x: FloatArray, y: FloatArray, z: FloatArray | None = None) -> FloatArray:
     """The sum of products of every group, its terms added one after the other: (size, n) each to (n,).
 
-    Args:
-        *factors: Two or three, multiplied from left to right.
+    Three factors are multiplied from left to right.
     """
-    if _EINSUM and factors[0].shape[1] > 1:
-        result: FloatArray = np.einsum("ij,ij,ij->j" if len(factors) == 3 else "ij,ij->j", *factors)
+    if _EINSUM and x.shape[1] > 1:
+        result: FloatArray = np.einsum("ij,ij->j", x, y) if z is None else np.einsum("ij,ij,ij->j", x, y, z)
         return result
-    products = np.multiply(*factors[:2], out=scratch("dot", factors[0].shape, factors[0].dtype))
-    for factor in factors[2:]:
-        products *= factor
-    return total(products)
+    products = np.multiply(x, y, out=scratch("dot", x.shape, x.dtype))
+    return total(products if z is None else np.multiply(products, z, out=products))
 
 
 def parts(x: FloatArray, weights: FloatArray) -> Iterator[tuple[slice, FloatArray, FloatArray]]:
