@@ -176,8 +176,8 @@ def converts(tmp_path, cases):
             assert str(refusal).isprintable()
             assert list(out.iterdir()) == []
             return False
-        phiconv.open_model(out / "x.gguf")
-        (out / "x.gguf").unlink()
+        (out / "x.gguf").rename(tmp_path / "x.gguf")
+        phiconv.open_model(tmp_path / "x.gguf")
         return True
 
     before = resident(reset=True)
