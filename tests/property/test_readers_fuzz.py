@@ -6,6 +6,7 @@ can be opened. ``PHICONV_FUZZ_EXAMPLES=10000`` looks for longer than a test run 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
 import phiconv
 from mutations import changes, json_changes, mutate, mutate_json
@@ -29,7 +31,7 @@ from phiconv.recipes import Choices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "20"))
 SECONDS = 2.0
 MEMORY = 200 << 20
 
@@ -107,6 +109,9 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
     for folder, quant in ((root / "q8_0.gguf", "q8_0"), (root / "q4_0.gguf", "q4_0")):
         folder.mkdir()
         phiconv.convert(pieces, folder / "x.gguf", quant=quant)
+    (root / "split").mkdir()
+    phiconv.convert(pieces, root / "split" / "x.gguf", quant="q8_0", split_max_size=9000)
+    first, second, *_ = sorted(path.name for path in (root / "split").iterdir())
     phiconv.convert(byte_level, root / "mlx", to="mlx", quant="4bit-g32")
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
@@ -122,6 +127,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         "tokenizer.model": Case(pieces, "tokenizer.model"),
         "gguf q8_0": Case(root / "q8_0.gguf", "x.gguf", "x.gguf"),
         "gguf q4_0": Case(root / "q4_0.gguf", "x.gguf", "x.gguf"),
+        "gguf part": Case(root / "split", second, first),
         "pytorch zip": Case(torch["zip"], "pytorch_model.bin"),
         "pytorch legacy": Case(torch["legacy"], "pytorch_model.bin"),
         "mlx weights": Case(root / "mlx", weights, parse=header, build=with_header),
@@ -135,9 +141,16 @@ JSON = [
     "safetensors", "index", "shard", "config", "tokenizer.json", "tokenizer_config", "added_tokens",
     "generation_config", "mlx weights", "mlx config",
 ]  # fmt: skip
+SETTINGS = [
+    "config",
+    "tokenizer.json",
+    "tokenizer_config",
+    "added_tokens",
+    "generation_config",
+]  # of one folder
 NAMES = [
-    *JSON, "tokenizer.model", "gguf q8_0", "gguf q4_0", "pytorch zip", "pytorch legacy", "imatrix.gguf",
-    "imatrix.dat",
+    *JSON, "tokenizer.model", "gguf q8_0", "gguf q4_0", "gguf part", "pytorch zip", "pytorch legacy",
+    "imatrix.gguf", "imatrix.dat",
 ]  # fmt: skip
 
 
@@ -154,9 +167,9 @@ def resident(reset: bool = False) -> int:
 
 @pytest.fixture
 def converts(tmp_path, cases):
-    """Converts a case with other bytes in its file; whether that was possible."""
+    """Converts a case with other bytes in its file; "converted", or what refused it."""
 
-    def run(case: Case, data: bytes) -> bool:
+    def run(case: Case, data: bytes) -> str:
         source, out = tmp_path / "source", tmp_path / "out"
         if not source.exists():
             shutil.copytree(case.folder, source)
@@ -175,10 +188,10 @@ def converts(tmp_path, cases):
         if refusal is not None:
             assert str(refusal).isprintable()
             assert list(out.iterdir()) == []
-            return False
+            return type(refusal).__name__
         (out / "x.gguf").rename(tmp_path / "x.gguf")
         phiconv.open_model(tmp_path / "x.gguf")
-        return True
+        return "converted"
 
     before = resident(reset=True)
     yield run
@@ -191,7 +204,7 @@ LONG = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_sources_are_good(name, cases, converts):
     case = cases[name]
-    assert converts(case, (case.folder / case.file).read_bytes())
+    assert converts(case, (case.folder / case.file).read_bytes()) == "converted"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -199,7 +212,8 @@ def test_the_sources_are_good(name, cases, converts):
 @LONG
 def test_changed_bytes(name, cases, converts, wanted):
     case = cases[name]
-    converts(case, mutate((case.folder / case.file).read_bytes(), wanted))
+    # --hypothesis-show-statistics says how far the changes come.
+    event(converts(case, mutate((case.folder / case.file).read_bytes(), wanted)))
 
 
 @pytest.mark.parametrize("name", JSON)
@@ -208,7 +222,26 @@ def test_changed_bytes(name, cases, converts, wanted):
 def test_changed_json(name, cases, converts, wanted):
     case = cases[name]
     data = (case.folder / case.file).read_bytes()
-    converts(case, case.build(data, mutate_json(case.parse(data), wanted)))
+    event(converts(case, case.build(data, mutate_json(case.parse(data), wanted))))
+
+
+@pytest.mark.parametrize("target", ["mlx", "onnx", "openvino", "safetensors"])
+@given(name=st.sampled_from(SETTINGS), wanted=json_changes())
+@LONG
+def test_changed_settings_for_other_targets(target, cases, tmp_path, name, wanted):
+    """Every writer meets them: a plan is an output without its weights."""
+    case, source = cases[name], tmp_path / "source"
+    if not source.exists():
+        shutil.copytree(case.folder, source)
+    data = (case.folder / case.file).read_bytes()
+    (source / case.file).write_bytes(case.build(data, mutate_json(case.parse(data), wanted)))
+    start = time.process_time()
+    try:
+        with contextlib.suppress(PhiconvError):
+            phiconv.plan(source, tmp_path / "out", to=target, quant="f16")
+    finally:
+        (source / case.file).write_bytes(data)
+    assert time.process_time() - start < SECONDS
 
 
 @given(wanted=changes(content=PIECES))
@@ -221,4 +254,4 @@ def test_changed_pickles_with_a_right_checksum(cases, converts, make_pytorch, tm
         pickle = mutate(archive.read(names["data.pkl"]), wanted)
         storages = {n[5:]: archive.read(full) for n, full in names.items() if n.startswith("data/")}
     path = make_pytorch.write_zip(tmp_path / "changed", pickle, storages)
-    converts(case, path.read_bytes())
+    event(converts(case, path.read_bytes()))
