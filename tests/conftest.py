@@ -84,6 +84,12 @@ def make_models() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def make_miniature() -> ModuleType:
+    """The script fixtures/make_miniature.py, as a module."""
+    return script("make_miniature")
+
+
+@pytest.fixture(scope="session")
 def make_pytorch() -> ModuleType:
     """The script fixtures/make_pytorch.py, as a module."""
     return script("make_pytorch")

@@ -38,3 +38,16 @@ def test_a_saturated_scale_is_a_number(encoding):
     x = np.full((2, 32), f32(3.4e38))
     assert checks.may_overflow(ir.F32, encoding)
     assert checks.count_nonfinite(encode(x, encoding)) == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bits"),
+    [(ir.F64, 0x7FF0000000000001), (ir.F32, 0x7F800001), (ir.F16, 0x7C01), (ir.BF16, 0x7F81)],
+    ids=lambda e: getattr(e, "name", ""),
+)
+def test_a_signalling_nan_is_found_without_a_warning(encoding, bits):
+    x = np.zeros((3, 8), f"<u{encoding.dtype.itemsize}")
+    x[1, 5] = bits
+    values = x.view(encoding.dtype)
+    assert checks.count_nonfinite(values) == 1
+    assert checks.first_nonfinite(values) == (1, 5)

@@ -37,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.ir": {"phiconv.codebooks", "phiconv.encodings", "phiconv.errors"},
     "phiconv.importance": BASE,
     "phiconv.interleaving": {"phiconv.ir"},
+    "phiconv.joining": {"phiconv.ir", "phiconv.quantizers"},
     "phiconv.model": {*BASE, "phiconv.tokenizer"},
     "phiconv.forward": {"phiconv.errors", "phiconv.model"},
     "phiconv_formats": {
@@ -44,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
         "phiconv._version",
         "phiconv.forward",
         "phiconv.interleaving",
+        "phiconv.joining",
     },
     "phiconv.architectures": {*DATA, "phiconv.forward"},
     "phiconv.quantizers": BASE,

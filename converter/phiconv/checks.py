@@ -42,7 +42,8 @@ def count_nonfinite(encoded: ir.Encoded) -> int:
 
 def first_nonfinite(values: NDArray[np.generic]) -> tuple[int, int]:
     """Row and column of the first weight that is NaN or infinite."""
-    row, column = np.argwhere(~np.isfinite(values.astype(np.float64)))[0]
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        row, column = np.argwhere(~np.isfinite(values))[0]
     return int(row), int(column)
 
 

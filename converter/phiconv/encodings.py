@@ -32,6 +32,7 @@ __all__ = [
     "BlockEncoding",
     "Encoding",
     "FloatEncoding",
+    "MixedEncoding",
     "RawEncoding",
     "SuperBlockEncoding",
     "mlx_affine",
@@ -154,10 +155,24 @@ class RawEncoding:
         return 8.0 * self.block_bytes / self.block_size
 
 
+@dataclass(frozen=True, slots=True)
+class MixedEncoding:
+    """Parts of several encodings, some of them quantized, that are read as float32; nothing is stored so."""
+
+    name: str
+
+    block_size = 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that one weight takes when it is read."""
+        return 32.0
+
+
 AnyBlockEncoding: TypeAlias = BlockEncoding | SuperBlockEncoding | CodebookEncoding
 """The encodings of `Blocks`."""
 
-Encoding: TypeAlias = FloatEncoding | AnyBlockEncoding | RawEncoding
+Encoding: TypeAlias = FloatEncoding | AnyBlockEncoding | RawEncoding | MixedEncoding
 
 # llama.cpp's classic blocks (ggml-common.h): one float16 scale for 32 weights, some with a float16 minimum.
 Q4_0 = BlockEncoding("q4_0", 32, 4, offset=8)

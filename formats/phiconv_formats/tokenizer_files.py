@@ -107,6 +107,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
     other = read_special_tokens(_load_optional(map_path), map_path, None)
 
     added = _read_added(folder, settings, parsed, base.kind, vocab_size)
+    _check_covered(base, added, folder)
     _apply(base, added.values())
     roles = {*special.texts.values(), *other.texts.values()}
     ids = {token: i for i, token in enumerate(base.tokens) if token in roles}
@@ -272,6 +273,20 @@ def _read_added(
         if not token.content:
             raise ConfigError(f"the added token {i} is empty", path=folder)
     return added
+
+
+def _check_covered(base: _Base, added: Mapping[int, AddedToken], folder: Path) -> None:
+    """Refuses an added token that takes the id of another token which merges need."""
+    known = {i: base.tokens[i] for i in added if i < len(base.tokens)}
+    covered = {text: added[i] for i, text in known.items() if text not in {None, added[i].content}}
+    if base.kind != "byte-bpe" or not covered:
+        return
+    for left, right in base.merges:
+        for text in (left, right, left + right):
+            if text in covered:
+                message = f"the added token {printable(covered[text].content, 60)!r} has the id of "
+                message += f"{printable(text, 60)!r}, which a merge needs"
+                raise ConfigError(message, path=folder, hint=WRONG_FILES)
 
 
 def _apply(base: _Base, added: Iterable[AddedToken]) -> None:

@@ -285,6 +285,7 @@ def test_wrong_tokenizer_json(copy, refused, change, says):
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template: expected a string"),
         ("tokenizer_config.json", {"chat_template": [5]}, "chat_template[0]: expected an object"),
         ("added_tokens.json", {"x": 1 << 40}, "has no row in the embedding"),
+        ("added_tokens.json", {"x": 65}, "the added token 'x' has the id of 'b', which a merge needs"),
         ("generation_config.json", {"eos_token_id": ["2"]}, "eos_token_id: expected an integer"),
         ("generation_config.json", {"eos_token_id": -2}, "a token id of -2"),
     ],

@@ -58,23 +58,29 @@ def test_older_form(make_pytorch, tmp_path, refused, change, says):
 
 
 # Changes of a good archive, and what the message says.
-ZIP_BYTES = [
-    (lambda d: b"MZ" + d, "not a PyTorch checkpoint"),
-    (lambda d: d[:4] + d, "does not end at byte"),
-    (lambda d: d + b"x", "does not end with the directory"),
-    (lambda d: d[:-1], "does not end with the directory"),
-    (lambda d: d[:30], "does not end with the directory"),
-    (lambda d: d[:4], "it has 4 bytes"),
-    (lambda d: d.replace(STATE, STATE[:-1] + b"}"), "the CRC is"),
-    (lambda d: d.replace(b"a/data.pkl", b"a/data.pkx", 1), "otherwise than the directory says"),
-    (lambda d: d.replace(b"PK\3\4\x14\0\0", b"PK\3\4\x14\0\1", 1), "is called or stored otherwise"),
-    (lambda d: d.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "is encrypted"),
-    (lambda d: d.replace(b"PK\1\2", b"PK\1\3", 1), "the directory is damaged"),
-    (lambda d: d[:-14] + b"\xff\xff\xff\xff" + d[-10:], "directory"),
-    (lambda d: d[:-12] + b"\xff\xff" + d[-10:], "an archive of several disks"),
-    (lambda d: d[:-10] + b"\xff\xff\xff\xff" + d[-6:], "a directory"),
-    (lambda d: d[:-6] + bytes(4) + d[-2:], "does not end at byte"),
-]
+ZIP_BYTES = {
+    "Z7_prefix": (lambda d: b"MZ" + d, "not a PyTorch checkpoint"),
+    "Z7_shifted": (lambda d: d[:4] + d, "does not end at byte"),
+    "behind_the_end": (lambda d: d + b"x", "does not end with the directory"),
+    "cut_by_1": (lambda d: d[:-1], "does not end with the directory"),
+    "cut_to_30": (lambda d: d[:30], "does not end with the directory"),
+    "cut_to_4": (lambda d: d[:4], "it has 4 bytes"),
+    "Z8_checksum": (lambda d: d.replace(STATE, STATE[:-1] + b"}"), "the CRC is"),
+    "Z4_another_name": (
+        lambda d: d.replace(b"a/data.pkl", b"a/data.pkx", 1),
+        "otherwise than the directory says",
+    ),
+    "Z6_local_flags": (
+        lambda d: d.replace(b"PK\3\4\x14\0\0", b"PK\3\4\x14\0\1", 1),
+        "is called or stored otherwise",
+    ),
+    "Z6_encrypted": (lambda d: d.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"), "is encrypted"),
+    "damaged_directory": (lambda d: d.replace(b"PK\1\2", b"PK\1\3", 1), "the directory is damaged"),
+    "count_of_entries": (lambda d: d[:-14] + b"\xff\xff\xff\xff" + d[-10:], "directory"),
+    "disks": (lambda d: d[:-12] + b"\xff\xff" + d[-10:], "an archive of several disks"),
+    "directory_size": (lambda d: d[:-10] + b"\xff\xff\xff\xff" + d[-6:], "a directory"),
+    "directory_offset": (lambda d: d[:-6] + bytes(4) + d[-2:], "does not end at byte"),
+}
 
 
 class TestZip:
@@ -106,6 +112,10 @@ class TestZip:
             ((*GOOD, ("a/byteorder", bytes(17))), "such an entry has at most 16"),
             ((GOOD[0], ("a/data/0", bytes(17))), "of a storage of 16 bytes, which has 17"),
         ],
+        ids=(
+            "Z4_parent Z4_absolute Z4_backslash Z4_drive Z4_escape Z9_two_pickles Z9_no_pickle "
+            "P14_constants P14_code P15_byteorder P15_long_byteorder P18_storage"
+        ).split(),
     )  # fmt: skip
     def test_entries(self, tmp_path, refused, entries, says):
         refused(open_pytorch, self.write(tmp_path / "x", entries), says=says)
@@ -124,9 +134,9 @@ class TestZip:
         path = self.write(tmp_path / "x", (("a/data.pkl", bytes(17 << 20)),))
         refused(open_pytorch, path, says="such an entry has at most 16777216", kind=MalformedFileError)
 
-    @pytest.mark.parametrize("number", range(len(ZIP_BYTES)))
-    def test_bytes(self, tmp_path, refused, number):
-        change, says = ZIP_BYTES[number]
+    @pytest.mark.parametrize("name", ZIP_BYTES)
+    def test_bytes(self, tmp_path, refused, name):
+        change, says = ZIP_BYTES[name]
         path = self.write(tmp_path / "x", self.GOOD)
         data = path.read_bytes()
         assert change(data) != data

@@ -108,14 +108,14 @@ def encode(
         raise UsageError(f"no effort {effort!r}: choose from {', '.join(get_args(ir.Effort))}")
     if isinstance(encoding, ir.FloatEncoding):
         return narrow(values, encoding)
-    quantizer = None if isinstance(encoding, ir.RawEncoding) else _quantizer(encoding)
+    quantizer = _quantizer(encoding) if isinstance(encoding, ir.AnyBlockEncoding) else None
     if quantizer is None:
         raise UsageError(f"phiconv has no quantizer for {encoding.name}")
     if values.shape[-1] % encoding.block_size:
         raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
     if importance is not None and importance.shape != values.shape[-1:]:
         raise UsageError(f"importance weights of shape {importance.shape} for {values.shape[-1]} columns")
-    if effort == "fast" and not isinstance(encoding, ir.RawEncoding):
+    if effort == "fast" and isinstance(encoding, ir.AnyBlockEncoding):
         quantizer = FAST.get(encoding, quantizer)
     return quantizer(widen(values) if values.dtype.itemsize == 8 else values, importance)
 

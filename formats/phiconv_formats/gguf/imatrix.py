@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from .reader import open_gguf
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
@@ -43,9 +45,6 @@ def read_imatrix(path: str | PathLike[str]) -> ImportanceMatrix:
     with InputFile(path) as file:
         is_gguf = file.read_bytes(0, min(4, file.size)) == b"GGUF"
     matrix = _read_gguf(path) if is_gguf else _read_legacy(path)
-    for name, weights in matrix.weights.items():
-        if not np.isfinite(weights).all() or weights.size == 0:
-            raise MalformedFileError("an importance weight is missing, NaN or infinite", path=path, at=name)
     if not matrix.weights:
         raise MalformedFileError("holds no importance weights", path=path, hint="make it with llama-imatrix")
     return matrix
@@ -83,7 +82,15 @@ def _floats(file: GgufFile, name: str, path: Path) -> FloatArray:
         raise MalformedFileError("no float32 tensor of this name", path=path, at=name)
     values = tensor.read(0, tensor.rows)
     assert isinstance(values, np.ndarray)  # noqa: S101 - float32 is no block encoding
+    _check(values, name, path)
     return values.astype(np.float32).reshape(-1)
+
+
+def _check(values: NDArray[Any], name: str, path: Path) -> None:
+    """Refuses what no sum of squares is, before anybody computes with it."""
+    if not (np.isfinite(values) & (values >= 0)).all() or values.size == 0:
+        message = "an importance weight is missing, negative, NaN or infinite"
+        raise MalformedFileError(message, path=path, at=name)
 
 
 def _read_legacy(path: Path) -> ImportanceMatrix:
@@ -94,6 +101,7 @@ def _read_legacy(path: Path) -> ImportanceMatrix:
         name = records.take(records.integer("length of a name", largest=1 << 16)).decode("utf-8", "replace")
         calls = records.integer("number of calls", largest=(1 << 31) - 1)
         values = np.frombuffer(records.take(4 * records.integer("number of values", largest=1 << 28)), "<f4")
+        _check(values, name, path)
         weights[name] = np.divide(values, np.float32(max(calls, 1)), dtype=np.float32)
     if records.left < 8:
         return ImportanceMatrix(path, weights)

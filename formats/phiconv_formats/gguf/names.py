@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
+from phiconv.joining import join
 from phiconv.model import Role
 from phiconv_formats.output import OutputTensor
 
@@ -82,7 +83,7 @@ def _model_tensors(model: Model) -> Iterator[OutputTensor]:
         if role.name in joined:
             name, roles = joined[role.name]
             parts = [model.tensors[role._replace(name=r)] for r in roles]
-            yield _named(_full_name(name, role), ir.concatenate(parts), role)
+            yield _named(_full_name(name, role), join(parts), role)
         elif role.name not in inner:
             yield _named(_full_name(_NAMES[role.name], role), tensor, role)
     yield from _rope_factors(model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
+from phiconv.joining import join
 from phiconv.model import Role
 from phiconv_formats.output import OutputTensor
 
@@ -126,7 +127,7 @@ def _of_module(
         if architecture not in _NO_TIED_HEAD:
             return
         roles = [Role("token_embedding")]
-    weight = ir.concatenate([tensors[role] for role in roles])
+    weight = join([tensors[role] for role in roles])
     yield OutputTensor(f"{path}.weight", weight, Role(module.roles[0], layer))
     bias = Role(module.roles[0], layer, "bias")
     if bias in tensors:

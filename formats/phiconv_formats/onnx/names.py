@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.forward import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
 from phiconv.interleaving import interleave
+from phiconv.joining import alike, join
 from phiconv.model import Role
 from phiconv_formats.onnx.rotary import rotary_tables
 from phiconv_formats.output import OutputTensor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from phiconv import ir
     from phiconv.forward import Call, Forward
     from phiconv.model import Model, Rope
 
@@ -114,21 +115,19 @@ class _Weights:
         """Router; gate and up rows by turns, as the operator wants them; down."""
         yield from self.matrix("router", Role("router", layer))
         gate, up = (self.tensors[Role(f"experts_{part}", layer)] for part in ("gate", "up"))
-        if gate.encoding != up.encoding:
-            raise self._refusal(f"layers.{layer}: gate and up matrices of the experts")
-        rows = interleave(gate, up)
+        rows = interleave(*alike([gate, up]))
         yield OutputTensor(matrix_name("experts_gate_up", layer), rows, Role("experts_gate", layer))
         yield from self.matrix("experts_down", Role("experts_down", layer))
 
     def _joined(self, roles: tuple[Role, ...] | list[Role]) -> ir.Tensor:
         try:
-            return ir.concatenate([self.tensors[role] for role in roles])
+            return join([self.tensors[role] for role in roles])
         except (KeyError, ValueError):
             raise self._refusal(", ".join(map(str, roles))) from None
 
     def _refusal(self, what: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            "cannot be joined for ONNX Runtime: they are of different types, or one is missing",
+            "cannot be joined for ONNX Runtime: their rows differ, or one is missing",
             path=self.path,
             at=what,
             hint="convert it to --f32 safetensors or from the original checkpoint",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
+from phiconv.joining import join
 from phiconv.model import Role
 from phiconv_formats.output import OutputTensor
 
@@ -90,7 +91,7 @@ def _tensors(model: Model, architecture: str) -> Iterator[OutputTensor]:
         if role in done:
             continue
         done.update(group)
-        tensor = ir.concatenate([model.tensors[r] for r in group])
+        tensor = join([model.tensors[r] for r in group])
         name = _NAMES[architecture][role.name]
         path = name if role.layer is None else f"model.layers.{role.layer}.{name}"
         required = ir.F32 if len(tensor.shape) == 1 else None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
+from phiconv.joining import join
 from phiconv_formats.output import OutputTensor
 from phiconv_formats.safetensors import METADATA_KEY
 
@@ -19,7 +20,7 @@ def output_tensors(model: Model) -> list[OutputTensor]:
     """The weights under the hub's names, layer by layer; a file of plain tensors keeps its own.
 
     Raises:
-        UnsupportedModelError: Parts of one tensor are stored in different types.
+        UnsupportedModelError: A file of plain tensors has a name that the format cannot hold.
     """
     if model.architecture is not None:
         return [_joined(name, tensor, model) for name, tensor in model.hub.items()]
@@ -41,11 +42,4 @@ def _joined(name: str, wanted: HubTensor, model: Model) -> OutputTensor:
         tensor = model.tensors[role]
         matrix = tensor.reshape((tensor.rows, tensor.columns)) if len(tensor.shape) > 1 else tensor
         parts.append(matrix.slice_rows(start, stop))
-    if len({part.encoding for part in parts}) > 1:
-        types = ", ".join(sorted({part.encoding.name for part in parts}))
-        raise UnsupportedModelError(
-            f"its parts are stored in different types ({types}), which phiconv cannot join yet",
-            path=model.path,
-            at=f"tensor {name}",
-        )
-    return OutputTensor(name, ir.concatenate(parts).reshape(wanted.shape), wanted.rows[0].role)
+    return OutputTensor(name, join(parts).reshape(wanted.shape), wanted.rows[0].role)

@@ -114,3 +114,14 @@ def test_metadata_names_the_importance_matrix(write_gguf, model_folder, tmp_path
     assert fields["quantize.imatrix.dataset"].contents() == "wiki.train.raw"
     assert fields["quantize.imatrix.entries_count"].contents() == 1
     assert fields["quantize.imatrix.chunks_count"].contents() == 12
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0x7F800000, 0xBF800000])
+def test_numbers_that_no_sum_of_squares_is(tmp_path, write_gguf, refused, bits):
+    """Among them a signalling NaN, with which NumPy would not compute without a warning."""
+    value = np.array([bits], "<u4").view("<f4")
+    record = struct.pack("<i", 1) + b"a" + struct.pack("<ii", 3, 1) + value.tobytes()
+    (tmp_path / "x.dat").write_bytes(struct.pack("<i", 1) + record)
+    refused(read_imatrix, tmp_path / "x.dat", says="a: an importance weight is missing, negative, NaN")
+    refused(read_imatrix, write_gguf({"a": (value, [1.0])}), says="a.in_sum2: an importance weight")
+    refused(read_imatrix, write_gguf({"a": ([1.0], value)}), says="a.counts: an importance weight")
