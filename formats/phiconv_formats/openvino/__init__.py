@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv_formats.openvino.names import output_tensors
+from phiconv_formats.openvino.reader import MODEL_FILE, open_checkpoint
 from phiconv_formats.openvino.writer import package
 
 if TYPE_CHECKING:
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor
 
-__all__ = ["OpenVinoWriter"]
+__all__ = ["MODEL_FILE", "OpenVinoWriter", "open_checkpoint"]
 
 
 class OpenVinoWriter:
