@@ -38,11 +38,18 @@ _CONFIG_LIMIT = 16 << 20
 # Which input of an operation may be a weight; of a sum or a product of numbers either, if the other is none.
 _WEIGHTS = {"MatMul": (0, 1), "Gather": (0,), "Multiply": (0, 1), "Add": (0, 1)}
 
-# The experts of a layer: our names, and those that mlx-lm has for the same.
-_EXPERTS = (
-    (".mlp.router.", ".block_sparse_moe.gate."),
-    (".mlp.experts.", ".block_sparse_moe.switch_mlp."),
-)
+# What the end of a constant's name stands for in a checkpoint. Converters that cut the stacked gate and up
+# matrices of all experts name the halves after the operation that did.
+_ENDS = {
+    "._openvino_orig_weight": ".weight",
+    "._openvino_orig_bias": ".bias",
+    "/prim::ListUnpack/VariadicSplit.0": ".gate_proj.weight",
+    "/prim::ListUnpack/VariadicSplit.1": ".up_proj.weight",
+    ".mlp.experts.down_proj": ".mlp.experts.down_proj.weight",
+}
+
+# The experts of a layer, and what mlx-lm calls them.
+_EXPERTS = {".mlp.router.": ".block_sparse_moe.gate.", ".mlp.experts.": ".block_sparse_moe.switch_mlp."}
 _MODULE = re.compile(r"__module\.([A-Za-z0-9_.]+)/.*")
 
 
@@ -158,10 +165,12 @@ def _is_no_weight(user: Layer, chain: Chain) -> bool:
 def _name(user: Layer, constant: str) -> str:
     """A weight's name in a Hugging Face checkpoint; the constant's own where it has none there."""
     module = _MODULE.fullmatch(user.name)
-    if module:
+    if module and not module[1].endswith(".experts"):  # a module that has more than one weight
         name = f"{module[1]}.{'bias' if user.kind == 'Add' else 'weight'}"
     else:
-        name = constant.removeprefix("self.").replace("._openvino_orig_weight", ".weight")
-    for ours, theirs in _EXPERTS:
+        name = constant.removeprefix("self.").removeprefix("__module.")
+        end = next((end for end in _ENDS if name.endswith(end)), "")
+        name = name.removesuffix(end) + _ENDS.get(end, "")
+    for ours, theirs in _EXPERTS.items():
         name = name.replace(ours, theirs)
     return name
