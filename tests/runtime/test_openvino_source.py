@@ -38,7 +38,9 @@ def test_logits_of_a_folder(openvino, tmp_path, model_folder, kind, quant):
     phiconv.convert(model_folder(kind), folder, to="openvino", quant=quant)
     vocabulary = phiconv.open_model(folder).hyperparameters.vocab_size
     ids = np.random.default_rng(3).integers(0, vocabulary, (2, 24))
-    request = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", STRICT).create_infer_request()
+    request = (
+        openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", STRICT).create_infer_request()
+    )
     request.infer(
         {
             "input_ids": ids.astype(np.int64),

@@ -38,9 +38,9 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
         return True
     if not isinstance(stored, BlockEncoding) or not isinstance(target, BlockEncoding):
         return False
-    if stored.bits != target.bits or stored.block_size % target.block_size:
-        return False
-    if stored.scale_type != target.scale_type and (target.scale_type != F32 or stored.scale_type == F32):
+    wider = target.scale_type == F32 and stored.scale_type in (F16, BF16)
+    same_codes = stored.bits == target.bits and stored.block_size % target.block_size == 0
+    if not same_codes or not (wider or stored.scale_type == target.scale_type):
         return False
     if target.has_minimum and not stored.has_minimum:
         exact = stored.scale_type in (F16, BF16)  # of which few bits of float32 are used

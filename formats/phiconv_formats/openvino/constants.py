@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from phiconv_formats.files import InputFile
     from phiconv_formats.openvino.ir_graph import Layer
+    from phiconv_formats.openvino.packing import OpenVinoEncoding
 
 __all__ = ["Constant", "GroupRows", "float_tensor", "numbers", "read_constant"]
 
@@ -124,7 +125,7 @@ class GroupRows:
         odd: Zero points of 4 bits, an odd number in a row: every other row begins inside a byte.
     """
 
-    encoding: ir.AnyBlockEncoding
+    encoding: OpenVinoEncoding
     codes: FileRows
     scales: FileRows
     zero_points: FileRows | None = None
@@ -141,7 +142,9 @@ class GroupRows:
             blocks = self.read(start - 1, stop)
             skipped = len(blocks) // (stop - start + 1)
             return blocks.take(np.arange(skipped, len(blocks)))
-        codes, scales = (rows.read(start, stop).reshape(-1).view(np.uint8) for rows in (self.codes, self.scales))
+        codes, scales = (
+            rows.read(start, stop).reshape(-1).view(np.uint8) for rows in (self.codes, self.scales)
+        )
         return unpack(self.encoding, codes, scales, self._zeros(start, stop, scales))
 
     def _zeros(self, start: int, stop: int, scales: NDArray[np.uint8]) -> NDArray[np.uint8]:

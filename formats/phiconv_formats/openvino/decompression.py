@@ -2,10 +2,10 @@
 
 A weight comes out of a chain that OpenVINO computes once, when it loads the model:
 
-    codes -> Convert -> [Subtract zero point] -> Multiply scale -> [Reshape] -> [Convert]    integers, 4-bit floats
+    codes -> Convert -> [Subtract zero point] -> Multiply scale -> [Reshape] -> [Convert]
     floats -> [Convert]
 
-and what is no such chain is no weight.
+Codes are integers, or floats of 4 bits; what is no such chain is no weight.
 """
 
 from __future__ import annotations

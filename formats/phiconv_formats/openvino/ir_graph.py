@@ -117,8 +117,8 @@ def read_graph(path: Path) -> IrGraph:
             if file.size > _MAX_BYTES:
                 raise builder.error(f"the file has {file.size} bytes, and an IR at most {_MAX_BYTES}")
             for at in range(0, file.size, _CHUNK):
-                parser.Parse(file.read_bytes(at, min(_CHUNK, file.size - at)), False)  # noqa: FBT003
-            parser.Parse(b"", True)  # noqa: FBT003 - expat takes no keywords
+                parser.Parse(file.read_bytes(at, min(_CHUNK, file.size - at)), False)
+            parser.Parse(b"", True)
     except expat.ExpatError as error:
         raise builder.error(f"no XML: {error}") from None
     return builder.graph()

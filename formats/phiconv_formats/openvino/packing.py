@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     Bytes: TypeAlias = NDArray[np.uint8]
 
-__all__ = ["Part", "encoding_of", "pack", "parts_of", "unpack"]
+__all__ = ["OpenVinoEncoding", "Part", "encoding_of", "pack", "parts_of", "unpack"]
+
+OpenVinoEncoding: TypeAlias = ir.BlockEncoding | ir.CodebookEncoding
+"""What stores a quantized matrix."""
 
 _INTEGERS = {False: ("i4", "i8"), True: ("u4", "u8")}
 """The element types of codes without and with zero points."""
@@ -82,7 +85,7 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
 
 def encoding_of(
     element_type: str, block_size: int, scale_type: str, *, has_zero_point: bool
-) -> ir.AnyBlockEncoding | None:
+) -> OpenVinoEncoding | None:
     """The inverse of `parts_of`: what constants of these types store; None for what phiconv does not know.
 
     Args:
@@ -106,7 +109,7 @@ def encoding_of(
     return replace(encoding, name=f"{encoding.name}_f32", scale_type=ir.F32)
 
 
-def unpack(encoding: ir.AnyBlockEncoding, codes: Bytes, scales: Bytes, zero_points: Bytes) -> ir.Blocks:
+def unpack(encoding: OpenVinoEncoding, codes: Bytes, scales: Bytes, zero_points: Bytes) -> ir.Blocks:
     """The inverse of `pack`.
 
     Args:
@@ -122,7 +125,7 @@ def unpack(encoding: ir.AnyBlockEncoding, codes: Bytes, scales: Bytes, zero_poin
     words = _pairs(codes) if bits == 4 else codes
     words = words.view("<u4").reshape(-1, encoding.block_size // 4).T
     quads: Any = np.ascontiguousarray(words)[..., None].view(np.uint8)
-    if not isinstance(encoding, ir.BlockEncoding):
+    if isinstance(encoding, ir.CodebookEncoding):
         mxfp4 = encoding.scale_dtype.itemsize == 4
         return ir.Blocks(encoding, quads, _powers()[scales] if mxfp4 else scales.view("<f2").copy())
     numbers: Any = scales.view(encoding.scale_type.dtype).copy()

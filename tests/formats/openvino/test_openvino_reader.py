@@ -24,7 +24,9 @@ RECIPES = [
 
 
 def convert(source, target, quant, **options):
-    return phiconv.convert(source, target, to="openvino", quant=quant, choices=phiconv.Choices(**options)).plan
+    return phiconv.convert(
+        source, target, to="openvino", quant=quant, choices=phiconv.Choices(**options)
+    ).plan
 
 
 def weights_that_were_written(plan):
@@ -115,7 +117,11 @@ def test_the_original_weights_come_first(tmp_path, model_folder):
 @pytest.mark.parametrize(
     "encoding",
     [
-        *(ir.openvino_affine(bits, 32, symmetric=symmetric) for bits in (4, 8) for symmetric in (True, False)),
+        *(
+            ir.openvino_affine(bits, 32, symmetric=symmetric)
+            for bits in (4, 8)
+            for symmetric in (True, False)
+        ),
         *(ir.openvino_nf4(64), ir.OPENVINO_MXFP4),
     ],
     ids=lambda e: getattr(e, "name", e),
