@@ -197,3 +197,25 @@ def test_scales_of_float32(tmp_path, model_folder):
     tensor = phiconv.open_model(tmp_path / "m").tensors["token_embedding", None, "weight"]
     assert tensor.encoding.scale_type == ir.F32
     np.testing.assert_array_equal(phiconv.read(tensor), before)
+
+
+# -------------------------------------------------------------------------------------------- other runtimes
+
+HELD = [
+    ("int4-sym-g64", "gguf", "Q4_0", {"pure": True}, "openvino_int4_sym", "Q4_0"),
+    ("int8-sym", "gguf", "Q8_0", {}, "openvino_int8_sym", "Q8_0"),
+    ("mxfp4", "mlx", "mxfp4", {}, "openvino_mxfp4", ""),
+    ("int4-asym-g64", "mlx", "4bit", {"dtype": "f32"}, "openvino_int4_asym", ""),
+    ("int4-asym", "mlx", "4bit-g32", {"dtype": "f32"}, "openvino_int4_asym", ""),
+    ("int4-sym", "mlx", "4bit", {"dtype": "f16"}, "openvino_int4_sym", ""),
+    ("int4-asym-g32", "onnx", "int4-asym", {}, "openvino_int4_asym", ""),
+]
+
+
+@pytest.mark.parametrize(("stored", "to", "quant", "options", "kind", "_type"), HELD)
+def test_blocks_that_another_runtime_can_hold(tmp_path, stored, to, quant, options, kind, _type):
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", stored, all_layers=stored.startswith("int4"))
+    choices = phiconv.Choices(allow_requantize=True, **options)
+    plan = phiconv.plan(tmp_path / "m", tmp_path / "x", to=to, quant=quant, choices=choices)
+    actions = {t.action for t in plan.tensors if t.stored.name.startswith(kind)}
+    assert actions == {"repacked"}
