@@ -12,6 +12,7 @@ import pytest
 import phiconv
 from phiconv import ir
 from phiconv.quantizers import decode, encode
+from phiconv.recipes import override
 from phiconv_formats.openvino.packing import encoding_of, pack, parts_of, unpack
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
@@ -202,20 +203,40 @@ def test_scales_of_float32(tmp_path, model_folder):
 # -------------------------------------------------------------------------------------------- other runtimes
 
 HELD = [
-    ("int4-sym-g64", "gguf", "Q4_0", {"pure": True}, "openvino_int4_sym", "Q4_0"),
-    ("int8-sym", "gguf", "Q8_0", {}, "openvino_int8_sym", "Q8_0"),
-    ("mxfp4", "mlx", "mxfp4", {}, "openvino_mxfp4", ""),
-    ("int4-asym-g64", "mlx", "4bit", {"dtype": "f32"}, "openvino_int4_asym", ""),
-    ("int4-asym", "mlx", "4bit-g32", {"dtype": "f32"}, "openvino_int4_asym", ""),
-    ("int4-sym", "mlx", "4bit", {"dtype": "f16"}, "openvino_int4_sym", ""),
-    ("int4-asym-g32", "onnx", "int4-asym", {}, "openvino_int4_asym", ""),
+    ("int4-sym-g64", "gguf", "Q4_0", {"pure": True}),
+    ("int8-sym", "gguf", "Q8_0", {}),
+    ("mxfp4", "mlx", "mxfp4", {}),
+    ("int4-asym-g64", "mlx", "4bit", {"dtype": "f32"}),
+    ("int4-asym", "mlx", "4bit-g32", {"dtype": "f32"}),
+    ("int4-sym", "mlx", "4bit", {"dtype": "f16"}),
+    ("int4-asym-g32", "onnx", "int4-asym", {}),
 ]
 
 
-@pytest.mark.parametrize(("stored", "to", "quant", "options", "kind", "_type"), HELD)
-def test_blocks_that_another_runtime_can_hold(tmp_path, stored, to, quant, options, kind, _type):
-    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", stored, all_layers=stored.startswith("int4"))
-    choices = phiconv.Choices(allow_requantize=True, **options)
-    plan = phiconv.plan(tmp_path / "m", tmp_path / "x", to=to, quant=quant, choices=choices)
-    actions = {t.action for t in plan.tensors if t.stored.name.startswith(kind)}
-    assert actions == {"repacked"}
+@pytest.mark.parametrize(("stored", "to", "quant", "options"), HELD)
+def test_blocks_that_another_runtime_can_hold(tmp_path, stored, to, quant, options):
+    ends = {"all_layers": True} if stored != "int8-sym" else {}
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", stored, **ends)
+    result = phiconv.convert(
+        tmp_path / "m", tmp_path / "x", to=to, quant=quant, choices=phiconv.Choices(**options)
+    )
+    blocks = [t for t in result.plan.tensors if not isinstance(t.stored, ir.FloatEncoding)]
+    assert len(blocks) >= 17
+    assert {t.action for t in blocks} == {"repacked"}
+    if to == "onnx":
+        return
+    path = result.files[0] if to == "gguf" else tmp_path / "x"
+    first, second = (phiconv.open_model(p).tensors for p in (tmp_path / "m", path))
+    for role, tensor in first.items():
+        if not isinstance(tensor.encoding, ir.FloatEncoding):
+            np.testing.assert_array_equal(phiconv.read(second[role]), phiconv.read(tensor), str(role))
+
+
+def test_what_the_guide_says_of_mlx(tmp_path):
+    """A whole folder, its ends of 8 bits included, without a weight changed."""
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "int4-asym")
+    choices = phiconv.Choices(dtype="f32", tensor_types=(override("embed_tokens|lm_head=8bit"),))
+    phiconv.convert(tmp_path / "m", tmp_path / "x", to="mlx", quant="4bit", choices=choices, repack_only=True)
+    first, second = (phiconv.open_model(tmp_path / name).tensors for name in "mx")
+    for role, tensor in first.items():
+        np.testing.assert_array_equal(phiconv.read(second[role]), phiconv.read(tensor), str(role))
