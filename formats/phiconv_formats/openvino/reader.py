@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from phiconv_formats.openvino.decompression import Chain
     from phiconv_formats.openvino.ir_graph import IrGraph, Layer
 
-__all__ = ["MODEL_FILE", "open_checkpoint"]
+__all__ = ["open_checkpoint"]
 
-MODEL_FILE = "openvino_model.xml"
+_MODEL_FILE = "openvino_model.xml"
 """The model in a folder."""
 
 _CONFIG_LIMIT = 16 << 20
@@ -64,7 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         UnsupportedModelError: No language model, or one whose weights are stored in a way that phiconv does
             not read.
     """
-    document = path / MODEL_FILE if path.is_dir() else path
+    document = path / _MODEL_FILE if path.is_dir() else path
     folder, binary = document.parent, document.with_suffix(".bin")
     config_path = folder / "config.json"
     if path.is_dir() and not config_path.exists():
@@ -117,7 +117,7 @@ def _weights(graph: IrGraph, file: InputFile) -> tuple[dict[str, ir.Tensor], dic
         raise UnsupportedModelError(
             "no operation of this graph uses a weight: it is no language model",
             path=graph.path,
-            hint=f"give a model folder, or its {MODEL_FILE}",
+            hint=f"give a model folder, or its {_MODEL_FILE}",
         )
     stored = dict(found.values())
     if len(stored) < len(found):  # constants of one name: their numbers tell them apart
