@@ -114,7 +114,7 @@ DOCUMENTS = {
     "a type of escapes": (chain(const(kind="&#133;" * 3000)), "which phiconv does not know"),
     "integers as weights": (chain(const(kind="i32")), "in a way that phiconv does not read: i32 [4, 4]"),
     "codes without scales": (chain(const(kind="u4", size=8)), "in a way that phiconv does not read"),
-    "8-bit floats": (chain(const(kind="f8e4m3", size=16)), "in a way that phiconv does not read: f8e4m3"),
+    "8-bit floats": (chain(const(kind="f8e5m2", size=16)), "in a way that phiconv does not read: f8e5m2"),
     "no columns": (chain(const("4, 0", size=0)), "in a way that phiconv does not read"),
     "stored by columns": (chain(const(), "false"), "is stored by columns"),
 }

@@ -25,6 +25,9 @@ OpenVinoEncoding: TypeAlias = ir.BlockEncoding | ir.CodebookEncoding
 _INTEGERS = {False: ("i4", "i8"), True: ("u4", "u8")}
 """The element types of codes without and with zero points."""
 
+_MICROSCALING = {"f4e2m1": ir.OPENVINO_MXFP4, "f8e4m3": ir.OPENVINO_MXFP8}
+"""Floats of 4 and 8 bits; those of 8 are read and not written."""
+
 _FLOATS = {ir.F32: "f32", ir.F16: "f16", ir.BF16: "bf16"}
 
 
@@ -96,9 +99,10 @@ def encoding_of(
     """
     if block_size % 4 or not block_size:
         return None
-    if element_type == "f4e2m1":
-        known = scale_type == "f8e8m0" and block_size == ir.OPENVINO_MXFP4.block_size
-        return ir.OPENVINO_MXFP4 if known and not has_zero_point else None
+    if element_type in _MICROSCALING:
+        microscaling = _MICROSCALING[element_type]
+        known = scale_type == "f8e8m0" and block_size == microscaling.block_size
+        return microscaling if known and not has_zero_point else None
     if element_type == "nf4":
         return ir.openvino_nf4(block_size) if scale_type == "f16" and not has_zero_point else None
     if element_type not in _INTEGERS[has_zero_point] or scale_type not in ("f16", "f32"):
@@ -121,13 +125,12 @@ def unpack(encoding: OpenVinoEncoding, codes: Bytes, scales: Bytes, zero_points:
     Returns:
         Blocks in memory of their own.
     """
-    bits = encoding.bits if isinstance(encoding, ir.BlockEncoding) else 4
+    bits = encoding.bits if isinstance(encoding, ir.BlockEncoding) else len(encoding.table).bit_length() - 1
     words = _pairs(codes) if bits == 4 else codes
     words = words.view("<u4").reshape(-1, encoding.block_size // 4).T
     quads: Any = np.ascontiguousarray(words)[..., None].view(np.uint8)
     if isinstance(encoding, ir.CodebookEncoding):
-        mxfp4 = encoding.scale_dtype.itemsize == 4
-        return ir.Blocks(encoding, quads, _powers()[scales] if mxfp4 else scales.view("<f2").copy())
+        return ir.Blocks(encoding, quads, _codebook_scales(encoding, quads, scales))
     numbers: Any = scales.view(encoding.scale_type.dtype).copy()
     if encoding.has_zero_point:
         zeros = _pairs(zero_points)[: len(numbers)] if bits == 4 else zero_points.copy()
@@ -182,9 +185,20 @@ def _pairs(data: Bytes) -> Bytes:
     return codes.reshape(-1)
 
 
+def _codebook_scales(encoding: ir.CodebookEncoding, quads: Bytes, scales: Bytes) -> NDArray[Any]:
+    """Scales of NF4, or powers of two; no number where a block has a code that is none."""
+    if encoding not in _MICROSCALING.values():
+        return scales.view("<f2").copy()
+    if encoding == ir.OPENVINO_MXFP4:
+        return _powers(128)[scales]
+    bad = ((quads & 127) == 127).any(axis=(0, 2))
+    return np.where(bad, np.float32(np.nan), _powers(127)[scales])
+
+
 @cache
-def _powers() -> NDArray[np.float32]:
-    """Half of the number of every E8M0 byte, for the doubled table; 255 is no number."""
-    powers = np.ldexp(np.float32(1), np.arange(256) - 128)
+def _powers(bias: int) -> NDArray[np.float32]:
+    """The number of every E8M0 byte, with a bias of 128 its half, for the doubled table; 255 is no number."""
+    exponents = np.arange(256) - bias
+    powers = np.ldexp(np.float32(1), exponents.clip(max=127))
     powers[255] = np.nan
     return powers

@@ -39,7 +39,7 @@ _CONFIG_LIMIT = 16 << 20
 _WEIGHTS = {"MatMul": (0, 1), "Gather": (0,), "Multiply": (0, 1), "Add": (0, 1)}
 
 # What the end of a constant's name stands for in a checkpoint. Converters that cut the stacked gate and up
-# matrices of all experts name the halves after the operation that did.
+# matrices of all experts name the halves after the operation that did; float16 is "_compressed" to them.
 _ENDS = {
     "._openvino_orig_weight": ".weight",
     "._openvino_orig_bias": ".bias",
@@ -168,7 +168,7 @@ def _name(user: Layer, constant: str) -> str:
     if module and not module[1].endswith(".experts"):  # a module that has more than one weight
         name = f"{module[1]}.{'bias' if user.kind == 'Add' else 'weight'}"
     else:
-        name = constant.removeprefix("self.").removeprefix("__module.")
+        name = constant.removeprefix("self.").removeprefix("__module.").removesuffix("_compressed")
         end = next((end for end in _ENDS if name.endswith(end)), "")
         name = name.removesuffix(end) + _ENDS.get(end, "")
     for ours, theirs in _EXPERTS.items():
