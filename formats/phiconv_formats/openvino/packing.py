@@ -199,6 +199,6 @@ def _codebook_scales(encoding: ir.CodebookEncoding, quads: Bytes, scales: Bytes)
 def _powers(bias: int) -> NDArray[np.float32]:
     """The number of every E8M0 byte, with a bias of 128 its half, for the doubled table; 255 is no number."""
     exponents = np.arange(256) - bias
-    powers = np.ldexp(np.float32(1), exponents.clip(max=127))
+    powers: NDArray[np.float32] = np.ldexp(np.float32(1), exponents.clip(max=127))
     powers[255] = np.nan
     return powers
