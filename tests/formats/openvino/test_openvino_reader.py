@@ -249,3 +249,31 @@ def test_what_the_guide_says_of_mlx(tmp_path):
     first, second = (phiconv.open_model(tmp_path / name).tensors for name in "mx")
     for role, tensor in first.items():
         np.testing.assert_array_equal(phiconv.read(second[role]), phiconv.read(tensor), str(role))
+
+
+@pytest.mark.parametrize("name", ["Multiply_x", "__module.model.layers.0.mlp.down_proj/awq_mul"])
+def test_a_product_that_no_phi_has_is_refused(tmp_path, model_folder, name):
+    """As AWQ inserts one: the weights alone would then be another model's."""
+    convert(model_folder("phi3"), tmp_path / "m", "f32")
+
+    def insert(net):
+        layers, edges = net.find("layers"), net.find("edges")
+        products = {layer.get("id") for layer in layers if layer.get("type") == "MatMul"}
+        edge = [e for e in edges if e.get("to-layer") in products and e.get("to-port") == "0"][2]
+        constant = ET.SubElement(layers, "layer", id="90000", name="scale", type="Const")
+        ET.SubElement(constant, "data", element_type="f32", shape="1, 1, 64", offset="0", size="256")
+        ET.SubElement(ET.SubElement(constant, "output"), "port", id="0")
+        product = ET.SubElement(layers, "layer", id="90001", name=name, type="Multiply")
+        ports = ET.SubElement(product, "input")
+        for number in "01":
+            ET.SubElement(ports, "port", id=number)
+        ET.SubElement(ET.SubElement(product, "output"), "port", id="2")
+        source = {key: edge.get(key) for key in ("from-layer", "from-port")}
+        ET.SubElement(edges, "edge", {**source, "to-layer": "90001", "to-port": "0"})
+        constant_to = {"from-layer": "90000", "from-port": "0", "to-layer": "90001", "to-port": "1"}
+        ET.SubElement(edges, "edge", constant_to)
+        edge.attrib.update({"from-layer": "90001", "from-port": "2"})
+
+    edit(tmp_path / "m", insert)
+    with pytest.raises(phiconv.PhiconvError, match=r"does not have, the first is scale|two constants are"):
+        phiconv.open_model(tmp_path / "m")
