@@ -29,6 +29,7 @@ __all__ = [
     "MXFP4",
     "NVFP4",
     "OPENVINO_MXFP4",
+    "OPENVINO_MXFP8",
     "OPENVINO_NF4",
     "TQ1_0",
     "TQ2_0",
@@ -90,6 +91,9 @@ _E4M3_VALUES = tuple(
     for code in range(256)
 )
 MLX_MXFP8 = CodebookEncoding("mlx_mxfp8", 32, _E4M3_VALUES, 8.25, scale_dtype=_FLOAT32)
+
+# The same in OpenVINO, where those two codes are NaN.
+OPENVINO_MXFP8 = replace(MLX_MXFP8, name="openvino_mxfp8")
 
 # NormalFloat (https://arxiv.org/abs/2305.14314): quantiles of a normal distribution, in float32.
 _NF4_VALUES = (

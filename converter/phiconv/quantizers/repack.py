@@ -1,18 +1,29 @@
-"""Blocks of one encoding as blocks of another one that holds the same weights: nothing is quantized again."""
+"""Blocks of one encoding as blocks of another one that holds the same weights: nothing is quantized again.
+
+Every rule is exact in the arithmetic of the formula, and the target's codes have as many bits as the stored:
+
+    a symmetric block has other codes for the same numbers where they are stored from another offset on;
+    it has a minimum too, ``scale * least``, which is its scale times a power of two;
+    a zero point is a minimum, ``-scale * zero_point``, where minima are float32: float16 has too few bits;
+    a block is several smaller ones with the same scale;
+    a scale of 16 bits is one of float32.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, BlockEncoding, same_meaning
+from phiconv.errors import UsageError, WeightError
+from phiconv.ir import BF16, F16, F32, BlockEncoding, Blocks, same_meaning
 from phiconv.quantizers.floats import narrow
 
 if TYPE_CHECKING:
-    from phiconv.ir import Blocks, Encoding
+    from numpy.typing import NDArray
+
+    from phiconv.ir import Encoding, FloatArray
 
 __all__ = ["repack", "repackable"]
 
@@ -20,21 +31,24 @@ __all__ = ["repack", "repackable"]
 def repackable(stored: Encoding, target: Encoding) -> bool:
     """Whether all blocks of one encoding can be written as blocks of another one, and stand for the same.
 
-    That is so where both mean the same; and where both are symmetric, with blocks of one size and codes of as
-    many bits, and the target's scales have the same type or are float32. So Q4_0 becomes ONNX Runtime's
-    symmetric 4 bits with scales of either type, and Q8_0 its 8 bits.
+    So Q4_0 becomes ONNX Runtime's symmetric 4 bits, with scales of either type, or Q4_1; and OpenVINO's
+    symmetric 4 bits in groups of 128 become Q4_0.
     """
     if same_meaning(stored, target):
         return True
     if not isinstance(stored, BlockEncoding) or not isinstance(target, BlockEncoding):
         return False
-    if any(e.has_minimum or e.has_zero_point for e in (stored, target)) or _is_signed(target):
+    wider = target.scale_type == F32 and stored.scale_type in (F16, BF16)
+    same_codes = stored.bits == target.bits and stored.block_size % target.block_size == 0
+    if not same_codes or not (wider or stored.scale_type == target.scale_type):
         return False
-    if (stored.block_size, stored.bits, _lowest(stored)) != (target.block_size, target.bits, _lowest(target)):
-        return False
-    return stored.scale_type == target.scale_type or (
-        target.scale_type == F32 and stored.scale_type in (F16, BF16)
-    )
+    if target.has_minimum and not stored.has_minimum:
+        exact = stored.scale_type in (F16, BF16)  # of which few bits of float32 are used
+        return exact and (target.scale_type == F32 or _is_symmetric(stored))
+    if target.has_minimum or target.has_zero_point:
+        kinds = ((e.has_minimum, e.has_zero_point, e.offset) for e in (stored, target))
+        return len(set(kinds)) == 1
+    return _is_symmetric(stored) and _least(stored) == _least(target)
 
 
 def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
@@ -46,21 +60,57 @@ def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
 
     Raises:
         UsageError: The encodings are not repackable.
+        WeightError: A minimum is larger than float16 can hold: its block has weights that large, too.
     """
     stored = blocks.encoding
     if not repackable(stored, target):
         raise UsageError(f"blocks of {stored.name} are no blocks of {target.name}")
     if same_meaning(stored, target) or not isinstance(stored, BlockEncoding):
         return replace(blocks, encoding=target)
-    # As bytes, signed codes wrap around to the right ones, too.
-    codes = blocks.codes.view(np.uint8) + np.uint8(target.offset - stored.offset)
-    return replace(blocks, encoding=target, codes=codes, scales=narrow(blocks.scales, target.scale_type))
+    times = stored.block_size // target.block_size
+    scales, minima, zero_points = blocks.scales, blocks.minima, blocks.zero_points
+    if target.has_minimum and minima is None:
+        minima, zero_points = _minima(blocks, stored), None
+        if np.any(np.isinf(narrow(minima, target.scale_type)) & np.isfinite(scales)):
+            raise WeightError(f"a minimum that {target.scale_type.name} cannot hold", hint="choose float32")
+    return Blocks(
+        target,
+        _split(_shifted(blocks.codes, stored, target), times),
+        narrow(scales, target.scale_type).repeat(times),
+        None if minima is None else narrow(minima, target.scale_type).repeat(times),
+        zero_points=None if zero_points is None else zero_points.repeat(times),
+    )
 
 
-def _is_signed(encoding: BlockEncoding) -> bool:
-    return encoding.offset == 0
+def _minima(blocks: Blocks, stored: BlockEncoding) -> FloatArray:
+    """What code 0 stands for in each block, exactly; codes that are signed are counted from the least on."""
+    scales: Any = blocks.scales.astype(np.float32)
+    if blocks.zero_points is not None:
+        return np.asarray(-scales * blocks.zero_points, np.float32)
+    return np.asarray(scales * np.float32(_least(stored)), np.float32)
 
 
-def _lowest(encoding: BlockEncoding) -> int:
+def _shifted(codes: NDArray[Any], stored: BlockEncoding, target: BlockEncoding) -> NDArray[Any]:
+    """The codes, counted as the target counts them."""
+    if not _is_symmetric(stored):
+        return codes
+    start = -_least(stored) if target.has_minimum else target.offset
+    shift = (start - stored.offset) % 256  # as bytes, signed codes wrap around to the right ones, too
+    shifted = codes.view(np.uint8) + np.uint8(shift)
+    return shifted.view(np.int8) if _is_symmetric(target) and target.offset == 0 else shifted
+
+
+def _split(codes: NDArray[Any], times: int) -> NDArray[Any]:
+    """The quads of each block as those of several blocks, which follow each other."""
+    quads, count, _ = codes.shape
+    parts = codes.reshape(times, quads // times, count, 4).transpose(1, 2, 0, 3)
+    return np.ascontiguousarray(parts).reshape(quads // times, count * times, 4)
+
+
+def _is_symmetric(encoding: BlockEncoding) -> bool:
+    return not encoding.has_minimum and not encoding.has_zero_point
+
+
+def _least(encoding: BlockEncoding) -> int:
     """The smallest ``code - offset`` of a symmetric encoding."""
-    return -(1 << (encoding.bits - 1)) if _is_signed(encoding) else -encoding.offset
+    return -encoding.offset if encoding.offset else -(1 << (encoding.bits - 1))

@@ -1,17 +1,18 @@
-"""OpenVINO: the IR of a language model, and the folder around it that OpenVINO GenAI runs."""
+"""OpenVINO: the IR of a language model, and the folder around it; written, and read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from phiconv_formats.openvino.names import output_tensors
+from phiconv_formats.openvino.reader import open_checkpoint
 from phiconv_formats.openvino.writer import package
 
 if TYPE_CHECKING:
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor
 
-__all__ = ["OpenVinoWriter"]
+__all__ = ["OpenVinoWriter", "open_checkpoint"]
 
 
 class OpenVinoWriter:

@@ -1,8 +1,8 @@
-"""The bytes of OpenVINO's constants: which constants store a tensor, and what is in them."""
+"""The bytes of OpenVINO's constants: which constants store a tensor, what is in them, and the inverse."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     Bytes: TypeAlias = NDArray[np.uint8]
 
-__all__ = ["Part", "pack", "parts_of"]
+__all__ = ["OpenVinoEncoding", "Part", "encoding_of", "pack", "parts_of", "unpack"]
+
+OpenVinoEncoding: TypeAlias = ir.BlockEncoding | ir.CodebookEncoding
+"""What stores a quantized matrix."""
+
+_INTEGERS = {False: ("i4", "i8"), True: ("u4", "u8")}
+"""The element types of codes without and with zero points."""
+
+_MICROSCALING = {"f4e2m1": ir.OPENVINO_MXFP4, "f8e4m3": ir.OPENVINO_MXFP8}
+"""Floats of 4 and 8 bits; those of 8 are read and not written."""
 
 _FLOATS = {ir.F32: "f32", ir.F16: "f16", ir.BF16: "bf16"}
 
@@ -77,6 +86,61 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
     return codes, _bytes(encoded.scales), zero_points
 
 
+def encoding_of(
+    element_type: str, block_size: int, scale_type: str, *, has_zero_point: bool
+) -> OpenVinoEncoding | None:
+    """The inverse of `parts_of`: what constants of these types store; None for what phiconv does not know.
+
+    Args:
+        element_type: Of the codes.
+        block_size: Codes that share a scale.
+        scale_type: The element type of the scales.
+        has_zero_point: Whether there are zero points, which have the type of the codes.
+    """
+    if block_size % 4 or not block_size:
+        return None
+    if element_type in _MICROSCALING:
+        microscaling = _MICROSCALING[element_type]
+        known = scale_type == "f8e8m0" and block_size == microscaling.block_size
+        return microscaling if known and not has_zero_point else None
+    if element_type == "nf4":
+        return ir.openvino_nf4(block_size) if scale_type == "f16" and not has_zero_point else None
+    if element_type not in _INTEGERS[has_zero_point] or scale_type not in ("f16", "f32"):
+        return None
+    encoding = ir.openvino_affine(int(element_type[1:]), block_size, symmetric=not has_zero_point)
+    if scale_type == "f16":
+        return encoding
+    return replace(encoding, name=f"{encoding.name}_f32", scale_type=ir.F32)
+
+
+def unpack(encoding: OpenVinoEncoding, codes: Bytes, scales: Bytes, zero_points: Bytes) -> ir.Blocks:
+    """The inverse of `pack`.
+
+    Args:
+        encoding: What the bytes are, one of `encoding_of`.
+        codes: Those of the codes of whole blocks.
+        scales: Those of the scales.
+        zero_points: Those of the zero points, if there are any; they need not fill the last byte.
+
+    Returns:
+        Blocks in memory of their own.
+    """
+    bits = encoding.bits if isinstance(encoding, ir.BlockEncoding) else len(encoding.table).bit_length() - 1
+    words = _pairs(codes) if bits == 4 else codes
+    words = words.view("<u4").reshape(-1, encoding.block_size // 4).T
+    quads: Any = np.ascontiguousarray(words)[..., None].view(np.uint8)
+    if isinstance(encoding, ir.CodebookEncoding):
+        return ir.Blocks(encoding, quads, _codebook_scales(encoding, quads, scales))
+    numbers: Any = scales.view(encoding.scale_type.dtype).copy()
+    if encoding.has_zero_point:
+        zeros = _pairs(zero_points)[: len(numbers)] if bits == 4 else zero_points.copy()
+        return ir.Blocks(encoding, quads, numbers, zero_points=zeros)
+    if bits == 4:
+        quads ^= np.uint8(8)
+        return ir.Blocks(encoding, quads, numbers)
+    return ir.Blocks(encoding, quads.view(np.int8), numbers)
+
+
 @cache
 def _type(encoding: ir.Encoding) -> str:
     """The element type of the codes."""
@@ -111,3 +175,30 @@ def _exponents(scales: NDArray[np.floating[Any]]) -> Bytes:
     """E8M0 bytes of halves of powers of two, ``2.0 ** (byte - 128)``; 255 of what is not finite."""
     exponent = np.frexp(scales)[1] + 127
     return np.where(np.isfinite(scales), exponent, 255).astype(np.uint8)
+
+
+def _pairs(data: Bytes) -> Bytes:
+    """The two codes of every byte, the lower half first."""
+    codes = np.empty((data.size, 2), np.uint8)
+    np.bitwise_and(data, 15, out=codes[:, 0])
+    np.right_shift(data, 4, out=codes[:, 1])
+    return codes.reshape(-1)
+
+
+def _codebook_scales(encoding: ir.CodebookEncoding, quads: Bytes, scales: Bytes) -> NDArray[Any]:
+    """Scales of NF4, or powers of two; no number where a block has a code that is none."""
+    if encoding not in _MICROSCALING.values():
+        return scales.view("<f2").copy()
+    if encoding == ir.OPENVINO_MXFP4:
+        return _powers(128)[scales]
+    bad = ((quads & 127) == 127).any(axis=(0, 2))
+    return np.where(bad, np.float32(np.nan), _powers(127)[scales])
+
+
+@cache
+def _powers(bias: int) -> NDArray[np.float32]:
+    """The number of every E8M0 byte, with a bias of 128 its half, for the doubled table; 255 is no number."""
+    exponents = np.arange(256) - bias
+    powers: NDArray[np.float32] = np.ldexp(np.float32(1), exponents.clip(max=127))
+    powers[255] = np.nan
+    return powers

@@ -1,0 +1,162 @@
+"""The constants of an IR that is read: where each one lies in the .bin, and its rows as they are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv import ir
+from phiconv.errors import MalformedFileError, printable
+from phiconv_formats.openvino.graph import ELEMENT_BITS
+from phiconv_formats.openvino.ir_graph import integer
+from phiconv_formats.openvino.packing import unpack
+from phiconv_formats.rows import FileRows, read_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from phiconv_formats.files import InputFile
+    from phiconv_formats.openvino.ir_graph import Layer
+    from phiconv_formats.openvino.packing import OpenVinoEncoding
+
+__all__ = ["Constant", "GroupRows", "float_tensor", "numbers", "read_constant"]
+
+_MAX_RANK = 8
+_MAX_NUMBERS = 64  # of a shape, and of nothing else that is read at once
+_BITS = ELEMENT_BITS | {
+    "f64": 64, "f8e4m3": 8, "f8e5m2": 8, "i16": 16, "u1": 1, "u16": 16, "u2": 2, "u3": 3, "u32": 32, "u6": 6,
+    "u64": 64,
+}  # fmt: skip
+_FLOATS = {"f64": ir.F64, "f32": ir.F32, "f16": ir.F16, "bf16": ir.BF16}
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant: numbers in the .bin, the last dimension innermost.
+
+    Attributes:
+        name: Of its layer.
+        type: The element type, as IRs spell it.
+        shape: Outermost dimension first, in Python integers.
+        file: The .bin.
+        offset: Where it begins.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    file: InputFile
+    offset: int
+
+    def matrix(self, rows: int) -> FileRows:
+        """Its bytes as so many rows, which must all be whole bytes."""
+        row_bytes = prod(self.shape) * _BITS[self.type] // 8 // rows
+        return FileRows(self.file, self.offset, row_bytes, ir.RawEncoding(self.type, 1, 1), self.name)
+
+
+def read_constant(layer: Layer, file: InputFile, path: Path) -> Constant:
+    """Where a layer of kind Const has its numbers.
+
+    Args:
+        layer: The layer.
+        file: The .bin.
+        path: The .xml, for messages.
+
+    Raises:
+        MalformedFileError: It does not say where, or says something that cannot be.
+    """
+    at = f"constant {layer.name}"
+    element_type = layer.attributes.get("element_type", "")
+    if element_type not in _BITS:
+        message = f"of element type {printable(element_type, 40)!r}, which phiconv does not know"
+        raise MalformedFileError(message, path=path, at=at)
+    text = layer.attributes.get("shape", "")
+    shape = tuple(integer(number.strip(), path, f"{at}, shape") for number in text.split(",") if text.strip())
+    offset, size = (integer(layer.attributes.get(key), path, f"{at}, {key}") for key in ("offset", "size"))
+    needed = -(-prod(shape[:_MAX_RANK]) * _BITS[element_type] // 8)
+    if len(shape) > _MAX_RANK or size != needed:
+        message = f"{size} bytes are not the size of shape {list(shape)[:_MAX_RANK]} in {element_type}"
+        raise MalformedFileError(message, path=path, at=at)
+    if offset + size > file.size:
+        raise MalformedFileError(
+            f"its bytes {offset} to {offset + size} are not in {file.path.name}, which ends at {file.size}",
+            path=path,
+            at=at,
+            hint="the .bin is truncated, or another model's: download both files again",
+        )
+    return Constant(layer.name, element_type, shape, file, offset)
+
+
+def float_tensor(constant: Constant, shape: Sequence[int]) -> ir.Tensor | None:
+    """A constant of floats as a tensor of this shape; None if it is of another type."""
+    encoding = _FLOATS.get(constant.type)
+    if encoding is None:
+        return None
+    columns = shape[-1] if len(shape) > 1 else 1
+    size = columns * encoding.dtype.itemsize
+    return ir.Tensor.of(FileRows(constant.file, constant.offset, size, encoding, constant.name), shape)
+
+
+def numbers(constant: Constant) -> list[int] | None:
+    """The numbers of a small constant of integers; None if it is another one."""
+    count = prod(constant.shape)
+    if constant.type not in ("i32", "i64") or count > _MAX_NUMBERS:
+        return None
+    size = _BITS[constant.type] // 8
+    data = constant.file.read_bytes(constant.offset, count * size)
+    return [int(number) for number in np.frombuffer(data, f"<i{size}")]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRows:
+    """Rows of a quantized matrix, from the rows of its constants (an `ir.Source`).
+
+    Attributes:
+        encoding: What codes, scales and zero points mean together.
+        codes: The rows of the codes.
+        scales: The rows of the scales.
+        zero_points: The rows of the zero points; None where there are none.
+        odd: Zero points of 4 bits, an odd number in a row: every other row begins inside a byte.
+    """
+
+    encoding: OpenVinoEncoding
+    codes: FileRows
+    scales: FileRows
+    zero_points: FileRows | None = None
+    odd: bool = False
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+        return self.codes.label
+
+    def read(self, start: int, stop: int) -> ir.Blocks:
+        """Reads rows ``start`` to ``stop`` into blocks of their own."""
+        if self.odd and start % 2 and start < stop:  # from the row before on, whose blocks are left out
+            blocks = self.read(start - 1, stop)
+            skipped = len(blocks) // (stop - start + 1)
+            return blocks.take(np.arange(skipped, len(blocks)))
+        codes, scales = (
+            rows.read(start, stop).reshape(-1).view(np.uint8) for rows in (self.codes, self.scales)
+        )
+        return unpack(self.encoding, codes, scales, self._zeros(start, stop, scales))
+
+    def _zeros(self, start: int, stop: int, scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.zero_points is None or stop == start:
+            return scales[:0]
+        if not self.odd:
+            return self.zero_points.read(start, stop).reshape(-1).view(np.uint8)
+        assert isinstance(self.encoding, ir.BlockEncoding)  # noqa: S101 - others have no zero points
+        count = scales.size // self.encoding.scale_type.dtype.itemsize
+        first = self.zero_points.offset + start * (count // (stop - start)) // 2
+        return read_rows(self.zero_points.file, first, -(-count // 2), 0, 1).reshape(-1)
+
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self.codes.changed()
