@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from phiconv import ir
 from phiconv.model import Role
 from phiconv.quantizers import decode
 from phiconv_formats.onnx import packing
+from phiconv_formats.onnx.integers import is_standard, unpack_integers
 
 pytestmark = pytest.mark.runtime
 
@@ -76,11 +78,17 @@ class Session:
 
 @pytest.fixture
 def load(ort):
-    def open_folder(folder, *, check=True):
+    def open_folder(folder, *, check=True, optimized=None):
         if check:  # ONNX Runtime's own SimplifiedLayerNormalization stands in ONNX's domain
             onnx.checker.check_model(str(folder / "model.onnx"))
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        config = json.loads((folder / "genai_config.json").read_text())
+        for key, value in config["model"]["decoder"]["session_options"].items():
+            if key.startswith("session."):
+                options.add_session_config_entry(key, value)
         path = str(folder / "model.onnx")
         return Session(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
 
@@ -174,11 +182,20 @@ class WrittenRows:
 
     def read(self, start, stop):
         parts = []
+        if is_standard(self.stream.encoding):  # a row may end within a byte
+            return self.whole()[start:stop]
         for segment in self.stream.segments:
             count, at = (stop - start) * segment.row_bytes, segment.offset + start * segment.row_bytes
             parts.append(np.fromfile(self.folder / segment.file, np.uint8, count, offset=at))
         columns = self.stream.tensor.columns
         return decode(packing.unpack(self.stream.encoding, columns, *parts), columns)
+
+    def whole(self):
+        parts, rows = [], self.stream.tensor.rows
+        for segment in self.stream.segments:
+            count = -(-rows * segment.row_bytes // segment.rows)
+            parts.append(np.fromfile(self.folder / segment.file, np.uint8, count, offset=segment.offset))
+        return decode(unpack_integers(self.stream.encoding, *parts), self.stream.tensor.columns)
 
     def changed(self):
         return False
@@ -258,6 +275,19 @@ def test_the_choices_of_the_runtime(load, model_folder, tmp_path, kind):
 def test_experts_of_8_bits_round_activations(load, model_folder, tmp_path):
     """ONNX Runtime 1.31 has no other kernel for them: the bound is that of int8 activations."""
     check_as_written(load, model_folder("phimoe"), tmp_path / "m", "int8", 0.2)
+
+
+@pytest.mark.parametrize("quant", ["int4-qdq", "int4-qdq-asym-g16", "int8-qdq-g128", "int8-qdq-asym"])
+@pytest.mark.parametrize("kind", ["phi", "phi3-gqa", "phi4mini"])
+def test_the_runtime_makes_its_own_products_of_standard_operators(load, model_folder, tmp_path, kind, quant):
+    """It multiplies with integers, also where rows have an odd number of blocks."""
+    check_as_written(load, model_folder(kind), tmp_path / "m", quant)
+    load(tmp_path / "m", optimized=tmp_path / "optimized.onnx")
+    optimized = onnx.load(str(tmp_path / "optimized.onnx"), load_external_data=False).graph.node
+    found = Counter(node.op_type for node in optimized)
+    written = onnx.load(str(tmp_path / "m" / "model.onnx"), load_external_data=False).graph.node
+    assert found["MatMulNBits"] == sum(node.op_type == "MatMul" for node in written)
+    assert not {"MatMul", "FusedMatMul", "Transpose"} & set(found)
 
 
 def test_products_round_activations_by_default(load, tmp_path):

@@ -1,6 +1,8 @@
 """The file of weights beside an ONNX model: every tensor's place is fixed before a graph names it.
 
-A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points.
+A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points. Their names are that
+of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``. Codes are UINT8 for
+ONNX Runtime's operators and INT4, UINT4, INT8 or UINT8 of the matrix's shape for ONNX's own (`integers`).
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ from onnx import TensorProto
 
 from phiconv import ir
 from phiconv_formats.onnx.graph import DATA_TYPES
+from phiconv_formats.onnx.integers import element_type, is_standard, pack_integers, row_sizes
 from phiconv_formats.onnx.packing import pack, row_bytes
 from phiconv_formats.output import Segment, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from phiconv_formats.onnx.graph import Graph
     from phiconv_formats.output import OutputTensor
@@ -68,13 +74,20 @@ class Store:
     def _reserve(self, output: OutputTensor, encoding: ir.Encoding) -> None:
         tensor = output.tensor
         places, segments = [], []
-        for size in row_bytes(encoding, tensor.columns):
+        sizes: tuple[tuple[int, int], ...]
+        packer: Callable[[ir.Encoded], tuple[NDArray[np.uint8], ...]]
+        if isinstance(encoding, ir.BlockEncoding) and is_standard(encoding):
+            sizes, packer = row_sizes(encoding, tensor.columns), pack_integers
+        else:
+            sizes = tuple((size, 1) for size in row_bytes(encoding, tensor.columns))
+            packer = partial(pack, columns=tensor.columns)
+        for size, rows in sizes:
             offset = -(-self.size // _ALIGNMENT) * _ALIGNMENT
-            self.size = offset + size * tensor.rows
-            places.append((offset, size * tensor.rows))
-            segments.append(Segment(self.file, offset, size))
+            length = -(-size * tensor.rows // rows)
+            self.size = offset + length
+            places.append((offset, length))
+            segments.append(Segment(self.file, offset, size, rows))
         self._stored[output.name] = Stored(output, encoding, tuple(places))
-        packer = partial(pack, columns=tensor.columns)
         self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
 
     def __contains__(self, name: str) -> bool:
@@ -88,6 +101,11 @@ class Store:
         """The type of the vectors, which is the one that a graph computes in."""
         vectors = (s.encoding for s in self._stored.values() if len(s.shape) == 1)
         return next(e for e in vectors if isinstance(e, ir.FloatEncoding))
+
+    @property
+    def standard(self) -> bool:
+        """Whether products are for ONNX's own operators."""
+        return any(is_standard(stored.encoding) for stored in self._stored.values())
 
     def floats(self, graph: Graph, name: str) -> str:
         """The name in the graph of a tensor that is stored as floats, whatever their type."""
@@ -126,6 +144,24 @@ class Store:
         blocks = stored.shape[-1] // self.block_encoding(name).block_size
         shape = (*stored.shape[:-1], -(-blocks * self.block_encoding(name).bits // 8))
         return self._weight(graph, f"{name}_zero_points", TensorProto.UINT8, shape, stored.places[2])
+
+    def integers(self, graph: Graph, name: str) -> tuple[str, ...]:
+        """A matrix for ONNX's own operators: codes, scales and, where blocks have them, zero points.
+
+        Their shapes are (..., rows, columns) for the codes and (..., rows, blocks) for the others.
+        """
+        stored, encoding = self._stored[name], self.block_encoding(name)
+        blocks = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
+        kind, scale = element_type(encoding), DATA_TYPES[encoding.scale_type]
+        tensors = (
+            (f"_Q{encoding.bits}", kind, stored.shape),
+            ("_scales", scale, blocks),
+            ("_zero_points", kind, blocks),
+        )
+        return tuple(
+            self._weight(graph, name + suffix, data_type, shape, place)
+            for (suffix, data_type, shape), place in zip(tensors, stored.places, strict=False)
+        )
 
     def block_encoding(self, name: str) -> ir.BlockEncoding:
         """The encoding of a quantized matrix."""
