@@ -77,8 +77,8 @@ def default(
 def qdq(values: NDArray[Any], _importance: FloatArray | None = None, *, encoding: BlockEncoding) -> Blocks:
     """Quantizes for DequantizeLinear: as `default`, but ``code = roundf(weight * (1 / scale)) + zero_point``.
 
-    In the file a symmetric code is a signed integer, less by 8. The runtime's quantizer makes no codes of 8 bits
-    for it: those are the codes of `default`.
+    In the file a symmetric code is a signed integer, less by 8. The runtime's quantizer makes no codes of 8
+    bits for it: those are the codes of `default`.
 
     Args:
         values: As for `default`.

@@ -7,8 +7,9 @@ A matrix of N rows and K columns, in B blocks to a row, is
 - scales [N, B], floats;
 - zero points [N, B], of the type of the codes, where blocks have them.
 
-So rows lie as in a checkpoint, and a graph transposes them. Of two numbers of 4 bits the first is in the lower
-half of a byte. They are one stream without gaps between rows: a row of zero points may end within a byte.
+So rows lie as in a checkpoint, and a graph transposes them. Of two numbers of 4 bits the first is in the
+lower half of a byte. They are one stream without gaps between rows: a row of zero points may end within a
+byte.
 """
 
 from __future__ import annotations
