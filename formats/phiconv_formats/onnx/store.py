@@ -1,9 +1,9 @@
 """The file of weights beside an ONNX model: every tensor's place is fixed before a graph names it.
 
 A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points. Their names are
-that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``. Codes are
-UINT8 for ONNX Runtime's operators, by block (where an operator wants the same bytes by row, under a second
-name, ``_Q4_rows``). For ONNX's own they are INT4, UINT4, INT8 or UINT8 of the matrix's shape; see `integers`.
+that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``. For ONNX
+Runtime's operators codes are UINT8, by block; where an operator wants the same bytes by row they have a second
+name, ``_Q4_rows``. For ONNX's own they are INT4, UINT4, INT8 or UINT8 of the matrix's shape; see `integers`.
 """
 
 from __future__ import annotations
