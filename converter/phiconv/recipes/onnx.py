@@ -111,7 +111,7 @@ def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encodin
     """Refuses what ONNX's own operators have no form for.
 
     Raises:
-        UsageError: An embedding of 4 bits, or quantized experts.
+        UsageError: An embedding of 4 bits.
     """
     for tensor, encoding in zip(tensors, encodings, strict=True):
         if tensor.role is None or not isinstance(encoding, BlockEncoding) or _method(encoding) != "qdq":
@@ -120,11 +120,6 @@ def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encodin
             raise UsageError(
                 f"{tensor.name}: ONNX's own operators look no rows of 4 bits up",
                 hint="give it int8-qdq, or int4",
-            )
-        if tensor.role.name.startswith("experts_"):
-            raise UsageError(
-                f"{tensor.name}: a mixture of experts has no form in ONNX's own operators",
-                hint="choose a recipe without qdq",
             )
 
 

@@ -188,6 +188,13 @@ class OnnxOps:
         value = self.store.floats(self.graph, name)
         return self._as_float(value, self.store[name].encoding, f"/{name.replace('.', '/')}/Cast")
 
+    def product(self, x: str, weight: str, path: str) -> str:
+        """``x @ weight.T`` with any stored matrix, by its name."""
+        encoding = self.store[weight].encoding
+        if isinstance(encoding, ir.FloatEncoding) or is_standard(encoding):
+            return self._product(x, weight, path, "")
+        return self._quantized(x, weight, path, "", "")
+
     def _as_float(self, value: str, stored: ir.Encoding, name: str) -> str:
         """A constant is cast when the model is loaded, not at every step."""
         assert isinstance(stored, ir.FloatEncoding)  # noqa: S101 - whoever asks has looked

@@ -1,9 +1,11 @@
 """The file of weights beside an ONNX model: every tensor's place is fixed before a graph names it.
 
 A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points. Their names are
-that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``. For ONNX
-Runtime's operators codes are UINT8, by block; where an operator wants the same bytes by row they have a second
-name, ``_Q4_rows``. For ONNX's own they are INT4, UINT4, INT8 or UINT8 of the matrix's shape; see `integers`.
+that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``.
+
+For ONNX Runtime's operators codes are UINT8, by block. Where an operator wants the same bytes by row they have
+a second name, ``_Q4_rows``. For ONNX's own they are INT4, UINT4, INT8 or UINT8 of the matrix's shape; see
+`integers`.
 """
 
 from __future__ import annotations
@@ -40,19 +42,14 @@ class Stored:
     """A tensor of the model in the file.
 
     Attributes:
-        output: The tensor.
+        shape: The logical one.
         encoding: How it is stored.
         places: Offset and number of bytes of floats; or of codes, scales and, if there are any, zero points.
     """
 
-    output: OutputTensor
+    shape: tuple[int, ...]
     encoding: ir.Encoding
     places: tuple[tuple[int, int], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
-        return self.output.tensor.shape
 
 
 class Store:
@@ -88,7 +85,7 @@ class Store:
             self.size = offset + length
             places.append((offset, length))
             segments.append(Segment(self.file, offset, size, rows))
-        self._stored[output.name] = Stored(output, encoding, tuple(places))
+        self._stored[output.name] = Stored(tensor.shape, encoding, tuple(places))
         self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
 
     def __contains__(self, name: str) -> bool:
@@ -169,6 +166,21 @@ class Store:
         encoding = self._stored[name].encoding
         assert isinstance(encoding, ir.BlockEncoding)  # noqa: S101 - whoever asks has looked
         return encoding
+
+    def share(self, name: str, part: str, index: int) -> None:
+        """Makes one matrix of a stack known by a name of its own; nothing is stored twice.
+
+        Args:
+            name: The stack, of shape (count, rows, columns).
+            part: The name of the matrix.
+            index: Which one.
+        """
+        stored = self._stored[name]
+        count, *shape = stored.shape
+        sizes = [length // count for _, length in stored.places]
+        starts = [offset + index * size for (offset, _), size in zip(stored.places, sizes, strict=True)]
+        places = tuple(zip(starts, sizes, strict=True))
+        self._stored[part] = Stored(tuple(shape), stored.encoding, places)
 
     def _weight(
         self, graph: Graph, name: str, data_type: int, shape: Sequence[int], place: tuple[int, int]
