@@ -15,6 +15,7 @@ import phiconv
 from phiconv import ir
 from phiconv.model import Role
 from phiconv.quantizers import decode
+from phiconv.recipes.onnx import DEFAULTS
 from phiconv_formats.onnx import packing
 from phiconv_formats.onnx.integers import is_standard, unpack_integers
 
@@ -251,10 +252,21 @@ def check_as_written(load, source, folder, quant, bound=1e-5, **choices):
     return result
 
 
-SCHEMES = ["int4", "int4-asym-g64", "int4-rtn-g16", "int4-k_quant", "int8", "int8-asym-g128", "int4-rtn-asym"]
+@pytest.fixture(scope="module")
+def wide(make_model, tmp_path_factory):
+    """A model of one layer whose rows divide into the largest blocks."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    return make_model(tmp_path_factory.mktemp("wide") / "m", "phi3", seed=7, **sizes)
 
 
-@pytest.mark.parametrize("quant", SCHEMES)
+@pytest.mark.parametrize("quant", DEFAULTS)
+def test_every_recipe(load, wide, tmp_path, quant):
+    result = check_as_written(load, wide, tmp_path / "m", quant, 5e-6)
+    sizes = {e.block_size for e in (s.encoding for s in result.plan.package.streams)}
+    assert sizes <= {1, DEFAULTS[quant].encoding.block_size}
+
+
+@pytest.mark.parametrize("quant", ["int4", "int4-k_quant", "int8-asym-g128"])
 def test_every_scheme_on_a_trained_model(load, tmp_path, quant):
     check_as_written(load, FIXTURES / "tiny-phi4mini", tmp_path / "m", quant)
 
@@ -272,9 +284,17 @@ def test_the_choices_of_the_runtime(load, model_folder, tmp_path, kind):
     assert kept["model.embed_tokens.weight"] == ("onnx_int4_g32_f32" if kind == "phi4mini" else "f32")
 
 
-def test_experts_of_8_bits_round_activations(load, model_folder, tmp_path):
-    """ONNX Runtime 1.31 has no other kernel for them: the bound is that of int8 activations."""
-    check_as_written(load, model_folder("phimoe"), tmp_path / "m", "int8", 0.2)
+@pytest.mark.parametrize("quant", ["int8", "int8-asym-g16", "int4-qdq", "int4-qdq-asym-g16", "int8-qdq"])
+def test_experts_one_by_one(load, model_folder, tmp_path, quant):
+    """Where ONNX Runtime's operator would round activations, and where there shall be none."""
+    check_as_written(load, model_folder("phimoe"), tmp_path / "m", quant)
+    session = load(tmp_path / "m")
+    whole, _ = session.run(np.arange(40, 46)[None])
+    _, cache = session.run(np.arange(40, 45)[None])
+    last, _ = session.run(np.array([[45]]), cache)  # most experts have no token
+    assert relative_l2(last[0, 0], whole[0, -1]) < 1e-5
+    both, _ = session.run(np.repeat(np.arange(40, 46)[None], 2, axis=0))
+    assert relative_l2(both[1], whole[0]) < 1e-5
 
 
 @pytest.mark.parametrize("quant", ["int4-qdq", "int4-qdq-asym-g16", "int8-qdq-g128", "int8-qdq-asym"])

@@ -192,14 +192,32 @@ def test_accuracy_is_a_setting_of_the_session(tmp_path, level):
     assert settings.get("session.qdq_matmulnbits_accuracy_level") == (None if level is None else str(level))
 
 
-@pytest.mark.parametrize(
-    ("kind", "quant", "options", "says"),
-    [
-        ("phi3", "int4-qdq", {"tensor_types": (override("embed=int4-qdq"),)}, "look no rows of 4 bits up"),
-        ("phimoe", "int4-qdq", {}, "experts has no form in ONNX's own operators"),
-    ],
-)
-def test_refusals(model_folder, tmp_path, kind, quant, options, says):
-    with pytest.raises(PhiconvError, match=says):
-        convert(model_folder(kind), tmp_path / "m", quant, **options)
+def test_an_embedding_of_4_bits_is_refused(model_folder, tmp_path):
+    with pytest.raises(PhiconvError, match="look no rows of 4 bits up"):
+        convert(model_folder("phi3"), tmp_path / "m", "int4-qdq", tensor_types=(override("embed=int4-qdq"),))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("quant", "level", "operator"),
+    [("int4-qdq", None, "MatMul"), ("int8", 0, "MatMulNBits"), ("int8", None, "QMoE"), ("int4", 0, "QMoE")],
+)
+def test_experts_have_products_of_their_own_where_no_operator_will_do(
+    model_folder, tmp_path, quant, level, operator
+):
+    result = convert(model_folder("phimoe"), tmp_path / "m", quant, accuracy_level=level)
+    graph = onnx.load(str(tmp_path / "m" / "model.onnx"), load_external_data=False).graph
+    count = result.plan.model.hyperparameters.experts.count
+    used = [node for node in graph.node if node.op_type == operator and "/moe/" in node.name]
+    used = [node for node in used if "router" not in node.name]
+    layers = result.plan.model.hyperparameters.num_hidden_layers
+    assert len(used) == layers * (1 if operator == "QMoE" else 2 * count)
+    places = {}
+    for tensor in graph.initializer:
+        if ".experts.1." in tensor.name:
+            places[tensor.name] = {entry.key: entry.value for entry in tensor.external_data}
+    assert bool(places) == (operator != "QMoE")
+    for name, place in places.items():  # a stack is one tensor of the file
+        first = next(t for t in graph.initializer if t.name == name.replace(".experts.1.", ".experts.0."))
+        start = next(int(e.value) for e in first.external_data if e.key == "offset")
+        assert int(place["offset"]) == start + int(place["length"])
