@@ -4,8 +4,8 @@ A quantized matrix is stored as two or three tensors: codes, scales and maybe ze
 that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``.
 
 For ONNX Runtime's operators codes are UINT8, by block. Where an operator wants the same bytes by row they
-have a second name, ``_Q4_rows``. For ONNX's own they are INT4, UINT4, INT8 or UINT8 of the matrix's shape; see
-`integers`. One matrix of a stack of experts may have a name of its own (`Store.share`).
+have a second name, ``_Q4_rows``. For ONNX's own they are INT4, UINT4, INT8 or UINT8, of the matrix's shape:
+see `integers`. One matrix of a stack of experts may have a name of its own (`Store.share`).
 """
 
 from __future__ import annotations
