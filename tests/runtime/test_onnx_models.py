@@ -386,3 +386,19 @@ def test_genai_tokenizes_and_fills_in_the_chat_template(genai, tmp_path):
 def test_genai_finds_a_model_of_another_name(genai, tmp_path):
     phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "small.onnx", quant="q4")
     assert len(generate(genai, tmp_path, [374, 457, 999], 4)) == 4
+
+
+def test_genai_takes_a_text_up_again_where_the_long_factors_begin(genai, load, make_model, tmp_path):
+    """That is at token 4097, as in every published model: from there on all keys are rotated by them."""
+    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 8192}
+    source = make_model(tmp_path / "s", "phi3-su", seed=7, original_max_position_embeddings=4096, **sizes)
+    result = convert(source, tmp_path / "m", "f32")
+    assert not result.plan.package.notes
+    prompt = (np.arange(4092) * 37 % 2000).tolist()
+    tokens = generate(genai, tmp_path / "m", prompt, 10)
+    text, session = np.array([prompt + tokens]), load(tmp_path / "m")
+    for stop in (4096, 4102):  # without a cache: short factors alone, then long ones alone
+        logits, _ = session.run(text[:, :stop])
+        expected = logits[0].argmax(axis=-1)
+        known = range(4092, 4097) if stop == 4096 else range(4097, 4102)
+        assert [text[0, i] for i in known] == [expected[i - 1] for i in known]
