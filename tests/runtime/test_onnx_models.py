@@ -277,6 +277,16 @@ def test_every_kind_of_model(load, model_folder, tmp_path, kind, quant):
     check_as_written(load, model_folder(kind), tmp_path / "m", quant, 5e-5 if kind == "phimoe" else 1e-5)
 
 
+@pytest.mark.parametrize("quant", ["int4", "int8-asym", "int4-qdq-asym", "int8-qdq"])
+@pytest.mark.parametrize("target", ["cuda", "dml"])
+def test_blocks_of_other_targets_are_right_in_float16(load, model_folder, tmp_path, target, quant):
+    result = convert(model_folder("phi4mini"), tmp_path / "m", quant, target=target, accuracy_level=0)
+    ids = np.arange(40, 72)[None]
+    logits, _ = load(tmp_path / "m", check=False).run(ids)
+    assert logits.dtype == np.float16
+    assert relative_l2(logits, phiconv.logits(as_written(result, tmp_path / "m"), ids)) < 5e-3
+
+
 @pytest.mark.parametrize("kind", ["phi", "phi3", "phi4mini"])
 def test_the_choices_of_the_runtime(load, model_folder, tmp_path, kind):
     result = check_as_written(load, model_folder(kind), tmp_path / "m", "int4", match_runtime=True)
