@@ -1,4 +1,4 @@
-"""ONNX models: ONNX Runtime computes with them as transformers does, and GenAI generates with them."""
+"""ONNX models: ONNX Runtime computes with them as transformers does."""
 
 from __future__ import annotations
 
@@ -43,11 +43,6 @@ RANDOM = {
 @pytest.fixture(scope="module")
 def ort():
     return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-
-
-@pytest.fixture(scope="module")
-def genai(ort):
-    return pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
 
 
 def convert(source, folder, quant, **choices):
@@ -336,79 +331,3 @@ def test_blocks_of_a_gguf_are_taken_over(load, tmp_path):
     convert(tmp_path / "a.gguf", tmp_path / "m", "int4", accuracy_level=0)
     ids = np.arange(40, 72)[None]
     assert relative_l2(load(tmp_path / "m").run(ids)[0], phiconv.logits(tmp_path / "a.gguf", ids)) < 1e-5
-
-
-# ---------------------------------------------------------------------------------------------------- GenAI
-
-
-def generate(genai, folder, ids, count):
-    model = genai.Model(str(folder))
-    options = genai.GeneratorParams(model)
-    options.set_search_options(max_length=len(ids) + count, do_sample=False)
-    generator = genai.Generator(model, options)
-    generator.append_tokens(ids)
-    tokens = []
-    while not generator.is_done() and len(tokens) < count:
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-    return tokens
-
-
-@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
-def test_genai_generates_what_transformers_does(genai, tmp_path, name):
-    convert(FIXTURES / name, tmp_path / "m", "f32")
-    ends = phiconv.open_model(FIXTURES / name).tokenizer.eos_ids
-    for item in json.loads((FIXTURES / name / "generations.json").read_text())["items"]:
-        expected = item["greedy_ids"]
-        stop = next((i + 1 for i, token in enumerate(expected) if token in ends), len(expected))
-        assert generate(genai, tmp_path / "m", item["prompt_ids"], len(expected)) == expected[:stop]
-
-
-@pytest.mark.parametrize("kind", ["phi", "phi2", "phi3-gqa", "phimoe"])
-def test_genai_generates_what_numpy_does(genai, model_folder, tmp_path, kind):
-    convert(model_folder(kind), tmp_path / "m", "f32")
-    prompt = list(range(100, 120))
-    expected = list(phiconv.generate(model_folder(kind), prompt, 12))
-    assert generate(genai, tmp_path / "m", prompt, 12) == expected
-
-
-@pytest.mark.parametrize("kind", ["phi4mini", "phimoe"])
-def test_genai_generates_with_a_quantized_model(genai, model_folder, tmp_path, kind):
-    convert(model_folder(kind), tmp_path / "m", "q4")
-    assert len(generate(genai, tmp_path / "m", list(range(100, 120)), 8)) == 8
-
-
-def test_genai_tokenizes_and_fills_in_the_chat_template(genai, tmp_path):
-    convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
-    tokenizer = genai.Tokenizer(genai.Model(str(tmp_path / "m")))
-    from phiconv.tokenization import encode
-
-    text = "Once upon a time, 12 * 34 = 408?"
-    own = phiconv.open_model(FIXTURES / "tiny-phi3").tokenizer
-    assert tokenizer.encode(text).tolist() == list(encode(own, text))
-    filled = tokenizer.apply_chat_template(
-        json.dumps([{"role": "user", "content": "Hi"}]), add_generation_prompt=True
-    )
-    assert "<|user|>" in filled
-    assert "Hi" in filled
-
-
-def test_genai_finds_a_model_of_another_name(genai, tmp_path):
-    phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "small.onnx", quant="q4")
-    assert len(generate(genai, tmp_path, [374, 457, 999], 4)) == 4
-
-
-def test_genai_takes_a_text_up_again_where_the_long_factors_begin(genai, load, make_model, tmp_path):
-    """That is at token 4097, as in every published model: from there on all keys are rotated by them."""
-    sizes = {"num_hidden_layers": 1, "max_position_embeddings": 8192}
-    source = make_model(tmp_path / "s", "phi3-su", seed=7, original_max_position_embeddings=4096, **sizes)
-    result = convert(source, tmp_path / "m", "f32")
-    assert not result.plan.package.notes
-    prompt = (np.arange(4092) * 37 % 2000).tolist()
-    tokens = generate(genai, tmp_path / "m", prompt, 10)
-    text, session = np.array([prompt + tokens]), load(tmp_path / "m")
-    for stop in (4096, 4102):  # without a cache: short factors alone, then long ones alone
-        logits, _ = session.run(text[:, :stop])
-        expected = logits[0].argmax(axis=-1)
-        known = range(4092, 4097) if stop == 4096 else range(4097, 4102)
-        assert [text[0, i] for i in known] == [expected[i - 1] for i in known]

@@ -11,7 +11,7 @@ for an expert that nobody chose these are products of no rows, which take no tim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -137,8 +137,8 @@ def _one_by_one(ops: OnnxOps, path: str, x: str, weights: str, layer: int, spec:
             g.value("Gather", f"{at}/{i}/Gather", y, g.constant(np.array(i, np.int64)), axis=2)
             for i in (0, 1)
         )
-        gate = ops.activate(gate, spec.activation)
-        y = ops.product(g.value("Mul", f"{at}/gated/Mul", gate, up), down, f"{at}/down_proj")
+        active = cast("str", ops.activate(gate, spec.activation))  # no sum, which alone is no name
+        y = ops.product(g.value("Mul", f"{at}/gated/Mul", active, up), down, f"{at}/down_proj")
         factor = g.value("GatherND", f"{at}/weight/GatherND", weight, where)
         factor = g.value("Unsqueeze", f"{at}/weight/Unsqueeze", factor, last)
         y = g.value("Mul", f"{at}/Mul", y, factor)
