@@ -67,7 +67,7 @@ def test_names_and_sizes():
 
 def test_onnx_encodings_differ_in_the_method_and_the_name_alone():
     every = [e for encodings in ir.ONNX_AFFINE.values() for e in encodings]
-    assert len({e.name for e in every}) == len(every) == 60 + 30 + 20 + 6 + 40 + 20
+    assert len({e.name for e in every}) == len(every) == 60 + 60 + 20 + 6 + 40 + 20
     meanings = ir.ONNX_AFFINE["default"]
     assert all(any(same_meaning(e, known) for known in meanings) for e in every)
     assert not any(same_meaning(a, b) for a, b in itertools.combinations(meanings, 2))

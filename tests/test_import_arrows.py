@@ -109,13 +109,11 @@ ARROWS: dict[str, set[str]] = {
     "phiconv.report": {
         *DATA,
         "phiconv.api",
-        "phiconv.architectures",
         "phiconv.pipeline",
         "phiconv.planning",
-        "phiconv.recipes",
         "phiconv.units",
-        "phiconv_formats",
     },
+    "phiconv.report_formats": {"phiconv.architectures", "phiconv.recipes", "phiconv_formats"},
     "phiconv.report_comparison": {
         "phiconv.comparison",
         "phiconv.errors",
@@ -145,6 +143,7 @@ ARROWS: dict[str, set[str]] = {
         "phiconv.cli_quality",
         "phiconv.recipes",
         "phiconv.report",
+        "phiconv.report_formats",
     },
     "phiconv": {"phiconv._version", "phiconv.api", "phiconv.errors"},
     "phiconv.__main__": {"phiconv.cli"},

@@ -179,7 +179,7 @@ def inspect(path: Path, tensors: bool, as_json: bool) -> None:
 @reporting
 def formats(as_json: bool) -> None:
     """List formats, presets, quantizations and supported models."""
-    from phiconv.report import formats_lines, formats_object
+    from phiconv.report_formats import formats_lines, formats_object
 
     click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
 

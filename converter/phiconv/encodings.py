@@ -249,7 +249,7 @@ def _onnx_affine(
 
 ONNX_AFFINE = {
     "default": _onnx_affine("default", scale_types=(F32, F16, BF16)),
-    "qdq": _onnx_affine("qdq", bits=(4,), scale_types=(F32, F16, BF16)),
+    "qdq": _onnx_affine("qdq", scale_types=(F32, F16, BF16)),
     "gather": _onnx_affine("gather", bits=(4,)),
     "qmoe": _onnx_affine("qmoe", block_sizes=(32, 64, 128), scale_types=(F16,), symmetric=(True,)),
     "rtn": _onnx_affine("rtn"),

@@ -9,12 +9,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from phiconv import recipes
-from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import printable
 from phiconv.pipeline import worth_processes
 from phiconv.units import count_text, size_text
-from phiconv_formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +23,6 @@ if TYPE_CHECKING:
     from phiconv.planning import Plan
 
 __all__ = [
-    "formats_lines",
-    "formats_object",
     "inspect_lines",
     "inspect_object",
     "plan_lines",
@@ -274,45 +269,6 @@ def result_lines(result: Result) -> list[str]:
         if tensor.overflows:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.overflows} values became infinite")
     return [*lines, *(f"note: {printable(n)}" for n in plan.package.notes)]
-
-
-# -------------------------------------------------------------------------------------------------- formats
-
-
-def formats_object() -> dict[str, Any]:
-    """What phiconv reads and writes, for ``--json``."""
-    return {
-        "formats": [
-            {
-                "name": f.name,
-                "title": f.title,
-                "suffixes": list(f.suffixes),
-                "read": f.reader is not None,
-                "write": f.writer is not None,
-            }
-            for f in FORMATS.values()
-        ],
-        "presets": {target: module.PRESETS for target, module in recipes.TARGETS.items()},
-        "quantizations": {target: list(module.DEFAULTS) for target, module in recipes.TARGETS.items()},
-        "architectures": {
-            a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()
-        },
-    }
-
-
-def formats_lines() -> list[str]:
-    """What phiconv reads and writes, for people."""
-    lines = ["Formats:"]
-    for f in FORMATS.values():
-        ways = " and ".join(w for w, can in (("read", f.reader), ("written", f.writer)) if can)
-        lines.append(f"  {f.name} ({', '.join(f.suffixes)}): {ways}; {f.title}")
-    for target, module in recipes.TARGETS.items():
-        presets = ", ".join(f"--{name} = {recipe}" for name, recipe in module.PRESETS.items())
-        lines.append(f"Presets for {target}: {presets}")
-        lines.append(f"Quantizations for {target} (--quant): {', '.join(module.DEFAULTS)}")
-    lines.append("Models:")
-    lines += [f"  {a.name} ({', '.join(a.classes)}): {a.title}" for a in ARCHITECTURES.values()]
-    return lines
 
 
 # ------------------------------------------------------------------------------------------------- progress

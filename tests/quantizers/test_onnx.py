@@ -81,6 +81,8 @@ def default(block, encoding):
 
 
 def qdq(block, encoding):
+    if encoding.bits == 8:
+        return default(block, encoding)
     scale, zero = scale_and_zero(block, encoding)
     used = used_scale(scale, encoding)
     inverse = f32(1) / used if used != 0 else f32(0)

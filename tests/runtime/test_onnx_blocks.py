@@ -80,7 +80,7 @@ TILES = {
 
 def packed(blocks, method):
     """The bytes of the tensors, in the layout that the method is for."""
-    if method == "qdq":
+    if method == "qdq" and blocks.encoding.bits == 4:
         parts = packing.pack_columns(blocks, SHAPE[1])
     elif method == "gather":  # a zero without its sign
         unsigned = replace(blocks, scales=blocks.scales + blocks.scales.dtype.type(0))

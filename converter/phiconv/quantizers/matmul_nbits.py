@@ -77,12 +77,15 @@ def default(
 def qdq(values: NDArray[Any], _importance: FloatArray | None = None, *, encoding: BlockEncoding) -> Blocks:
     """Quantizes for DequantizeLinear: as `default`, but ``code = roundf(weight * (1 / scale)) + zero_point``.
 
-    In the file a symmetric code is a signed integer, less by 8.
+    In the file a symmetric code is a signed integer, less by 8. The runtime's quantizer makes no codes of 8
+    bits for it: those are the codes of `default`.
 
     Args:
         values: As for `default`.
         encoding: One of ``ONNX_AFFINE["qdq"]``.
     """
+    if encoding.bits != 4:
+        return default(values, encoding=encoding)
     x = scratch_quads(values, encoding.block_size)
     scale, zero = _range(x, encoding)
     stored = narrow(scale, encoding.scale_type)

@@ -61,11 +61,12 @@ def _schemes() -> dict[str, Scheme]:
         suffix = "" if size == _BLOCK_SIZES[0] else f"-g{size}"
         eight = onnx_affine(8, size, F32)
         for bits in (4, 8):
-            for method in ("default", "rtn"):
+            for method in ("default", "rtn", "qdq"):
+                ends = onnx_affine(8, size, F32, method="qdq") if method == "qdq" else eight
                 for symmetric in (True, False):
                     encoding = onnx_affine(bits, size, F32, symmetric=symmetric, method=method)
                     variant = ("" if method == "default" else f"-{method}") + ("" if symmetric else "-asym")
-                    result[f"int{bits}{variant}{suffix}"] = Scheme(encoding, encoding, eight)
+                    result[f"int{bits}{variant}{suffix}"] = Scheme(encoding, encoding, ends)
         low, high = (onnx_affine(b, size, F32, symmetric=False, method="k_quant") for b in (4, 8))
         result[f"int4-k_quant{suffix}"] = Scheme(low, low, eight)
         result[f"int4-k_quant_mixed{suffix}"] = Scheme(low, high, eight)
@@ -102,7 +103,24 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
         raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
     encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
     _match_experts(tensors, encodings)
+    _check_standard(tensors, encodings)
     return encodings
+
+
+def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> None:
+    """Refuses what ONNX's own operators have no form for.
+
+    Raises:
+        UsageError: An embedding of 4 bits.
+    """
+    for tensor, encoding in zip(tensors, encodings, strict=True):
+        if tensor.role is None or not isinstance(encoding, BlockEncoding) or _method(encoding) != "qdq":
+            continue
+        if tensor.role.name == "token_embedding" and encoding.bits < 8:
+            raise UsageError(
+                f"{tensor.name}: ONNX's own operators look no rows of 4 bits up",
+                hint="give it int8-qdq, or int4",
+            )
 
 
 def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -> None:
@@ -199,14 +217,18 @@ def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncodin
     """The same scheme with blocks of another size, or scales of another type."""
     if not isinstance(encoding, BlockEncoding):
         return encoding
-    (method,) = (name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
     return onnx_affine(
         encoding.bits,
         size or encoding.block_size,
         dtype or encoding.scale_type,
         symmetric=not encoding.has_zero_point,
-        method=method,
+        method=_method(encoding),
     )
+
+
+def _method(encoding: BlockEncoding) -> str:
+    """The quantizer of a matrix, which is in nothing but the encoding's name."""
+    return next(name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
 
 
 def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtime: bool) -> Encoding:
@@ -218,12 +240,18 @@ def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtim
             return scheme.ends
         case "token_embedding":
             tied = model.hyperparameters is not None and model.hyperparameters.tie_word_embeddings
-            return scheme.high if tied else _runtime_embedding(scheme)
+            return _shared(scheme) if tied else _runtime_embedding(scheme)
         case "output":
             return scheme.high
         case "attn_q" | "attn_v" | "ffn_down" if _more_bits(tensor.role.layer or 0, model):
             return scheme.high
     return scheme.encoding
+
+
+def _shared(scheme: Scheme) -> Encoding:
+    """Of a matrix that is also the embedding; ONNX's own Gather takes no 4 bits."""
+    standard = isinstance(scheme.encoding, BlockEncoding) and _method(scheme.encoding) == "qdq"
+    return scheme.ends if standard else scheme.high
 
 
 def _runtime_embedding(scheme: Scheme) -> Encoding:

@@ -12,6 +12,8 @@ from phiconv_formats.onnx.names import rotates_inside
 from phiconv_formats.onnx.rotary import has_two_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from phiconv.model import Hyperparameters, Model
     from phiconv_formats.onnx.targets import Target
 
@@ -32,13 +34,16 @@ _SWITCH = 4096
 """The original context that GenAI's LongRoPE takes every model of type phi3 and phimoe to have."""
 
 
-def make_config(model: Model, graph: str, target: Target) -> dict[str, Any]:
+def make_config(
+    model: Model, graph: str, target: Target, session: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The object of genai_config.json.
 
     Args:
         model: The model.
         graph: File name of the ONNX model.
         target: What it is for.
+        session: Entries of ONNX Runtime's session configuration.
     """
     hp = model.hyperparameters
     assert hp is not None  # noqa: S101 - output_tensors has looked
@@ -48,7 +53,7 @@ def make_config(model: Model, graph: str, target: Target) -> dict[str, Any]:
         "model": {
             **_token_ids(model),
             "context_length": hp.max_position_embeddings,
-            "decoder": _decoder(hp, graph, target),
+            "decoder": _decoder(hp, graph, target, session or {}),
             "type": model.architecture,
             "vocab_size": hp.vocab_size,
         },
@@ -77,7 +82,7 @@ def _number(value: Any, default: float) -> Any:
     return value if type(value) in kinds else default
 
 
-def _decoder(hp: Hyperparameters, graph: str, target: Target) -> dict[str, Any]:
+def _decoder(hp: Hyperparameters, graph: str, target: Target, session: Mapping[str, str]) -> dict[str, Any]:
     inputs = {
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",
@@ -90,6 +95,7 @@ def _decoder(hp: Hyperparameters, graph: str, target: Target) -> dict[str, Any]:
         "session_options": {
             "log_id": "onnxruntime-genai",
             "provider_options": [target.provider] if target.provider else [],
+            **session,
         },
         "filename": graph,
         "head_size": hp.head_dim,

@@ -18,8 +18,10 @@ from phiconv import ir
 from phiconv.forward import ATTENTION_ROLES, output_matrix
 from phiconv_formats.onnx.experts import mixture
 from phiconv_formats.onnx.graph import CONTRIB, DATA_TYPES, Graph
+from phiconv_formats.onnx.integers import is_standard
 from phiconv_formats.onnx.names import bias_name, matrix_name, norm_name, path_of, rotates_inside
 from phiconv_formats.onnx.rotary import has_two_tables, table_names
+from phiconv_formats.onnx.standard import float_product, product, rows
 from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -73,9 +75,11 @@ class OnnxOps:
         ids = self.graph.input("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
         name, path = matrix_name(role.name), _node(role)
         if isinstance(self.store[name].encoding, ir.FloatEncoding):
-            rows = self.graph.value("Gather", f"{path}/Gather", self.store.floats(self.graph, name), ids)
-            return self._as_float(rows, self.store[name].encoding, f"{path}/Cast")
+            found = self.graph.value("Gather", f"{path}/Gather", self.store.floats(self.graph, name), ids)
+            return self._as_float(found, self.store[name].encoding, f"{path}/Cast")
         encoding = self.store.block_encoding(name)
+        if is_standard(encoding):
+            return rows(self.graph, self.store, name, ids, path)
         return self.graph.value(
             "GatherBlockQuantized",
             f"{path}/Gather_Q{encoding.bits}",
@@ -184,6 +188,13 @@ class OnnxOps:
         value = self.store.floats(self.graph, name)
         return self._as_float(value, self.store[name].encoding, f"/{name.replace('.', '/')}/Cast")
 
+    def product(self, x: str, weight: str, path: str) -> str:
+        """``x @ weight.T`` with any stored matrix, by its name."""
+        encoding = self.store[weight].encoding
+        if isinstance(encoding, ir.FloatEncoding) or is_standard(encoding):
+            return self._product(x, weight, path, "")
+        return self._quantized(x, weight, path, "", "")
+
     def _as_float(self, value: str, stored: ir.Encoding, name: str) -> str:
         """A constant is cast when the model is loaded, not at every step."""
         assert isinstance(stored, ir.FloatEncoding)  # noqa: S101 - whoever asks has looked
@@ -215,23 +226,33 @@ class OnnxOps:
         path = _slashes(path_of(name, layer))
         bias = bias_name(name, layer) if bias is None else bias
         has_bias = bias in self.store
-        if isinstance(self.store[weight].encoding, ir.FloatEncoding):
-            last = "Add" if has_bias else "MatMul"
-            outputs = {last: output or f"{path}/{last}/output_0"}
-            (y,) = self.graph.node(
-                "FusedMatMul",  # unlike MatMul it takes the rows as they are stored
-                f"{path}/MatMul",
-                x,
-                self.float_weight(weight),
-                outputs=(outputs.get("MatMul", f"{path}/MatMul/output_0"),),
-                domain=CONTRIB,
-                transB=1,
-            )
-            if has_bias:
-                addend = self.store.floats(self.graph, bias)
-                (y,) = self.graph.node("Add", f"{path}/Add", y, addend, outputs=(outputs["Add"],))
-            return y
-        return self._quantized(x, weight, path, bias if has_bias else "", output)
+        encoding = self.store[weight].encoding
+        if not (isinstance(encoding, ir.FloatEncoding) or is_standard(encoding)):
+            return self._quantized(x, weight, path, bias if has_bias else "", output)
+        y = self._product(x, weight, path, "" if has_bias else output)
+        if has_bias:
+            name, addend = f"{path}/Add", self.store.floats(self.graph, bias)
+            (y,) = self.graph.node("Add", name, y, addend, outputs=(output or f"{name}/output_0",))
+        return y
+
+    def _product(self, x: str, weight: str, path: str, output: str) -> str:
+        """``x @ weight.T``, of operators that take no bias."""
+        if not isinstance(self.store[weight].encoding, ir.FloatEncoding):
+            return product(self.graph, self.store, x, weight, path, output)
+        values = self.float_weight(weight)
+        if self.store.standard:
+            return float_product(self.graph, x, values, path, output)
+        # Unlike MatMul it takes the rows as they are stored.
+        (y,) = self.graph.node(
+            "FusedMatMul",
+            f"{path}/MatMul",
+            x,
+            values,
+            outputs=(output or f"{path}/MatMul/output_0",),
+            domain=CONTRIB,
+            transB=1,
+        )
+        return y
 
     def _quantized(self, x: str, weight: str, path: str, bias: str, output: str) -> str:
         encoding, (rows, columns) = self.store.block_encoding(weight), self.store[weight].shape

@@ -3,17 +3,22 @@
 ``QMoE`` (quantized experts) takes the weights of the mixture as an input of its own. ``MoE`` (floats)
 computes them itself, as a softmax over all scores; given the logarithms of the wanted weights that is, up to
 their sum, the wanted weights.
+
+ONNX's own operators have no mixture, and ``QMoE`` (ONNX Runtime 1.31) rounds activations to int8 wherever
+experts have 8 bits. There every expert gets products of its own, with the tokens that chose it and no others;
+for an expert that nobody chose these are products of no rows, which take no time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from phiconv import ir
 from phiconv_formats.onnx.graph import CONTRIB
-from phiconv_formats.onnx.names import matrix_name
+from phiconv_formats.onnx.integers import is_standard
+from phiconv_formats.onnx.names import expert_name, matrix_name
 
 if TYPE_CHECKING:
     from phiconv.forward import MixtureOfExperts
@@ -52,6 +57,8 @@ def mixture(ops: OnnxOps, x: str, scores: str, layer: int, spec: MixtureOfExpert
         "activation_beta": 0.0,
         "normalize_routing_weights": 0,
     }
+    if _apart(ops, names):
+        return _one_by_one(ops, path, x, weights, layer, spec)
     if isinstance(ops.store[names[0]].encoding, ir.FloatEncoding):
         return _floats(ops, path, x, weights, names, shared)
     return _quantized(ops, path, (x, scores, weights), names, shared)
@@ -94,6 +101,49 @@ def sparse_mixer(g: Graph, path: str, scores: str, spec: MixtureOfExperts) -> st
             taken = g.value("Greater", f"{at}/taken", chosen, zero)
             left = g.value("Where", f"{at}/left", taken, nothing, left)
     return result
+
+
+def _apart(ops: OnnxOps, names: list[str]) -> bool:
+    """Whether no operator computes this mixture as it is wanted."""
+    encodings = [ops.store[name].encoding for name in names]
+    if any(is_standard(encoding) for encoding in encodings):
+        return True
+    eight = any(isinstance(e, ir.BlockEncoding) and e.bits == 8 for e in encodings)
+    return eight and not ops.accuracy
+
+
+def _one_by_one(ops: OnnxOps, path: str, x: str, weights: str, layer: int, spec: MixtureOfExperts) -> str:
+    """Each expert's tokens are gathered, computed with, and added to their places."""
+    g = ops.graph
+    names = ("experts_gate_up", "experts_down")
+    width, inner = ops.store[matrix_name(names[1], layer)].shape[1:]
+    tokens = g.value("Reshape", f"{path}/tokens/Reshape", x, g.constant(np.array([-1, width], np.int64)))
+    result = g.value("ConstantOfShape", f"{path}/zeros", g.value("Shape", f"{path}/tokens/Shape", tokens))
+    by_turns = g.constant(np.array([0, inner, 2], np.int64))
+    last = g.constant(np.array([-1], np.int64))
+    for expert in range(spec.count):
+        at = f"{path}/{expert}"
+        for name in names:
+            ops.store.share(matrix_name(name, layer), expert_name(name, layer, expert), expert)
+        gate_up, down = (expert_name(name, layer, expert) for name in names)
+        number = g.constant(np.array(expert, np.int64))
+        weight = g.value("Gather", f"{at}/weight/Gather", weights, number, axis=1)
+        where = g.value("NonZero", f"{at}/NonZero", weight)
+        where = g.value("Transpose", f"{at}/Transpose", where, perm=[1, 0])
+        chosen = g.value("GatherND", f"{at}/tokens/GatherND", tokens, where)
+        y = ops.product(chosen, gate_up, f"{at}/gate_up_proj")
+        y = g.value("Reshape", f"{at}/by_turns/Reshape", y, by_turns)
+        gate, up = (
+            g.value("Gather", f"{at}/{i}/Gather", y, g.constant(np.array(i, np.int64)), axis=2)
+            for i in (0, 1)
+        )
+        active = cast("str", ops.activate(gate, spec.activation))  # no sum, which alone is no name
+        y = ops.product(g.value("Mul", f"{at}/gated/Mul", active, up), down, f"{at}/down_proj")
+        factor = g.value("GatherND", f"{at}/weight/GatherND", weight, where)
+        factor = g.value("Unsqueeze", f"{at}/weight/Unsqueeze", factor, last)
+        y = g.value("Mul", f"{at}/Mul", y, factor)
+        result = g.value("ScatterND", f"{at}/ScatterND", result, where, y, reduction="add")
+    return g.value("Reshape", f"{path}/Reshape", result, g.value("Shape", f"{path}/Shape", x))
 
 
 def _quantized(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EMBEDDING",
     "bias_name",
+    "expert_name",
     "matrix_name",
     "norm_name",
     "output_tensors",
@@ -64,6 +65,11 @@ def path_of(name: str, layer: int | None = None) -> str:
 def matrix_name(name: str, layer: int | None = None) -> str:
     """The name of a matrix; for joined ones ``attn_qkv`` and ``experts_gate_up``."""
     return EMBEDDING if name == "token_embedding" else f"{path_of(name, layer)}.MatMul.weight"
+
+
+def expert_name(name: str, layer: int, expert: int) -> str:
+    """The name of one expert's matrix, where it is used by itself."""
+    return matrix_name(name, layer).replace(".experts.", f".experts.{expert}.")
 
 
 def bias_name(name: str, layer: int | None = None) -> str:

@@ -1,6 +1,11 @@
 """The file of weights beside an ONNX model: every tensor's place is fixed before a graph names it.
 
-A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points.
+A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points. Their names are
+that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``.
+
+For ONNX Runtime's operators codes are UINT8, by block. Where an operator wants the same bytes by row they
+have a second name, ``_Q4_rows``. For ONNX's own they are INT4, UINT4, INT8 or UINT8, of the matrix's shape:
+see `integers`. One matrix of a stack of experts may have a name of its own (`Store.share`).
 """
 
 from __future__ import annotations
@@ -13,11 +18,15 @@ from onnx import TensorProto
 
 from phiconv import ir
 from phiconv_formats.onnx.graph import DATA_TYPES
+from phiconv_formats.onnx.integers import element_type, is_standard, pack_integers, row_sizes
 from phiconv_formats.onnx.packing import pack, row_bytes
 from phiconv_formats.output import Segment, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from phiconv_formats.onnx.graph import Graph
     from phiconv_formats.output import OutputTensor
@@ -33,19 +42,14 @@ class Stored:
     """A tensor of the model in the file.
 
     Attributes:
-        output: The tensor.
+        shape: The logical one.
         encoding: How it is stored.
         places: Offset and number of bytes of floats; or of codes, scales and, if there are any, zero points.
     """
 
-    output: OutputTensor
+    shape: tuple[int, ...]
     encoding: ir.Encoding
     places: tuple[tuple[int, int], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
-        return self.output.tensor.shape
 
 
 class Store:
@@ -68,13 +72,20 @@ class Store:
     def _reserve(self, output: OutputTensor, encoding: ir.Encoding) -> None:
         tensor = output.tensor
         places, segments = [], []
-        for size in row_bytes(encoding, tensor.columns):
+        sizes: tuple[tuple[int, int], ...]
+        packer: Callable[[ir.Encoded], tuple[NDArray[np.uint8], ...]]
+        if isinstance(encoding, ir.BlockEncoding) and is_standard(encoding):
+            sizes, packer = row_sizes(encoding, tensor.columns), pack_integers
+        else:
+            sizes = tuple((size, 1) for size in row_bytes(encoding, tensor.columns))
+            packer = partial(pack, columns=tensor.columns)
+        for size, rows in sizes:
             offset = -(-self.size // _ALIGNMENT) * _ALIGNMENT
-            self.size = offset + size * tensor.rows
-            places.append((offset, size * tensor.rows))
-            segments.append(Segment(self.file, offset, size))
-        self._stored[output.name] = Stored(output, encoding, tuple(places))
-        packer = partial(pack, columns=tensor.columns)
+            length = -(-size * tensor.rows // rows)
+            self.size = offset + length
+            places.append((offset, length))
+            segments.append(Segment(self.file, offset, size, rows))
+        self._stored[output.name] = Stored(tensor.shape, encoding, tuple(places))
         self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
 
     def __contains__(self, name: str) -> bool:
@@ -88,6 +99,11 @@ class Store:
         """The type of the vectors, which is the one that a graph computes in."""
         vectors = (s.encoding for s in self._stored.values() if len(s.shape) == 1)
         return next(e for e in vectors if isinstance(e, ir.FloatEncoding))
+
+    @property
+    def standard(self) -> bool:
+        """Whether products are for ONNX's own operators."""
+        return any(is_standard(stored.encoding) for stored in self._stored.values())
 
     def floats(self, graph: Graph, name: str) -> str:
         """The name in the graph of a tensor that is stored as floats, whatever their type."""
@@ -127,11 +143,44 @@ class Store:
         shape = (*stored.shape[:-1], -(-blocks * self.block_encoding(name).bits // 8))
         return self._weight(graph, f"{name}_zero_points", TensorProto.UINT8, shape, stored.places[2])
 
+    def integers(self, graph: Graph, name: str) -> tuple[str, ...]:
+        """A matrix for ONNX's own operators: codes, scales and, where blocks have them, zero points.
+
+        Their shapes are (..., rows, columns) for the codes and (..., rows, blocks) for the others.
+        """
+        stored, encoding = self._stored[name], self.block_encoding(name)
+        blocks = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
+        kind, scale = element_type(encoding), DATA_TYPES[encoding.scale_type]
+        tensors = (
+            (f"_Q{encoding.bits}", kind, stored.shape),
+            ("_scales", scale, blocks),
+            ("_zero_points", kind, blocks),
+        )
+        return tuple(
+            self._weight(graph, name + suffix, data_type, shape, place)
+            for (suffix, data_type, shape), place in zip(tensors, stored.places, strict=False)
+        )
+
     def block_encoding(self, name: str) -> ir.BlockEncoding:
         """The encoding of a quantized matrix."""
         encoding = self._stored[name].encoding
         assert isinstance(encoding, ir.BlockEncoding)  # noqa: S101 - whoever asks has looked
         return encoding
+
+    def share(self, name: str, part: str, index: int) -> None:
+        """Makes one matrix of a stack known by a name of its own; nothing is stored twice.
+
+        Args:
+            name: The stack, of shape (count, rows, columns).
+            part: The name of the matrix.
+            index: Which one.
+        """
+        stored = self._stored[name]
+        count, *shape = stored.shape
+        sizes = [length // count for _, length in stored.places]
+        starts = [offset + index * size for (offset, _), size in zip(stored.places, sizes, strict=True)]
+        places = tuple(zip(starts, sizes, strict=True))
+        self._stored[part] = Stored(tuple(shape), stored.encoding, places)
 
     def _weight(
         self, graph: Graph, name: str, data_type: int, shape: Sequence[int], place: tuple[int, int]

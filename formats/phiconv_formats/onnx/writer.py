@@ -61,9 +61,10 @@ def package(
     store = Store(f"{name}.data", tensors, encodings)
     ops = OnnxOps(model, store, settings)
     graph = cast("bytes", model.forward(ops, hp))  # what `OnnxOps.logits` gives
+    config = make_config(model, name, target, _session(store, settings))
     small = {
         name: graph,
-        "genai_config.json": json.dumps(make_config(model, name, target), indent=4).encode(),
+        "genai_config.json": json.dumps(config, indent=4).encode(),
         **_tokenizer_files(model, hp.max_position_embeddings),
     }
     files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]
@@ -73,6 +74,13 @@ def package(
         (*runtime_notes(model), *_notes(tensors, encodings)),
         own_folder=not file_name,
     )
+
+
+def _session(store: Store, settings: RuntimeSettings) -> dict[str, str]:
+    """How precisely the runtime multiplies, where that is not said at each product."""
+    if not store.standard or settings.accuracy_level is None:
+        return {}
+    return {"session.qdq_matmulnbits_accuracy_level": str(settings.accuracy_level)}
 
 
 def _tokenizer_files(model: Model, context: int) -> dict[str, bytes]:

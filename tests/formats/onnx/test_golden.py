@@ -31,7 +31,7 @@ def tiles():
 
 def packed(blocks, columns, method):
     """The bytes of the tensors, in the layout that the method is for."""
-    if method == "qdq":
+    if method == "qdq" and blocks.encoding.bits == 4:
         return packing.pack_columns(blocks, columns)
     if method == "gather":  # a zero without its sign
         return packing.pack_int4(replace(blocks, scales=blocks.scales + blocks.scales.dtype.type(0)), columns)
