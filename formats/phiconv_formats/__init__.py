@@ -64,6 +64,8 @@ class Format:
         folder: A destination that is no such file becomes a folder as a whole, whose files have names of
             their own; else the file in it is named after the model.
         file_suffix: A destination that ends so is the main file of an output; "" where there is none.
+        folder_file: A folder that has this file, and no weights in safetensors, is of this format; "" where
+            no file tells.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Format:
     writer: Callable[[], Writer] | None = None
     folder: bool = False
     file_suffix: str = ""
+    folder_file: str = ""
 
 
 def _huggingface_reader() -> Reader:
@@ -109,6 +112,12 @@ def _mlx_writer() -> Writer:
     from phiconv_formats.mlx import MlxWriter
 
     return MlxWriter()
+
+
+def _onnx_reader() -> Reader:
+    from phiconv_formats.onnx import open_checkpoint
+
+    return open_checkpoint
 
 
 def _onnx_writer() -> Writer:
@@ -155,6 +164,8 @@ FORMATS = {
             "onnx",
             "ONNX Runtime and ONNX Runtime GenAI",
             (".onnx",),
+            reader=_onnx_reader,
+            folder_file="genai_config.json",
             writer=_onnx_writer,
             folder=True,
             file_suffix=".onnx",
@@ -173,18 +184,25 @@ FORMATS = {
 
 
 def find_reader(path: Path) -> Reader:
-    """The reader for a path, by what the path looks like; a folder is a Hugging Face folder."""
+    """The reader for a path, by what it looks like; a folder is a Hugging Face one unless a file in it tells."""
     if not path.exists():
         raise MissingFileError("no such file or folder", path=path)
+    folder = _folder_format(path) if path.is_dir() else ""
     for entry in FORMATS.values():
-        if entry.reader is not None and (
-            path.name.endswith(entry.suffixes) or (path.is_dir() and entry.name == "safetensors")
-        ):
+        if entry.reader is not None and (path.name.endswith(entry.suffixes) or entry.name == folder):
             return entry.reader()
     suffixes = ", ".join(s for f in FORMATS.values() if f.reader for s in f.suffixes)
     raise InputError(
         "not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}"
     )
+
+
+def _folder_format(folder: Path) -> str:
+    """The name of the format that a folder is read as; where the original weights are, they are taken."""
+    if any(folder.glob("*.safetensors")):
+        return "safetensors"
+    files = {f.folder_file: f.name for f in FORMATS.values() if f.reader is not None and f.folder_file}
+    return next((name for file, name in files.items() if (folder / file).is_file()), "safetensors")
 
 
 def find_target(destination: Path, name: str | None) -> Format:
