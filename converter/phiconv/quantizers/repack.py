@@ -22,13 +22,13 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
 
     That is so where both mean the same; and where both are symmetric, with blocks of one size and codes of as
     many bits, and the target's scales have the same type or are float32. So Q4_0 becomes ONNX Runtime's
-    symmetric 4 bits with scales of either type, and Q8_0 its 8 bits.
+    symmetric 4 bits with scales of either type, and Q8_0 its 8 bits, and back from scales that are float16.
     """
     if same_meaning(stored, target):
         return True
     if not isinstance(stored, BlockEncoding) or not isinstance(target, BlockEncoding):
         return False
-    if any(e.has_minimum or e.has_zero_point for e in (stored, target)) or _is_signed(target):
+    if any(e.has_minimum or e.has_zero_point for e in (stored, target)):
         return False
     if (stored.block_size, stored.bits, _lowest(stored)) != (target.block_size, target.bits, _lowest(target)):
         return False
@@ -53,7 +53,8 @@ def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
     if same_meaning(stored, target) or not isinstance(stored, BlockEncoding):
         return replace(blocks, encoding=target)
     # As bytes, signed codes wrap around to the right ones, too.
-    codes = blocks.codes.view(np.uint8) + np.uint8(target.offset - stored.offset)
+    codes = blocks.codes.view(np.uint8) + np.uint8((target.offset - stored.offset) % 256)
+    codes = codes.view(np.int8) if _is_signed(target) else codes
     return replace(blocks, encoding=target, codes=codes, scales=narrow(blocks.scales, target.scale_type))
 
 
