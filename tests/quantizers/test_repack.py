@@ -33,7 +33,7 @@ def test_symmetric_blocks_are_not_those_with_zero_points():
     assert not repackable(ir.Q4_0, asymmetric)
     assert not repackable(asymmetric, ir.onnx_affine(4, 32, ir.F16))
     assert repackable(asymmetric, ir.onnx_affine(4, 32, ir.F16, symmetric=False, method="k_quant"))
-    assert not repackable(ir.onnx_affine(8, 32, ir.F16), ir.Q8_0)
+    assert not repackable(ir.onnx_affine(8, 32, ir.F32), ir.Q8_0)
 
 
 @pytest.mark.parametrize(("stored", "target"), sorted(REPACKABLE))
@@ -55,6 +55,14 @@ def test_every_code_of_q8_0():
     blocks = ir.Blocks(ir.Q8_0, codes, np.ones(8, np.float16))
     packed = repack(blocks, ir.onnx_affine(8, 32, ir.F16))
     np.testing.assert_array_equal(packed.codes, codes.astype(int) + 128)
+
+
+def test_every_code_becomes_one_of_q8_0_again():
+    stored = ir.onnx_affine(8, 32, ir.F16)
+    codes = np.arange(256, dtype=np.uint8).reshape(8, 8, 4)
+    blocks = repack(ir.Blocks(stored, codes, np.ones(8, np.float16)), ir.Q8_0)
+    assert blocks.codes.dtype == np.int8
+    np.testing.assert_array_equal(blocks.codes, codes.astype(int) - 128)
 
 
 def test_others_are_refused():
