@@ -95,10 +95,10 @@ def scaled(graph, node, sizes):
 
 def tie(graph):
     """The one matrix at both ends under the name of the output matrix, and what the table is made by."""
-    head = next(n for n in graph.node if "logits" in n.output and n.op_type != "Add")
-    table = next(n for n in graph.node if n.op_type.startswith("Gather") and TABLE in n.input[0])
-    if TABLE not in head.input[1]:
+    users = [n for n in graph.node if any(TABLE in name for name in n.input)]
+    if len(users) < 2:
         return
+    table, head = users
     matrix = tensor(graph, head.input[1])
     if table.op_type == "GatherBlockQuantized":
         graph.initializer.remove(tensor(graph, table.input[0]))

@@ -105,7 +105,7 @@ def test_matrix_of_another_target(tmp_path, model_folder, recipe, target):
 @pytest.mark.parametrize("recipe", ["int4", "int4-asym-g64", "int8", "int8-asym"])
 def test_experts_are_what_their_tensors_say(tmp_path, model_folder, recipe):
     convert(model_folder("phimoe"), tmp_path / "m", recipe)
-    assert check_matrices(tmp_path / "m") > 12
+    assert check_matrices(tmp_path / "m") > 8
 
 
 @pytest.mark.parametrize("recipe", ["int4", "int8-asym-g64", "f16", "bf16", "f32"])
