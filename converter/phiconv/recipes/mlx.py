@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, FloatEncoding, mlx_affine
+from phiconv.ir import (
+    BF16,
+    F16,
+    F32,
+    MLX_MXFP4,
+    MLX_MXFP8,
+    MLX_NVFP4,
+    FloatEncoding,
+    mlx_affine,
+    same_meaning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,6 +154,10 @@ def _encoding(
         if pattern.search(tensor.name):
             scheme = _scheme(name)
             break
+    if choices.dtype is None:  # blocks that MLX has keep their scales, whatever the rest is in
+        kept = (scheme.encoding(kind, high=high) for kind in _FLOATS.values() if scheme.kind == "affine")
+        found = next((e for e in kept if same_meaning(tensor.tensor.encoding, e)), None)
+        dtype = dtype if found is None else found.scale_type
     encoding = scheme.encoding(dtype, high=high)
     return encoding if tensor.tensor.columns % encoding.block_size == 0 else dtype
 

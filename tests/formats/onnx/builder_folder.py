@@ -2,7 +2,8 @@
 
 The forms are those of its files: other names, matrices of floats transposed and multiplied by ``MatMul``,
 codes in ``DequantizeLinear`` before it, one matrix at both ends behind a ``Reshape`` or a ``Transpose``,
-tensors in the file of weights without gaps, and no config.json.
+tensors in the file of weights without gaps, and no config.json. (Constants are nodes there, and stay in the
+graph here.)
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def rewrite(source, target, *, qdq=False, rtn_names=False):
         rename(model.graph, f"weight{old}", f"weight{new}")
     (target / "model.onnx").unlink()
     (target / "model.onnx.data").unlink()
-    convert_model_to_external_data(model, location="model.onnx.data", size_threshold=0)
+    convert_model_to_external_data(model, location="model.onnx.data", size_threshold=128)
     onnx.save(model, str(target / "model.onnx"))
     return target
 
