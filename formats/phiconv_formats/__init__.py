@@ -184,7 +184,7 @@ FORMATS = {
 
 
 def find_reader(path: Path) -> Reader:
-    """The reader for a path, by what it looks like; a folder is a Hugging Face one unless a file in it tells."""
+    """The reader for a path, by what it looks like; a folder is Hugging Face's unless a file in it tells."""
     if not path.exists():
         raise MissingFileError("no such file or folder", path=path)
     folder = _folder_format(path) if path.is_dir() else ""

@@ -19,6 +19,7 @@ from phiconv.ir import (
     MLX_MXFP4,
     MLX_MXFP8,
     MLX_NVFP4,
+    BlockEncoding,
     FloatEncoding,
     mlx_affine,
     same_meaning,
@@ -155,9 +156,10 @@ def _encoding(
             scheme = _scheme(name)
             break
     if choices.dtype is None:  # blocks that MLX has keep their scales, whatever the rest is in
-        kept = (scheme.encoding(kind, high=high) for kind in _FLOATS.values() if scheme.kind == "affine")
-        found = next((e for e in kept if same_meaning(tensor.tensor.encoding, e)), None)
-        dtype = dtype if found is None else found.scale_type
+        known = (scheme.encoding(kind, high=high) for kind in _FLOATS.values())
+        kept = next((e for e in known if same_meaning(tensor.tensor.encoding, e)), None)
+        if isinstance(kept, BlockEncoding):
+            return kept
     encoding = scheme.encoding(dtype, high=high)
     return encoding if tensor.tensor.columns % encoding.block_size == 0 else dtype
 

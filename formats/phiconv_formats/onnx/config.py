@@ -75,7 +75,7 @@ def make_config(model: Model, graph: str, target: Target) -> dict[str, Any]:
 
 
 def model_config(model: Model) -> dict[str, Any]:
-    """The object of config.json, which GenAI does not read: with it the folder is a model that phiconv can open.
+    """The object of config.json, which GenAI does not read: with it phiconv can open the folder.
 
     It is the source's own, with the rotary factors that the graph has.
     """

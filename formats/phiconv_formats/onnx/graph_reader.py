@@ -92,10 +92,8 @@ def read_graph(file: InputFile) -> GraphFile:
     Raises:
         MalformedFileError: It is no ONNX file, or is damaged.
     """
-    wire, found = WireReader(file), []
-    for part in wire.fields(0, file.size):
-        if part.number == 7:  # ModelProto.graph
-            found.append(part)
+    wire = WireReader(file)
+    found = [part for part in wire.fields(0, file.size) if part.number == 7]  # ModelProto.graph
     if len(found) != 1:
         raise wire.error(f"{len(found)} graphs, where one is expected", 0)
     result = GraphFile()
@@ -147,30 +145,22 @@ def _attribute(wire: WireReader, message: Field, node: Node) -> None:
 
 def _tensor(wire: WireReader, message: Field) -> StoredTensor:
     """A TensorProto."""
-    tensor, dimensions, external, inside = StoredTensor(), list[int](), dict[str, str](), list[Field]()
-    location = 0
+    parts: dict[int, list[Field]] = {}
     for part in wire.fields(message.start, message.stop):
-        if part.number == 1:  # one by one, or packed
-            dimensions += wire.numbers(part, _MOST_DIMENSIONS) or [0]
-        elif part.number == 2:
-            tensor.data_type = part.value
-        elif part.number in {4, 9}:  # packed floats are the same bytes as raw ones
-            inside.append(part)
-        elif part.number == 8:
-            tensor.name = wire.text(part)
-        elif part.number == 13:
-            external.update([_entry(wire, part)])
-        elif part.number == 14:
-            location = part.value
-        elif part.number == 16:
-            tensor.notes.update([_entry(wire, part)])
-    if len(dimensions) > _MOST_DIMENSIONS or any(n >= 1 << 63 for n in dimensions):
+        parts.setdefault(part.number, []).append(part)
+    names = [wire.text(part) for part in parts.get(8, [])]
+    types = [part.value for part in parts.get(2, [])]
+    tensor = StoredTensor("".join(names[-1:]), (types or [0])[-1])
+    for part in parts.get(1, []):  # one by one, or packed
+        tensor.shape += tuple(wire.numbers(part, _MOST_DIMENSIONS) or [0])
+    if len(tensor.shape) > _MOST_DIMENSIONS or any(n >= 1 << 63 for n in tensor.shape):
         raise wire.error(f"tensor {tensor.name} has no possible shape", message.start)
-    tensor.shape = tuple(dimensions)
-    if location == _EXTERNAL:
+    tensor.notes = dict(_entry(wire, part) for part in parts.get(16, []))
+    inside = [*parts.get(9, []), *parts.get(4, [])]  # packed floats are the same bytes as raw ones
+    if any(part.value == _EXTERNAL for part in parts.get(14, [])):
         if inside:
             raise wire.error(f"tensor {tensor.name} is in two places", message.start)
-        _place(wire, tensor, external, message.start)
+        _place(wire, tensor, dict(_entry(wire, part) for part in parts.get(13, [])), message.start)
     elif len(inside) == 1:
         tensor.offset, tensor.length = inside[0].start, inside[0].stop - inside[0].start
     return tensor

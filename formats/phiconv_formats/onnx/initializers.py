@@ -7,6 +7,7 @@ refused; so are places outside of the file, and such that cover each other in pa
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from phiconv import ir
@@ -140,7 +141,7 @@ class Initializers:
         """No tensor may begin within another one; two may be the same bytes, as codes used twice are."""
         placed = (t for t in self.tensors.values() if t.file and t.length)
         by_place = sorted(placed, key=lambda t: (t.file, t.offset, t.length))
-        for before, after in zip(by_place, by_place[1:], strict=False):
+        for before, after in pairwise(by_place):
             same = (before.offset, before.length) == (after.offset, after.length)
             if before.file == after.file and not same and after.offset < before.offset + (before.length or 0):
                 raise self.error(after, f"overlaps tensor {printable(before.name)}")

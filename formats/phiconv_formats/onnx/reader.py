@@ -54,7 +54,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if config is None and genai is None:
         return Checkpoint(path, "onnx", weights.tensors)
     if config is None:
-        config_path, config = folder / "genai_config.json", derived_config(genai or {}, graph, tensors, weights)
+        config_path, config = (
+            folder / "genai_config.json",
+            derived_config(genai or {}, graph, tensors, weights),
+        )
     config = _with_ends(config, weights)
 
     def tokenizer(vocab_size: int) -> Tokenizer | None:

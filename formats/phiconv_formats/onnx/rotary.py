@@ -16,6 +16,8 @@ from phiconv.model import Rope
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
 __all__ = ["find_theta", "has_two_tables", "rotary_tables", "table_names"]
 
 
@@ -70,7 +72,7 @@ def rotary_tables(rope: Rope, context: int) -> Iterator[tuple[str, ir.Tensor]]:
             yield name, ir.Tensor.of(table, (rows, len(frequencies)))
 
 
-# ------------------------------------------------------------------------------------------------ the way back
+# ------------------------------------------------------------------------------------------------ and back
 
 _ROWS = 4096  # of a table that are looked at: its first ones
 _DIGITS = 7  # of a theta, at most
@@ -92,21 +94,23 @@ def find_theta(cos: ir.Tensor, sin: ir.Tensor) -> float | None:
     if len(cos.shape) != 2 or cos.shape != sin.shape or rows < 2 or pairs < 2:
         return None
     tables = [np.asarray(table.read(0, rows)).astype(np.float64) for table in (cos, sin)]
-    half_precision = {ir.F16: 2.0**-10, ir.BF16: 2.0**-7}.get(cos.encoding, 0.0)
+    precision = {ir.F16.name: 2.0**-10, ir.BF16.name: 2.0**-7}.get(cos.encoding.name, 0.0)
     estimate = _estimate(*tables)
     for digits in range(1, _DIGITS + 1) if np.isfinite(estimate) and 1 < estimate < 1e12 else ():
         theta = float(f"{estimate:.{digits - 1}e}")
-        if _are_tables_of(theta, tables, half_precision):
+        if _are_tables_of(theta, tables, precision):
             return theta
     return None
 
 
-def _estimate(cos: ir.FloatArray, sin: ir.FloatArray) -> float:
+def _estimate(cos: NDArray[np.float64], sin: NDArray[np.float64]) -> float:
     """The base, from the pair that says it best."""
     with np.errstate(all="ignore"):
         angles = np.arctan2(sin, cos)
         frequencies, position = angles[1], 1
-        while 2 * position < len(cos):  # each step halves the error, and a turn more or less cannot be mistaken
+        while 2 * position < len(
+            cos
+        ):  # each step halves the error, and a turn more or less cannot be mistaken
             position *= 2
             turns = np.round((frequencies * position - angles[position]) / (2 * np.pi))
             frequencies = (angles[position] + 2 * np.pi * turns) / position
@@ -116,8 +120,8 @@ def _estimate(cos: ir.FloatArray, sin: ir.FloatArray) -> float:
         return float(np.exp(-np.log(frequencies[1 + best]) / exponents[best]))
 
 
-def _are_tables_of(theta: float, tables: list[ir.FloatArray], precision: float) -> bool:
-    """Whether tables are those of a base: float32 frequencies, whose last bits libraries round differently."""
+def _are_tables_of(theta: float, tables: list[NDArray[np.float64]], precision: float) -> bool:
+    """Whether tables are those of a base, up to the last bits of frequencies, which libraries round."""
     rows, pairs = tables[0].shape
     frequencies = np.array(Rope(2 * pairs, theta, rows).inverse_frequencies(long=False))
     angles = np.arange(rows)[:, None] * frequencies

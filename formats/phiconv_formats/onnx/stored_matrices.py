@@ -13,20 +13,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from phiconv import ir
-from phiconv.errors import MalformedFileError, UsageError
+from phiconv.errors import UsageError
 from phiconv_formats.onnx.initializers import FLOATS, INT4, UINT4, UINT8
-from phiconv_formats.onnx.packing import int4_row_bytes, row_bytes, unpack, unpack_columns, unpack_int4
+from phiconv_formats.onnx.matrix_rows import BlockColumns, BlockRows, FloatColumns
+from phiconv_formats.onnx.packing import int4_row_bytes, row_bytes, unpack, unpack_int4
 from phiconv_formats.onnx.store import SCALE_TYPE
-from phiconv_formats.rows import FileRows, as_floats
+from phiconv_formats.rows import FileRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import Any
-
-    from numpy.typing import NDArray
 
     from phiconv_formats.onnx.graph_reader import GraphFile, Node, StoredTensor
     from phiconv_formats.onnx.initializers import Initializers
@@ -63,110 +59,6 @@ class _Value:
     tensor: StoredTensor | None
     scaled: Node | None
     transposed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _BlockRows:
-    """Rows of a quantized matrix, from the rows of its tensors (an `ir.Source`).
-
-    Attributes:
-        encoding: The encoding of the blocks.
-        stored: The same with scales of the type that is stored.
-        columns: Weights in a row.
-        parts: Codes, scales, and zero points if there are any.
-        unpack: From bytes to blocks.
-    """
-
-    encoding: ir.BlockEncoding
-    stored: ir.BlockEncoding
-    columns: int
-    parts: tuple[FileRows, ...]
-    unpack: Callable[..., ir.Encoded]
-
-    @property
-    def label(self) -> str:
-        return self.parts[0].label
-
-    def read(self, start: int, stop: int) -> ir.Encoded:
-        blocks = self.unpack(self.stored, self.columns, *(part.read(start, stop) for part in self.parts))
-        assert isinstance(blocks, ir.Blocks)  # noqa: S101 - a block encoding is unpacked to them
-        return blocks if self.encoding == self.stored else self._narrowed(blocks)
-
-    def changed(self) -> bool:
-        return any(part.changed() for part in self.parts)
-
-    def _narrowed(self, blocks: ir.Blocks) -> ir.Blocks:
-        """With the scales' own type, which the file says they had before they were widened."""
-        with np.errstate(over="ignore"):
-            scales = blocks.scales.astype(self.encoding.scale_type.dtype)
-        if not np.array_equal(scales.astype(np.float32), blocks.scales, equal_nan=True):
-            name = self.encoding.scale_type.name
-            raise MalformedFileError(
-                f"says that its scales are {name} numbers, and they are not",
-                path=self.parts[1].file.path,
-                at=f"tensor {self.parts[1].name}",
-            )
-        return replace(blocks, encoding=self.encoding, scales=scales)
-
-
-@dataclass(frozen=True, slots=True)
-class _FloatColumns:
-    """Columns of a stored matrix as rows (an `ir.Source`)."""
-
-    stored: FileRows
-    encoding: ir.FloatEncoding
-    height: int
-
-    @property
-    def label(self) -> str:
-        return self.stored.label
-
-    def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        size = self.encoding.dtype.itemsize
-        data = _columns(self.stored, self.height, start * size, stop * size)
-        return np.ascontiguousarray(as_floats(data, self.encoding).T)
-
-    def changed(self) -> bool:
-        return self.stored.changed()
-
-
-@dataclass(frozen=True, slots=True)
-class _BlockColumns:
-    """Columns of a quantized matrix as rows (an `ir.Source`), in the layout of `packing.pack_columns`."""
-
-    encoding: ir.BlockEncoding
-    heights: tuple[int, ...]
-    parts: tuple[FileRows, ...]
-
-    @property
-    def label(self) -> str:
-        return self.parts[0].label
-
-    def read(self, start: int, stop: int) -> ir.Blocks:
-        first, last = start // 2 * 2, -(-stop // 2) * 2  # two columns are a byte
-        size = self.encoding.scale_type.dtype.itemsize
-        ranges = ((first // 2, last // 2), (first * size, last * size), (first // 2, last // 2))
-        data: list[NDArray[Any]] = [
-            _columns(part, height, *where)
-            for part, height, where in zip(self.parts, self.heights, ranges, strict=False)
-        ]
-        scales = as_floats(data[1], self.encoding.scale_type)
-        blocks = unpack_columns(self.encoding, data[0], scales, *data[2:])
-        if (first, last) == (start, stop):
-            return blocks
-        per_row = self.heights[1]
-        return blocks.take(np.arange((start - first) * per_row, (stop - first) * per_row))
-
-    def changed(self) -> bool:
-        return any(part.changed() for part in self.parts)
-
-
-def _columns(stored: FileRows, height: int, first: int, last: int) -> NDArray[np.uint8]:
-    """The bytes ``first`` to ``last`` of every row."""
-    result = np.empty((height, last - first), np.uint8)
-    for i, row in enumerate(result):
-        stored.file.read_into(stored.offset + i * stored.row_bytes + first, row.data)
-    return result
 
 
 def find_matrices(graph: GraphFile, tensors: Initializers) -> list[Matrix]:
@@ -230,7 +122,9 @@ class _Finder:
     def _needed(self, node: Node, index: int, of: StoredTensor) -> StoredTensor:
         tensor = self._tensor(node, index)
         if tensor is None:
-            raise self._tensors.error(of, f"input {index} of {node.operator} with it is no tensor of the file")
+            raise self._tensors.error(
+                of, f"input {index} of {node.operator} with it is no tensor of the file"
+            )
         return tensor
 
     def _path(self, tensor: StoredTensor) -> str:
@@ -264,7 +158,7 @@ class _Finder:
         assert isinstance(source, FileRows)  # noqa: S101 - what Initializers.floats makes
         assert isinstance(source.encoding, ir.FloatEncoding)  # noqa: S101
         height, width = tensor.shape
-        return ir.Tensor.of(_FloatColumns(source, source.encoding, height), (width, height))
+        return ir.Tensor.of(FloatColumns(source, source.encoding, height), (width, height))
 
     # ----------------------------------------------------------------------------------------------- blocks
 
@@ -302,7 +196,9 @@ class _Finder:
             if value is None:
                 return
             if node.integer("swiglu_fusion", 0) != 1 or len(value.shape) != 3:
-                raise self._tensors.unsupported(value, "its experts are joined in another way than phiconv does")
+                raise self._tensors.unsupported(
+                    value, "its experts are joined in another way than phiconv does"
+                )
             if node.operator == "MoE":
                 yield self._matrix(self._tensors.floats(value), [value])
                 continue
@@ -332,7 +228,7 @@ class _Finder:
         shape: tuple[int, ...],
         bits: int,
         node: Node,
-        lookup: bool = False,  # noqa: FBT001, FBT002
+        lookup: bool = False,
     ) -> Matrix:
         """A matrix in the layout of `packing.pack`."""
         encoding = self._encoding(parts, bits, node.integer("block_size", 0))
@@ -343,7 +239,13 @@ class _Finder:
         return self._rows(parts, encoding, shape, sizes, unpack, lookup=lookup)
 
     def _int4(
-        self, codes: StoredTensor, parts: Sequence[StoredTensor], shape: tuple[int, ...], node: Node, *, lookup: bool
+        self,
+        codes: StoredTensor,
+        parts: Sequence[StoredTensor],
+        shape: tuple[int, ...],
+        node: Node,
+        *,
+        lookup: bool,
     ) -> Matrix:
         """A matrix in the layout of `packing.pack_int4`."""
         encoding = self._encoding(parts, 4, node.integer("block_size", 0))
@@ -382,7 +284,7 @@ class _Finder:
         encoding = replace(stored, scale_type=ir.F16) if narrow else stored
         if narrow:
             encoding = ir.onnx_affine(stored.bits, stored.block_size, ir.F16, symmetric=len(parts) < 3)
-        source = _BlockRows(encoding, stored, shape[-1], tuple(rows), unpacker)
+        source = BlockRows(encoding, stored, shape[-1], tuple(rows), unpacker)
         return self._matrix(ir.Tensor.of(source, shape), parts, lookup=lookup)
 
     # ------------------------------------------------------------------------------------- DequantizeLinear
@@ -417,5 +319,5 @@ class _Finder:
             raise self._tensors.unsupported(codes, f"tensors of shapes {shown} are no {encoding.name} blocks")
         sizes = (width // 2, width * encoding.scale_type.dtype.itemsize, width // 2)
         rows = [self._tensors.rows(part, size) for part, size in zip(parts, sizes, strict=False)]
-        source = _BlockColumns(encoding, (height, blocks, blocks)[: len(parts)], tuple(rows))
+        source = BlockColumns(encoding, (height, blocks, blocks)[: len(parts)], tuple(rows))
         return self._matrix(ir.Tensor.of(source, (width, height)), parts, lookup=lookup)

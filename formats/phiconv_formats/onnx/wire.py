@@ -102,7 +102,8 @@ class WireReader:
         """A field that is a number, or several packed ones, at most so many; unsigned."""
         if field.stop == field.start:
             return [field.value] if field.value else []
-        result, at = [], field.start
+        result: list[int] = []
+        at = field.start
         while at < field.stop:
             if len(result) == most:
                 raise self.error(f"more than {most} numbers", field.start)

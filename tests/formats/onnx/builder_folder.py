@@ -79,7 +79,9 @@ def scaled(graph, node, sizes):
     kind, base = TensorProto.INT4 if len(old) < 3 else TensorProto.UINT4, old[0].name.removesuffix("_Q4")
     names = [f"{base}_DQ_Q4", f"{base}_DQ_scales", f"{base}_DQ_zero_points"][: len(parts)]
     heights = (sizes["K"], len(parts[1]), len(parts[1]))
-    for name, dtype, height, part in zip(names, (kind, TensorProto.FLOAT, kind), heights, parts, strict=False):
+    for name, dtype, height, part in zip(
+        names, (kind, TensorProto.FLOAT, kind), heights, parts, strict=False
+    ):
         made = helper.make_tensor(name, dtype, (height, sizes["N"]), part.tobytes(), raw=True)
         graph.initializer.append(made)
     for each in old:

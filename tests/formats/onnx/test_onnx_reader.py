@@ -177,7 +177,9 @@ def test_scales_that_are_not_what_the_file_says(tmp_path, model_folder):
     gguf(model_folder("phi3"), tmp_path / "a.gguf", "Q4_0")
     convert(tmp_path / "a.gguf", tmp_path / "m", "int4")
     graph = onnx.load(str(tmp_path / "m/model.onnx"), load_external_data=False).graph
-    scales = next(t for t in graph.initializer if t.name == "model.layers.0.mlp.down_proj.MatMul.weight_scales")
+    scales = next(
+        t for t in graph.initializer if t.name == "model.layers.0.mlp.down_proj.MatMul.weight_scales"
+    )
     offset = next(int(e.value) for e in scales.external_data if e.key == "offset")
     with (tmp_path / "m/model.onnx.data").open("r+b") as file:
         file.seek(offset)
