@@ -1,6 +1,6 @@
 """Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: RMSNorm, fused qkv and gate/up matrices, SwiGLU, no biases.
 
-Queries, keys and values may also be stored apart, and so may gate and up matrices; llama.cpp reads the former.
+Queries, keys and values may also be stored apart, which llama.cpp reads, too; so may gate and up rows.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ _OWN = {
 _FINAL_NORM = {"phi": "model.final_layernorm"}
 _QKV = "attn.qkv_proj"
 _GATE_UP = "moe.experts.gate_up_proj"
+_EXPERT = re.compile(r"moe\.experts\.([0-9]+)\.(gate_up_proj|down_proj)")
 _TABLES = ("cos_cache", "sin_cache", "constants/", "/")
 """How names of tensors begin that are no weights: rotary tables, and constants of the graph."""
 
@@ -139,6 +140,12 @@ def _renamed(
     elif match and inside == _GATE_UP and len(tensor.shape) == 3 and tensor.shape[1] % 2 == 0:
         for each, view in zip(("gate", "up"), deinterleave(tensor), strict=True):
             yield f"{layer}block_sparse_moe.switch_mlp.{each}_proj", view
+    elif match and (expert := _EXPERT.fullmatch(inside)) and len(tensor.shape) == 2:
+        stem = f"{layer}block_sparse_moe.experts.{expert[1]}"
+        if expert[2] == "down_proj" or tensor.shape[0] % 2:
+            yield f"{stem}.w2", tensor
+        else:
+            yield from zip((f"{stem}.w1", f"{stem}.w3"), deinterleave(tensor), strict=True)
     else:
         yield path, tensor
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from phiconv_formats.onnx.graph_reader import GraphFile, StoredTensor
 
-__all__ = ["FLOATS", "TYPES", "UINT4", "UINT8", "Initializers", "is_plain_name"]
+__all__ = ["FLOATS", "INT4", "INT8", "TYPES", "UINT4", "UINT8", "Initializers", "is_plain_name"]
 
-INT4, UINT4, UINT8 = 22, 21, 2
+INT4, INT8, UINT4, UINT8 = 22, 3, 21, 2
 
 FLOATS = {1: ir.F32, 10: ir.F16, 16: ir.BF16, 11: ir.F64}
 """The float types by ONNX's numbers."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError
-from phiconv_formats.onnx.packing import unpack_columns
+from phiconv_formats.onnx.packing import unpack, unpack_columns
 from phiconv_formats.rows import as_floats
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from phiconv_formats.rows import FileRows
 
-__all__ = ["BlockColumns", "BlockRows", "FloatColumns"]
+__all__ = ["BlockColumns", "BlockRows", "FloatColumns", "unpack_int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +134,10 @@ def _columns(stored: FileRows, height: int, first: int, last: int) -> NDArray[np
     for i, row in enumerate(result):
         stored.file.read_into(stored.offset + i * stored.row_bytes + first, row.data)
     return result
+
+
+def unpack_int8(
+    encoding: ir.Encoding, columns: int, codes: NDArray[np.uint8], scales: NDArray[np.uint8]
+) -> ir.Encoded:
+    """As `packing.unpack`, of symmetric blocks with INT8 codes: they are 128 less, in two's complement."""
+    return unpack(encoding, columns, codes ^ np.uint8(128), scales)

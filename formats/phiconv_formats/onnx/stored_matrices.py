@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv_formats.onnx.initializers import FLOATS, INT4, UINT4, UINT8
-from phiconv_formats.onnx.matrix_rows import BlockColumns, BlockRows, FloatColumns
+from phiconv_formats.onnx.initializers import FLOATS, INT4, INT8, UINT4, UINT8
+from phiconv_formats.onnx.matrix_rows import BlockColumns, BlockRows, FloatColumns, unpack_int8
 from phiconv_formats.onnx.packing import int4_row_bytes, row_bytes, unpack, unpack_int4
 from phiconv_formats.onnx.store import SCALE_TYPE
 from phiconv_formats.rows import FileRows
@@ -82,6 +82,8 @@ class _Finder:
     def __init__(self, graph: GraphFile, tensors: Initializers) -> None:
         self._tensors = tensors
         self._makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        scaled = (node for node in graph.nodes if node.operator == "DequantizeLinear")
+        self._before_scaling = {name for node in scaled for name in node.inputs}
 
     def of(self, node: Node) -> Iterator[Matrix]:
         """The matrices that a node reads."""
@@ -94,10 +96,12 @@ class _Finder:
                 yield from self._product(node, as_stored=False)
             case "FusedMatMul":
                 yield from self._product(node, as_stored=bool(node.integer("transB", 0)))
-            case "Gather" if node.integer("axis", 0) == 0:
+            case "Gather" if node.integer("axis", 0) == 0 and not self._before_scaling & set(node.outputs):
                 yield from self._table(node)
             case "QMoE" | "MoE":
                 yield from self._experts(node)
+            case "DequantizeLinear":
+                yield from self._looked_up(node)
 
     # ------------------------------------------------------------------------------------- what a value is
 
@@ -290,19 +294,49 @@ class _Finder:
     # ------------------------------------------------------------------------------------- DequantizeLinear
 
     def _scaled(self, node: Node, *, by_row: bool, lookup: bool) -> Iterator[Matrix]:
-        """A matrix that ``DequantizeLinear`` gives: 4 bits, blocks along its rows, or along its columns."""
+        """A matrix that ``DequantizeLinear`` gives: blocks along its rows, or along its columns."""
         value = self._value(node.input(0))
         codes = value.tensor
         if codes is None:
             return
         parts = self._parts(node, codes, (0, 1, 2))
         axis = node.integer("axis", 1) % 2
-        if len(codes.shape) != 2 or value.transposed or axis != int(by_row):
+        if len(codes.shape) != 2 or axis != int(by_row):
             raise self._tensors.unsupported(codes, "its blocks do not lie in its rows")
-        if by_row:
-            yield self._int4(codes, parts, codes.shape, node, lookup=lookup)
+        if by_row or value.transposed:
+            yield self._integers(codes, parts, codes.shape, node, lookup=lookup)
         else:
             yield self._int4_columns(codes, parts, node, lookup=lookup)
+
+    def _looked_up(self, node: Node) -> Iterator[Matrix]:
+        """A table whose rows ``Gather`` takes before ``DequantizeLinear``."""
+        makers = [self._makers.get(name) for name in node.inputs]
+        gathers = [maker for maker in makers if maker is not None and maker.operator == "Gather"]
+        if len(gathers) < len(node.inputs) or len(gathers) < 2:
+            return
+        parts = [tensor for maker in gathers if (tensor := self._tensor(maker, 0)) is not None]
+        if len(parts) == len(gathers) and len(parts[0].shape) == 2:
+            yield self._integers(parts[0], parts, parts[0].shape, node, lookup=True)
+
+    def _integers(
+        self,
+        codes: StoredTensor,
+        parts: Sequence[StoredTensor],
+        shape: tuple[int, ...],
+        node: Node,
+        *,
+        lookup: bool,
+    ) -> Matrix:
+        """A matrix of 4 or 8 bits whose tensors have its own shape."""
+        if codes.data_type not in {INT8, UINT8}:
+            return self._int4(codes, parts, shape, node, lookup=lookup)
+        encoding = self._encoding(parts, 8, node.integer("block_size", 0))
+        kind = INT8 if len(parts) < 3 else UINT8
+        if {codes.data_type, parts[-1].data_type} - {parts[1].data_type} != {kind}:
+            raise self._tensors.unsupported(codes, "its codes and zero points are not of one type of 8 bits")
+        sizes = self._row_bytes(codes, partial(row_bytes, encoding), shape[-1])
+        unpacker = unpack if kind == UINT8 else unpack_int8
+        return self._rows(parts, encoding, shape, sizes, unpacker, lookup=lookup)
 
     def _int4_columns(
         self, codes: StoredTensor, parts: Sequence[StoredTensor], node: Node, *, lookup: bool
