@@ -116,6 +116,7 @@ FAULTS = {
     "far offset": (external("offset", "9" * 18), "it is truncated"),
     "huge offset": (external("offset", "9" * 30), "at no possible place"),
     "negative offset": (external("offset", "-4"), "at no possible place"),
+    "empty length": (external("length", ""), "at no possible place"),
     "wrong length": (external("length", "7"), "the graph says 7"),
     "overlap": (onto_the_next, "overlaps tensor"),
     "negative dimension": (dims(256, -1, 16), "no possible shape"),

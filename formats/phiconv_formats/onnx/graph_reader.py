@@ -170,7 +170,7 @@ def _place(wire: WireReader, tensor: StoredTensor, external: Mapping[str, str], 
     """Where a tensor's bytes are in another file."""
     tensor.file = external.get("location", "")
     offset, length = external.get("offset", "0"), external.get("length")
-    for text in (offset, length or "0"):
+    for text in (offset, "0" if length is None else length):
         if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise wire.error(f"tensor {tensor.name} is at no possible place ({text})", at)
     if not tensor.file:
