@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phiconv import ir
-from phiconv.interleaving import interleave
+from phiconv.interleaving import deinterleave, interleave
 from phiconv.quantizers import decode, encode
 
 
@@ -59,3 +59,19 @@ def test_only_alike_tensors():
     a = ir.Tensor.of(Rows(np.zeros((2, 4), np.float32), ir.F32), (2, 4))
     with pytest.raises(ValueError, match="cannot interleave"):
         interleave(a, a.slice_rows(0, 1))
+
+
+@given(st.sampled_from([ir.F32, ir.Q4_1, ir.Q8_0]), st.integers(0, 10), st.integers(0, 10))
+def test_and_apart_again(encoding, a, b):
+    values = np.random.default_rng(a).standard_normal((2, 10, 64)).astype(np.float32)
+    halves = [ir.Tensor.of(Rows(half, encoding), half.shape) for half in values]
+    start, stop = sorted((a, b))
+    for half, found in zip(halves, deinterleave(interleave(*halves)), strict=True):
+        assert found.shape == half.shape
+        first, second = (decode(tensor.read(start, stop), 64) for tensor in (half, found))
+        np.testing.assert_array_equal(first, second)
+
+
+def test_only_pairs_of_rows_come_apart():
+    with pytest.raises(ValueError, match="not those of two tensors"):
+        deinterleave(ir.constant([1.0, 2.0], "v"))

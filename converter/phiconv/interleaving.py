@@ -1,4 +1,4 @@
-"""Rows of two tensors by turns, as a view."""
+"""Rows of two tensors by turns, as a view; and the two of such a tensor again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from phiconv.ir import Blocks, Tensor
 if TYPE_CHECKING:
     from phiconv.ir import Encoded, Encoding
 
-__all__ = ["interleave"]
+__all__ = ["deinterleave", "interleave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +58,45 @@ def interleave(even: Tensor, odd: Tensor) -> Tensor:
     if even.shape != odd.shape or even.encoding != odd.encoding or len(even.shape) < 2:
         raise ValueError(f"cannot interleave {[(t.shape, t.encoding.name) for t in (even, odd)]}")
     return Tensor.of(_Turns(even, odd), (*even.shape[:-2], 2 * even.shape[-2], even.shape[-1]))
+
+
+@dataclass(frozen=True, slots=True)
+class _EveryOther:
+    """Every other row of a tensor (an `ir.Source`)."""
+
+    both: Tensor
+    odd: bool
+
+    @property
+    def label(self) -> str:
+        return self.both.label
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.both.encoding
+
+    def read(self, start: int, stop: int) -> Encoded:
+        rows = self.both.read(2 * start, 2 * stop)
+        if not isinstance(rows, Blocks):
+            return np.ascontiguousarray(rows[int(self.odd) :: 2])
+        per_row = len(rows) // max(2 * (stop - start), 1)
+        indices = np.arange(len(rows)).reshape(stop - start, 2, per_row)
+        return rows.take(indices[:, int(self.odd)].reshape(-1))
+
+    def changed(self) -> bool:
+        return any(run.source.changed() for run in self.both.runs)
+
+
+def deinterleave(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """The two tensors of `interleave`: the even rows, and the odd ones.
+
+    Args:
+        tensor: Shape (..., 2 * rows, columns).
+
+    Returns:
+        Two of shape (..., rows, columns); they are read when they are needed.
+    """
+    if len(tensor.shape) < 2 or tensor.shape[-2] % 2:
+        raise ValueError(f"the rows of {tensor.shape} are not those of two tensors by turns")
+    shape = (*tensor.shape[:-2], tensor.shape[-2] // 2, tensor.shape[-1])
+    return Tensor.of(_EveryOther(tensor, odd=False), shape), Tensor.of(_EveryOther(tensor, odd=True), shape)

@@ -114,6 +114,12 @@ def _mlx_writer() -> Writer:
     return MlxWriter()
 
 
+def _onnx_reader() -> Reader:
+    from phiconv_formats.onnx import open_checkpoint
+
+    return open_checkpoint
+
+
 def _onnx_writer() -> Writer:
     from phiconv_formats.onnx import OnnxWriter
 
@@ -164,6 +170,8 @@ FORMATS = {
             "onnx",
             "ONNX Runtime and ONNX Runtime GenAI",
             (".onnx",),
+            reader=_onnx_reader,
+            folder_file="genai_config.json",
             writer=_onnx_writer,
             folder=True,
             file_suffix=".onnx",

@@ -93,6 +93,14 @@ def test_every_code_of_q8_0():
     np.testing.assert_array_equal(packed.codes, codes.astype(int) + 128)
 
 
+def test_every_code_becomes_one_of_q8_0_again():
+    stored = ir.onnx_affine(8, 32, ir.F16)
+    codes = np.arange(256, dtype=np.uint8).reshape(8, 8, 4)
+    blocks = repack(ir.Blocks(stored, codes, np.ones(8, np.float16)), ir.Q8_0)
+    assert blocks.codes.dtype == np.int8
+    np.testing.assert_array_equal(blocks.codes, codes.astype(int) - 128)
+
+
 def test_others_are_refused():
     blocks = encode(np.zeros((1, 32), np.float32), ir.Q4_1)
     with pytest.raises(UsageError, match="blocks of q4_1 are no blocks of onnx_int4_g32_f16"):

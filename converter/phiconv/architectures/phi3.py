@@ -1,6 +1,6 @@
 """Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: RMSNorm, fused qkv and gate/up matrices, SwiGLU, no biases.
 
-Queries, keys and values may also be stored apart; llama.cpp reads both.
+Queries, keys and values may also be stored apart, which llama.cpp reads, too; so may gate and up rows.
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ def weights(hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:
             yield from _fused(qkv, n, f"{layer}.self_attn.qkv_proj.weight", hidden)
         yield plain(Role("attn_output", n), f"{layer}.self_attn.o_proj.weight", hidden, q)
         yield plain(Role("ffn_norm", n), f"{layer}.post_attention_layernorm.weight", hidden)
-        yield from _fused({"ffn_gate": inter, "ffn_up": inter}, n, f"{layer}.mlp.gate_up_proj.weight", hidden)
+        if f"{layer}.mlp.gate_proj.weight" in stored:
+            yield plain(Role("ffn_gate", n), f"{layer}.mlp.gate_proj.weight", inter, hidden)
+            yield plain(Role("ffn_up", n), f"{layer}.mlp.up_proj.weight", inter, hidden)
+        else:
+            gate_up = {"ffn_gate": inter, "ffn_up": inter}
+            yield from _fused(gate_up, n, f"{layer}.mlp.gate_up_proj.weight", hidden)
         yield plain(Role("ffn_down", n), f"{layer}.mlp.down_proj.weight", hidden, inter)
     yield plain(Role("output_norm"), "model.norm.weight", hidden)
     if not hp.tie_word_embeddings:

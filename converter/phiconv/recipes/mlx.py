@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, FloatEncoding, mlx_affine
+from phiconv.ir import (
+    BF16,
+    F16,
+    F32,
+    MLX_MXFP4,
+    MLX_MXFP8,
+    MLX_NVFP4,
+    BlockEncoding,
+    FloatEncoding,
+    mlx_affine,
+    same_meaning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,6 +155,11 @@ def _encoding(
         if pattern.search(tensor.name):
             scheme = _scheme(name)
             break
+    if choices.dtype is None:  # blocks that MLX has keep their scales, whatever the rest is in
+        known = (scheme.encoding(kind, high=high) for kind in _FLOATS.values())
+        kept = next((e for e in known if same_meaning(tensor.tensor.encoding, e)), None)
+        if isinstance(kept, BlockEncoding):
+            return kept
     encoding = scheme.encoding(dtype, high=high)
     return encoding if tensor.tensor.columns % encoding.block_size == 0 else dtype
 

@@ -1,17 +1,18 @@
-"""ONNX: graphs for ONNX Runtime, in the folders that ONNX Runtime GenAI loads."""
+"""ONNX: graphs for ONNX Runtime, in the folders that ONNX Runtime GenAI loads, written and read back."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from phiconv_formats.onnx.names import output_tensors
+from phiconv_formats.onnx.reader import open_checkpoint
 from phiconv_formats.onnx.writer import package
 
 if TYPE_CHECKING:
     from phiconv.model import Model
     from phiconv_formats.output import OutputTensor
 
-__all__ = ["OnnxWriter"]
+__all__ = ["OnnxWriter", "open_checkpoint"]
 
 
 class OnnxWriter:

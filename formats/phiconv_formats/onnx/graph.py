@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -11,7 +12,7 @@ from phiconv import ir
 from phiconv._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -88,7 +89,14 @@ class Graph:
             self._initializers[name] = helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True)
         return self._constants[key]
 
-    def weight(self, name: str, data_type: int, shape: Sequence[int], place: tuple[str, int, int]) -> str:
+    def weight(
+        self,
+        name: str,
+        data_type: int,
+        shape: Sequence[int],
+        place: tuple[str, int, int],
+        notes: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
         """A tensor whose bytes are in another file, once however often it is asked for.
 
         Args:
@@ -96,12 +104,15 @@ class Graph:
             data_type: One of ONNX's.
             shape: Outermost dimension first.
             place: File name, offset and number of bytes.
+            notes: What its ``metadata_props`` say.
         """
         if name not in self._initializers:
             tensor = TensorProto(name=name, data_type=data_type, dims=shape)
             tensor.data_location = TensorProto.EXTERNAL
             for key, value in zip(("location", "offset", "length"), place, strict=True):
                 tensor.external_data.add(key=key, value=str(value))
+            for key, note in notes.items():
+                tensor.metadata_props.add(key=key, value=note)
             self._initializers[name] = tensor
         return name
 

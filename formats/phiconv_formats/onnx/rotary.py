@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv import ir
+from phiconv.model import Rope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from phiconv.model import Rope
+    from numpy.typing import NDArray
 
-__all__ = ["has_two_tables", "rotary_tables", "table_names"]
+__all__ = ["find_theta", "has_two_tables", "rotary_tables", "table_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +70,61 @@ def rotary_tables(rope: Rope, context: int) -> Iterator[tuple[str, ir.Tensor]]:
         for name, sine in zip(table_names(long=long), (False, True), strict=True):
             table = _Table(name, frequencies, rope.mscale(long=bool(long)), sine)
             yield name, ir.Tensor.of(table, (rows, len(frequencies)))
+
+
+# ------------------------------------------------------------------------------------------------ and back
+
+_ROWS = 4096  # of a table that are looked at: its first ones
+_DIGITS = 7  # of a theta, at most
+
+
+def find_theta(cos: ir.Tensor, sin: ir.Tensor) -> float | None:
+    """The base of the frequencies that two tables were made with, where nothing else scales them.
+
+    It is the number of the fewest digits whose tables are these, to the accuracy of the type they are in.
+
+    Args:
+        cos: Shape (positions, pairs), as `rotary_tables` makes them.
+        sin: Of the same shape.
+
+    Returns:
+        The base; None where no base gives these tables.
+    """
+    rows, pairs = min(cos.rows, _ROWS), cos.columns
+    if len(cos.shape) != 2 or cos.shape != sin.shape or rows < 2 or pairs < 2:
+        return None
+    tables = [np.asarray(table.read(0, rows)).astype(np.float64) for table in (cos, sin)]
+    precision = {ir.F16.name: 2.0**-10, ir.BF16.name: 2.0**-7}.get(cos.encoding.name, 0.0)
+    estimate = _estimate(*tables)
+    for digits in range(1, _DIGITS + 1) if np.isfinite(estimate) and 1 < estimate < 1e12 else ():
+        theta = float(f"{estimate:.{digits - 1}e}")
+        if _are_tables_of(theta, tables, precision):
+            return theta
+    return None
+
+
+def _estimate(cos: NDArray[np.float64], sin: NDArray[np.float64]) -> float:
+    """The base, from the pair that says it best."""
+    with np.errstate(all="ignore"):
+        angles = np.arctan2(sin, cos)
+        frequencies, position = angles[1], 1
+        while 2 * position < len(
+            cos
+        ):  # each step halves the error, and a turn more or less cannot be mistaken
+            position *= 2
+            turns = np.round((frequencies * position - angles[position]) / (2 * np.pi))
+            frequencies = (angles[position] + 2 * np.pi * turns) / position
+        exponents = np.arange(1, cos.shape[1]) / cos.shape[1]
+        errors = 1 / (exponents * frequencies[1:])  # of the logarithm, relative to each other
+        best = int(np.argmin(np.where(errors > 0, errors, np.inf)))
+        return float(np.exp(-np.log(frequencies[1 + best]) / exponents[best]))
+
+
+def _are_tables_of(theta: float, tables: list[NDArray[np.float64]], precision: float) -> bool:
+    """Whether tables are those of a base, up to the last bits of frequencies, which libraries round."""
+    rows, pairs = tables[0].shape
+    frequencies = np.array(Rope(2 * pairs, theta, rows).inverse_frequencies(long=False))
+    angles = np.arange(rows)[:, None] * frequencies
+    allowed = angles * 2.0**-21 + 2.0**-20 + precision
+    expected = np.cos(angles), np.sin(angles)
+    return all(bool((abs(t - e) <= allowed).all()) for t, e in zip(tables, expected, strict=True))

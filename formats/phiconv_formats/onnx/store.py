@@ -31,10 +31,14 @@ if TYPE_CHECKING:
     from phiconv_formats.onnx.graph import Graph
     from phiconv_formats.output import OutputTensor
 
-__all__ = ["Store"]
+__all__ = ["SCALE_TYPE", "Store"]
 
 _ALIGNMENT = 4096
 """Of every tensor's offset, so that a file that is mapped into memory can be used in place."""
+
+SCALE_TYPE = "phiconv.scale_type"
+"""Marks scales that are numbers of a narrower type than the graph computes in, so that blocks that came from
+another format can go back to it as they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +135,9 @@ class Store:
         """The scales of a matrix: shape (..., rows, blocks)."""
         stored, encoding = self._stored[name], self.block_encoding(name)
         shape = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
-        kind = DATA_TYPES[encoding.scale_type]
-        return self._weight(graph, f"{name}_scales", kind, shape, stored.places[1])
+        kind, place = DATA_TYPES[encoding.scale_type], stored.places[1]
+        notes = {SCALE_TYPE: ir.F16.name} if _keeps_scales(stored.output.tensor.encoding, encoding) else {}
+        return graph.weight(f"{name}_scales", kind, shape, (self.file, *place), notes)
 
     def zero_points(self, graph: Graph, name: str) -> str:
         """The zero points of a matrix, packed as the codes are: shape (..., rows, bytes); "" without any."""
@@ -186,3 +191,12 @@ class Store:
         self, graph: Graph, name: str, data_type: int, shape: Sequence[int], place: tuple[int, int]
     ) -> str:
         return graph.weight(name, data_type, shape, (self.file, *place))
+
+
+def _keeps_scales(stored: ir.Encoding, encoding: ir.BlockEncoding) -> bool:
+    """Whether float16 scales of symmetric blocks are only widened (see `phiconv.quantizers.repack`)."""
+    if not isinstance(stored, ir.BlockEncoding) or stored.has_minimum or stored.has_zero_point:
+        return False
+    widened = (stored.scale_type, encoding.scale_type) == (ir.F16, ir.F32)
+    alike = (stored.bits, stored.block_size) == (encoding.bits, encoding.block_size)
+    return widened and alike and not encoding.has_zero_point

@@ -1,6 +1,6 @@
 """An ONNX model for ONNX Runtime GenAI, laid out in full before a weight is read.
 
-The graph, the file of weights beside it, genai_config.json, and the tokenizer's files.
+The graph, the file of weights beside it, genai_config.json, config.json, and the tokenizer's files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv_formats.companions import companion_files, json_bytes
-from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
+from phiconv_formats.onnx.config import check_model, make_config, model_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
@@ -65,6 +65,7 @@ def package(
     small = {
         name: graph,
         "genai_config.json": json.dumps(config, indent=4).encode(),
+        "config.json": json_bytes(model_config(model)),
         **_tokenizer_files(model, hp.max_position_embeddings),
     }
     files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]

@@ -1,0 +1,115 @@
+"""An ONNX model as a source: a folder of ONNX Runtime GenAI, of phiconv or of its own builder.
+
+Nothing of ONNX Runtime is needed, and no weight is read before it is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from phiconv.errors import MalformedFileError, MissingFileError, printable
+from phiconv.model import Checkpoint, ModelCard
+from phiconv_formats.files import InputFile
+from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
+from phiconv_formats.onnx.graph_reader import read_graph
+from phiconv_formats.onnx.initializers import Initializers, is_plain_name
+from phiconv_formats.onnx.source_config import derived_config, find_heads, generation_config
+from phiconv_formats.onnx.stored_matrices import find_matrices
+from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.tokenizer_files import read_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from phiconv.tokenizer import Tokenizer
+    from phiconv_formats.onnx.checkpoint_names import Weights
+
+__all__ = ["open_checkpoint"]
+
+_CONFIG_LIMIT = 16 << 20
+_CLASSES = {"phiforcausallm": "phi"}
+"""Classes of config.json whose family has names of its own."""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens an ONNX file, or the one in a folder.
+
+    A file with neither config.json nor genai_config.json beside it is a file of plain tensors.
+
+    Raises:
+        MissingFileError: No ONNX file, no file of weights; or no config.json where the other files do not say
+            what it would.
+        UnsupportedModelError: Weights that are stored in a way that phiconv does not read.
+        MalformedFileError: Any file that does not follow its format.
+    """
+    folder = path if path.is_dir() else path.parent
+    config_path, genai = folder / "config.json", _optional_json(folder / "genai_config.json")
+    file = InputFile(_main_file(folder, genai or {}) if path.is_dir() else path)
+    graph = read_graph(file)
+    tensors = Initializers(graph, file)
+    weights = find_weights(find_matrices(graph, tensors), tensors)
+    heads = find_heads(graph, file.path)
+    config = _optional_json(config_path)
+    if config is None and genai is None:
+        return Checkpoint(path, "onnx", weights.tensors)
+    if config is None:
+        config_path, config = (
+            folder / "genai_config.json",
+            derived_config(genai or {}, graph, tensors, weights),
+        )
+    config = _with_ends(config, weights)
+
+    def tokenizer(vocab_size: int) -> Tokenizer | None:
+        return read_tokenizer(folder, vocab_size=vocab_size, config=config)
+
+    generation = _optional_json(folder / "generation_config.json")
+    if generation is None:
+        generation = generation_config(genai or {})
+    return Checkpoint(
+        path=path,
+        format="onnx",
+        stored=weights.tensors,
+        config=config,
+        config_path=config_path,
+        read_tokenizer=tokenizer,
+        card=ModelCard(folder, config, generation),
+        tensors=checkpoint_names(weights, _family(config), heads),
+    )
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    """The model's family, as far as names go; what is wrong with the key is said later."""
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
+    return _CLASSES.get(str(name).lower(), str(name))
+
+
+def _with_ends(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """The configuration with the two ends of the model as the graph has them, tied or not."""
+    ends = {"model.embed_tokens.weight", "lm_head.weight"} & weights.tensors.keys()
+    apart = len(ends) == 2 and config.get("tie_word_embeddings") is True
+    return {**config, "tie_word_embeddings": False} if apart else dict(config)
+
+
+def _main_file(folder: Path, genai: Mapping[str, Any]) -> Path:
+    """The ONNX file of a folder: the one that genai_config.json names, else the only one."""
+    model = genai.get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    name = decoder.get("filename") if isinstance(decoder, dict) else None
+    if name is not None:
+        if not isinstance(name, str) or not is_plain_name(name):
+            message = f"{printable(name, 80)} is not the name of a file in the same folder"
+            raise MalformedFileError(
+                message, path=folder / "genai_config.json", at="key model.decoder.filename"
+            )
+        return folder / name
+    found = sorted(folder.glob("*.onnx"))
+    if len(found) == 1:
+        return found[0]
+    message = f"{len(found)} .onnx files in this folder, and no genai_config.json that names one"
+    raise MissingFileError(message, path=folder, hint="give the file itself")
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return load_json_object(path, limit=_CONFIG_LIMIT) if path.exists() else None
