@@ -3,7 +3,8 @@
     python benchmarks/onnx.py job [--model FOLDER | --layers N] [--recipe int4] [--peer PYTHON]
     python benchmarks/onnx.py weights --peer PYTHON [--model FOLDER] [--recipes int4,int8] [--target cpu]
 
-README.md beside this script says what the numbers are. The builder needs onnxruntime-genai, torch and transformers.
+README.md beside this script says what the numbers are. The builder needs onnxruntime-genai, torch and
+transformers.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def phiconv_command(model: Path, folder: Path, recipe: str, *options: str) -> li
     return [*phi, "--quant", recipe, "--quiet", *options]
 
 
-# -------------------------------------------------------------------------------------------------- whole jobs
+# ------------------------------------------------------------------------------------------------- whole jobs
 
 
 def run_job(options: argparse.Namespace, model: Path, scratch: Path) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _speeds(folders: Mapping[str, Path], options: argparse.Namespace) -> dict[st
     return best
 
 
-# ----------------------------------------------------------------------------------------------------- weights
+# ---------------------------------------------------------------------------------------------------- weights
 
 
 def run_weights(options: argparse.Namespace, model: Path, scratch: Path) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def run_weights(options: argparse.Namespace, model: Path, scratch: Path) -> dict
     return {"outputs": rows}
 
 
-# ------------------------------------------------------------------------------------------------ command line
+# ----------------------------------------------------------------------------------------------- command line
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The model builder of ONNX Runtime GenAI: its options for recipes of ours, and whether its weights are ours."""
+"""The model builder of ONNX Runtime GenAI: its options for our recipes, and whether its weights are ours."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "int8-asym": ("int8", (_ASYMMETRIC,)),
     "int8-rtn": ("int8", ("algo_config=rtn",)),
     "int8-rtn-asym": ("int8", ("algo_config=rtn", _ASYMMETRIC)),
+    "int8-k_quant": ("int8", ("algo_config=k_quant",)),
     "f32": ("fp32", ()),
     "f16": ("fp16", ()),
 }
@@ -126,7 +127,7 @@ def _weights(folder: Path) -> Iterator[tuple[str, Weight]]:
     (path,) = folder.glob("*.onnx")
     model = onnx.load(str(path), load_external_data=False)
     transposed = model.producer_name != "phiconv"  # floats alone
-    layers = 1 + max((int(n) for i in model.graph.initializer for n in re.findall(r"layers\.(\d+)", i.name)))
+    layers = 1 + max(int(n) for i in model.graph.initializer for n in re.findall(r"layers\.(\d+)", i.name))
     for tensor in model.graph.initializer:
         name = _common_name(tensor.name, layers)
         weight = _read(tensor, folder)

@@ -291,6 +291,25 @@ def test_mixed_recipe_gives_some_layers_8_bits(tmp_path):
     assert all("qkv_proj" in name or "down_proj" in name for name in high)
 
 
+@pytest.mark.parametrize("match_runtime", [False, True])
+def test_mixed_recipe_of_the_builder_passes_over_the_down_matrices_of_phi(
+    model_folder, tmp_path, match_runtime
+):
+    found = encodings(
+        convert(model_folder("phi"), tmp_path / "m", "int4-k_quant_mixed", match_runtime=match_runtime)
+    )
+    bits = "int4" if match_runtime else "int8"
+    assert found["model.layers.0.mlp.down_proj.MatMul.weight"] == f"onnx_{bits}_k_quant_asym_g32_f32"
+    assert found["model.layers.0.attn.qkv_proj.MatMul.weight"] == "onnx_int8_k_quant_asym_g32_f32"
+
+
+def test_last_matrix_can_have_8_searched_bits(tmp_path):
+    types = (override("lm_head=int8-k_quant"),)
+    found = encodings(convert(FIXTURES / "tiny-phi3", tmp_path / "m", "int4-k_quant", tensor_types=types))
+    assert found["lm_head.MatMul.weight"] == "onnx_int8_k_quant_asym_g32_f32"
+    assert found["model.layers.0.attn.qkv_proj.MatMul.weight"] == "onnx_int4_k_quant_asym_g32_f32"
+
+
 @pytest.mark.parametrize(
     ("kind", "quant", "options", "says"),
     [
