@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     from benchmarks.onnx_builder import RECIPES
 
     def recipe(name: str) -> str:
-        if name not in RECIPES:
+        if name.partition("-g")[0] not in RECIPES:
             raise argparse.ArgumentTypeError(f"no recipe of both: {name}; one of {', '.join(RECIPES)}")
         return name
 

@@ -21,14 +21,10 @@ _ASYMMETRIC = "is_symmetric=false"
 
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "int4": ("int4", ()),
-    "int4-g16": ("int4", ("block_size=16",)),
-    "int4-g128": ("int4", ("block_size=128",)),
     "int4-asym": ("int4", (_ASYMMETRIC,)),
-    "int4-asym-g64": ("int4", ("block_size=64", _ASYMMETRIC)),
     "int4-rtn": ("int4", ("algo_config=rtn",)),
     "int4-rtn-asym": ("int4", ("algo_config=rtn", _ASYMMETRIC)),
     "int4-k_quant": ("int4", ("algo_config=k_quant",)),
-    "int4-k_quant-g64": ("int4", ("algo_config=k_quant", "block_size=64")),
     "int4-k_quant_mixed": ("int4", ("algo_config=k_quant_mixed",)),
     "int8": ("int8", ()),
     "int8-asym": ("int8", (_ASYMMETRIC,)),
@@ -38,7 +34,7 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     "f32": ("fp32", ()),
     "f16": ("fp16", ()),
 }
-"""Of each recipe the builder's precision and extra options; more block sizes go the same way."""
+"""Of each recipe the builder's precision and extra options; ``-gN`` behind it is a block size."""
 
 
 def builder_command(
@@ -50,10 +46,13 @@ def builder_command(
         python: An interpreter that has onnxruntime-genai, torch and transformers.
         model: The model's folder.
         folder: For the result.
-        recipe: A key of `RECIPES`.
+        recipe: A key of `RECIPES`, perhaps with a block size.
         target: ``cpu``, ``cuda``, ``dml`` or ``webgpu``.
     """
-    precision, options = RECIPES[recipe]
+    name, _, size = recipe.partition("-g")
+    precision, options = RECIPES[name]
+    if size:
+        options = (*options, f"block_size={size}")
     module = [python, "-P", "-m", "onnxruntime_genai.models.builder"]
     paths = ["-i", model, "-o", folder, "-c", folder.with_name(f"{folder.name}.cache")]
     extra = ["--extra_options", *options] if options else []
