@@ -142,12 +142,13 @@ def test_residual_sums_are_taken_along_by_norms(tmp_path):
     assert len(last.output) == 1  # nobody reads its sum
 
 
-def test_longrope_chooses_between_tables_in_the_file(tmp_path):
-    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "int4")
+@pytest.mark.parametrize(("target", "operator"), [("cpu", "Slice"), ("cuda", "Identity")])
+def test_longrope_chooses_between_tables_in_the_file(tmp_path, target, operator):
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "int4", target=target)
     graph = graph_of(tmp_path / "m")
     (choice,) = [n for n in graph.node if n.op_type == "If"]
     for branch in choice.attribute:
-        assert [n.op_type for n in branch.g.node] == ["Identity", "Identity"]
+        assert [n.op_type for n in branch.g.node] == [operator, operator]
     hp = phiconv.open_model(FIXTURES / "tiny-phi4mini").hyperparameters
     rows = {name: t.dims[0] for name, (_, _, t) in external(graph).items() if "cache" in name}
     assert set(rows.values()) == {hp.rope.original_context, hp.max_position_embeddings}
