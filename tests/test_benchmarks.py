@@ -75,6 +75,37 @@ def test_job_compares_both_routes(model):
     assert {row["step"] for row in found["steps"]} >= {"phiconv, to Q4_K_M", "llama.cpp, BF16 to Q4_K_M"}
 
 
+@pytest.mark.runtime
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="os.wait4 is not there")
+def test_onnx_job_measures_a_result_without_the_builder_too(model):
+    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    numbers = ("--prompt", "8", "--tokens", "4", "--repeat", "1")
+    script, none = SCRIPT.with_name("onnx.py"), model.parent / "no-python"
+    command = [sys.executable, script, "job", "--model", model, *numbers, "--peer", none, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "does not run" in found["skipped"]["model builder"]
+    names = ["phiconv", "phiconv --match-runtime"]
+    assert [row["step"] for row in found["steps"]] == names
+    assert [row["result of"] for row in found["speeds"]] == names
+    assert all(row["decode tokens/s"] > 0 < row["prefill tokens/s"] for row in found["speeds"])
+
+
+def test_weights_of_onnx_models_are_compared(model, tmp_path):
+    from benchmarks.onnx_builder import compare
+
+    for name, quant in (("a", "int4"), ("b", "int4"), ("c", "int4-rtn"), ("d", "int4-asym")):
+        phiconv.convert(model, tmp_path / name, to="onnx", quant=quant)
+    assert str(compare(tmp_path / "a", tmp_path / "b")).endswith("equal byte for byte")
+    rounded, asymmetric = (compare(tmp_path / "a", tmp_path / name) for name in "cd")
+    assert "model.layers.1.mlp.up_proj.weight codes" in rounded.different
+    assert "lm_head.weight codes" not in rounded.different  # both of 8 bits
+    assert (rounded.missing, rounded.added) == ([], [])
+    assert "model.layers.0.attn.o_proj.weight zero points" in asymmetric.missing
+    assert str(asymmetric).startswith("DIFFER: ")
+
+
 def test_random_model_is_one(model):
     opened = phiconv.open_model(model)
     assert opened.architecture is not None

@@ -69,6 +69,7 @@ def _schemes() -> dict[str, Scheme]:
                     result[f"int{bits}{variant}{suffix}"] = Scheme(encoding, encoding, ends)
         low, high = (onnx_affine(b, size, F32, symmetric=False, method="k_quant") for b in (4, 8))
         result[f"int4-k_quant{suffix}"] = Scheme(low, low, eight)
+        result[f"int8-k_quant{suffix}"] = Scheme(high, high, eight)
         result[f"int4-k_quant_mixed{suffix}"] = Scheme(low, high, eight)
     return result
 
@@ -243,6 +244,8 @@ def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtim
             return _shared(scheme) if tied else _runtime_embedding(scheme)
         case "output":
             return scheme.high
+        case "ffn_down" if match_runtime and model.architecture == "phi":
+            pass  # the builder looks for a name that these models do not have
         case "attn_q" | "attn_v" | "ffn_down" if _more_bits(tensor.role.layer or 0, model):
             return scheme.high
     return scheme.encoding

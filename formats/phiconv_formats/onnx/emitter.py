@@ -326,10 +326,14 @@ class OnnxOps:
     def _choice(self, rope: Rope) -> tuple[str, str]:
         path, g = "/model/rotary", self.graph
         self._lengths()
+        rows: tuple[str, ...] = ()
         branches = {}
+        if self.target.slices_tables:
+            zero = g.constant(np.array([0], np.int64))
+            rows = (zero, g.value("Unsqueeze", f"{path}/Unsqueeze", self._total, zero))
         for branch, long in (("then_branch", True), ("else_branch", False)):
             tables = [self.store.floats(g, name) for name in table_names(long=long)]
-            branches[branch] = g.branch("long" if long else "short", tables, self._float)
+            branches[branch] = g.branch("long" if long else "short", tables, self._float, rows)
         original = g.constant(np.array(rope.original_context, np.int64))
         is_long = g.value("Greater", f"{path}/Greater", self._total, original)
         cos, sin = g.node("If", f"{path}/If", is_long, outputs=table_names(long=None), **branches)

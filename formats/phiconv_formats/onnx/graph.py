@@ -126,9 +126,19 @@ class Graph:
         self._outputs[name] = helper.make_tensor_value_info(name, data_type, shape)
         return name
 
-    def branch(self, name: str, values: Sequence[str], data_type: int) -> onnx.GraphProto:
-        """A branch of an ``If``, which yields values of the graph around it."""
-        nodes = [helper.make_node("Identity", [v], [f"{name}/{v}"], f"/{name}/{v}") for v in values]
+    def branch(
+        self, name: str, values: Sequence[str], data_type: int, rows: Sequence[str] = ()
+    ) -> onnx.GraphProto:
+        """A branch of an ``If``, which yields values of the graph around it.
+
+        Args:
+            name: Its name.
+            values: What it yields.
+            data_type: Of all of them.
+            rows: Values of one element each: the first row that is yielded, and the one after the last.
+        """
+        operator = "Slice" if rows else "Identity"
+        nodes = [helper.make_node(operator, [v, *rows], [f"{name}/{v}"], f"/{name}/{v}") for v in values]
         outputs = [helper.make_tensor_value_info(f"{name}/{v}", data_type, None) for v in values]
         return helper.make_graph(nodes, name, [], outputs)
 
@@ -156,12 +166,18 @@ class Graph:
 
     def _drop_unused_outputs(self) -> None:
         """Optional outputs that nothing reads need not be computed."""
-        read = {*self._outputs, *(name for node in self._nodes for name in node.input)}
+        read = {*self._outputs, *(name for node in self._nodes for name in _read_by(node))}
         for node in self._nodes:
             kept = [name if name in read else "" for name in node.output]
             while kept and not kept[-1]:
                 kept.pop()
             node.output[:] = kept
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """What a node reads, its branches included."""
+    inner = (each for attribute in node.attribute for each in attribute.g.node)
+    return {*node.input, *(name for each in inner for name in each.input)}
 
 
 def _ordered(values: dict[str, onnx.ValueInfoProto]) -> list[onnx.ValueInfoProto]:

@@ -26,6 +26,8 @@ class Target:
         rms_norm: The operator of an RMSNorm that takes no sum along. ONNX Runtime's own, which every
             processor has a kernel for, is none of ONNX's, although it stands in their domain.
         rotates: The attention operator can rotate, and may choose tables by ``If``.
+        slices_tables: Of two tables of a rotary embedding the attention gets the rows that the text needs.
+            ``If`` copies what it yields, and that would be 50 MB for every token of a long text.
         experts: It has the operators of a mixture of experts as they are emitted.
     """
 
@@ -35,12 +37,20 @@ class Target:
     ir_version: int = 10
     rms_norm: str = "SimplifiedLayerNormalization"
     rotates: bool = True
+    slices_tables: bool = False
     experts: bool = False
 
 
 TARGETS = {
     # Level 4 rounds activations to int8: more than twice as fast.
-    "cpu": Target(accuracy_level=4, opset=23, ir_version=11, rms_norm="RMSNormalization", experts=True),
+    "cpu": Target(
+        accuracy_level=4,
+        opset=23,
+        ir_version=11,
+        rms_norm="RMSNormalization",
+        slices_tables=True,
+        experts=True,
+    ),
     "cuda": Target(provider={"cuda": {"enable_cuda_graph": "0"}}),
     "dml": Target(provider={"dml": {"enable_graph_capture": "1"}}, rotates=False),
     "webgpu": Target(

@@ -142,12 +142,13 @@ def test_residual_sums_are_taken_along_by_norms(tmp_path):
     assert len(last.output) == 1  # nobody reads its sum
 
 
-def test_longrope_chooses_between_tables_in_the_file(tmp_path):
-    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "int4")
+@pytest.mark.parametrize(("target", "operator"), [("cpu", "Slice"), ("cuda", "Identity")])
+def test_longrope_chooses_between_tables_in_the_file(tmp_path, target, operator):
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "int4", target=target)
     graph = graph_of(tmp_path / "m")
     (choice,) = [n for n in graph.node if n.op_type == "If"]
     for branch in choice.attribute:
-        assert [n.op_type for n in branch.g.node] == ["Identity", "Identity"]
+        assert [n.op_type for n in branch.g.node] == [operator, operator]
     hp = phiconv.open_model(FIXTURES / "tiny-phi4mini").hyperparameters
     rows = {name: t.dims[0] for name, (_, _, t) in external(graph).items() if "cache" in name}
     assert set(rows.values()) == {hp.rope.original_context, hp.max_position_embeddings}
@@ -289,6 +290,25 @@ def test_mixed_recipe_gives_some_layers_8_bits(tmp_path):
     high = {n for n, e in found.items() if e == "onnx_int8_k_quant_asym_g32_f32"}
     assert {name.split(".")[2] for name in high} == {"0", "3"}  # of six
     assert all("qkv_proj" in name or "down_proj" in name for name in high)
+
+
+@pytest.mark.parametrize("match_runtime", [False, True])
+def test_mixed_recipe_of_the_builder_passes_over_the_down_matrices_of_phi(
+    model_folder, tmp_path, match_runtime
+):
+    found = encodings(
+        convert(model_folder("phi"), tmp_path / "m", "int4-k_quant_mixed", match_runtime=match_runtime)
+    )
+    bits = "int4" if match_runtime else "int8"
+    assert found["model.layers.0.mlp.down_proj.MatMul.weight"] == f"onnx_{bits}_k_quant_asym_g32_f32"
+    assert found["model.layers.0.attn.qkv_proj.MatMul.weight"] == "onnx_int8_k_quant_asym_g32_f32"
+
+
+def test_last_matrix_can_have_8_searched_bits(tmp_path):
+    types = (override("lm_head=int8-k_quant"),)
+    found = encodings(convert(FIXTURES / "tiny-phi3", tmp_path / "m", "int4-k_quant", tensor_types=types))
+    assert found["lm_head.MatMul.weight"] == "onnx_int8_k_quant_asym_g32_f32"
+    assert found["model.layers.0.attn.qkv_proj.MatMul.weight"] == "onnx_int4_k_quant_asym_g32_f32"
 
 
 @pytest.mark.parametrize(
