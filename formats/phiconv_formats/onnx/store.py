@@ -23,7 +23,7 @@ from phiconv_formats.onnx.packing import pack, row_bytes
 from phiconv_formats.output import Segment, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -49,11 +49,13 @@ class Stored:
         shape: The logical one.
         encoding: How it is stored.
         places: Offset and number of bytes of floats; or of codes, scales and, if there are any, zero points.
+        notes: What a graph is to say beside the scales.
     """
 
     shape: tuple[int, ...]
     encoding: ir.Encoding
     places: tuple[tuple[int, int], ...]
+    notes: Mapping[str, str]
 
 
 class Store:
@@ -89,7 +91,8 @@ class Store:
             self.size = offset + length
             places.append((offset, length))
             segments.append(Segment(self.file, offset, size, rows))
-        self._stored[output.name] = Stored(tensor.shape, encoding, tuple(places))
+        notes = {SCALE_TYPE: ir.F16.name} if _keeps_scales(tensor.encoding, encoding) else {}
+        self._stored[output.name] = Stored(tensor.shape, encoding, tuple(places), notes)
         self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
 
     def __contains__(self, name: str) -> bool:
@@ -135,9 +138,8 @@ class Store:
         """The scales of a matrix: shape (..., rows, blocks)."""
         stored, encoding = self._stored[name], self.block_encoding(name)
         shape = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
-        kind, place = DATA_TYPES[encoding.scale_type], stored.places[1]
-        notes = {SCALE_TYPE: ir.F16.name} if _keeps_scales(stored.output.tensor.encoding, encoding) else {}
-        return graph.weight(f"{name}_scales", kind, shape, (self.file, *place), notes)
+        kind = DATA_TYPES[encoding.scale_type]
+        return self._weight(graph, f"{name}_scales", kind, shape, stored.places[1], stored.notes)
 
     def zero_points(self, graph: Graph, name: str) -> str:
         """The zero points of a matrix, packed as the codes are: shape (..., rows, bytes); "" without any."""
@@ -157,13 +159,13 @@ class Store:
         blocks = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
         kind, scale = element_type(encoding), DATA_TYPES[encoding.scale_type]
         tensors = (
-            (f"_Q{encoding.bits}", kind, stored.shape),
-            ("_scales", scale, blocks),
-            ("_zero_points", kind, blocks),
+            (f"_Q{encoding.bits}", kind, stored.shape, {}),
+            ("_scales", scale, blocks, stored.notes),
+            ("_zero_points", kind, blocks, {}),
         )
         return tuple(
-            self._weight(graph, name + suffix, data_type, shape, place)
-            for (suffix, data_type, shape), place in zip(tensors, stored.places, strict=False)
+            self._weight(graph, name + suffix, data_type, shape, place, notes)
+            for (suffix, data_type, shape, notes), place in zip(tensors, stored.places, strict=False)
         )
 
     def block_encoding(self, name: str) -> ir.BlockEncoding:
@@ -185,17 +187,25 @@ class Store:
         sizes = [length // count for _, length in stored.places]
         starts = [offset + index * size for (offset, _), size in zip(stored.places, sizes, strict=True)]
         places = tuple(zip(starts, sizes, strict=True))
-        self._stored[part] = Stored(tuple(shape), stored.encoding, places)
+        self._stored[part] = Stored(tuple(shape), stored.encoding, places, stored.notes)
 
     def _weight(
-        self, graph: Graph, name: str, data_type: int, shape: Sequence[int], place: tuple[int, int]
+        self,
+        graph: Graph,
+        name: str,
+        data_type: int,
+        shape: Sequence[int],
+        place: tuple[int, int],
+        notes: Mapping[str, str] | None = None,
     ) -> str:
-        return graph.weight(name, data_type, shape, (self.file, *place))
+        return graph.weight(name, data_type, shape, (self.file, *place), notes or {})
 
 
-def _keeps_scales(stored: ir.Encoding, encoding: ir.BlockEncoding) -> bool:
+def _keeps_scales(stored: ir.Encoding, encoding: ir.Encoding) -> bool:
     """Whether float16 scales of symmetric blocks are only widened (see `phiconv.quantizers.repack`)."""
-    if not isinstance(stored, ir.BlockEncoding) or stored.has_minimum or stored.has_zero_point:
+    if not isinstance(stored, ir.BlockEncoding) or not isinstance(encoding, ir.BlockEncoding):
+        return False
+    if stored.has_minimum or stored.has_zero_point:
         return False
     widened = (stored.scale_type, encoding.scale_type) == (ir.F16, ir.F32)
     alike = (stored.bits, stored.block_size) == (encoding.bits, encoding.block_size)

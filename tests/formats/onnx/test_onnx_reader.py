@@ -110,7 +110,9 @@ def test_experts_are_what_their_tensors_say(tmp_path, model_folder, recipe):
     assert check_matrices(tmp_path / "m") > 8
 
 
-@pytest.mark.parametrize("recipe", ["int4", "int8-asym-g64", "f16", "bf16", "f32"])
+@pytest.mark.parametrize(
+    "recipe", ["int4", "int8-asym-g64", "int4-qdq", "int8-qdq-asym", "f16", "bf16", "f32"]
+)
 @pytest.mark.parametrize("kind", ["phi", "phi4mini", "phimoe"])
 def test_folder_for_transformers_has_the_dequantized_weights(tmp_path, model_folder, kind, recipe):
     convert(model_folder(kind), tmp_path / "m", recipe)
@@ -118,7 +120,7 @@ def test_folder_for_transformers_has_the_dequantized_weights(tmp_path, model_fol
     same_weights(phiconv.open_model(tmp_path / "m"), phiconv.open_model(tmp_path / "s"))
 
 
-@pytest.mark.parametrize("recipe", ["int4-asym", "int8", "int4-k_quant_mixed", "f16"])
+@pytest.mark.parametrize("recipe", ["int4-asym", "int8", "int4-k_quant_mixed", "int4-qdq", "int8-qdq", "f16"])
 @pytest.mark.parametrize("kind", ["phi3", "phimoe"])
 def test_the_same_recipe_again_copies_every_byte(tmp_path, model_folder, kind, recipe):
     convert(model_folder(kind), tmp_path / "a", recipe)
