@@ -21,7 +21,7 @@ def open_model(path: str | PathLike[str]) -> Model:
 
     Args:
         path: A model folder, a file of weights (``.safetensors``, ``.bin``, ``.pt``, ``.pth``; its
-            siblings are found), a shard index, a ``.gguf``, an ``.onnx`` or OpenVINO ``.xml``, or their folder.
+            siblings are found), an index of shards, a ``.gguf``, an ``.onnx``, an OpenVINO ``.xml``.
 
     Returns:
         The model. A file of weights without config.json, and a GGUF of an architecture that phiconv does not
