@@ -50,7 +50,7 @@ def show(result: dict[str, Any]) -> None:
     if "load average" in result:
         load = ", ".join(f"{x:.2f}" for x in result["load average"])
         print(f"load average: {load}; processors: {os.cpu_count()}")
-    for key in ("kernels", "threads", "steps", "ratios", "outputs"):
+    for key in ("kernels", "threads", "steps", "ratios", "outputs", "speeds"):
         if result.get(key):
             print(f"\n{table(result[key])}")
 
