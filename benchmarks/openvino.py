@@ -3,8 +3,8 @@
     python benchmarks/openvino.py [--peer OPTIMUM-CLI] [--model FOLDER] [--recipes int4-asym,int8-asym,f16]
     python benchmarks/openvino.py --weights OURS.xml THEIRS.xml
 
-README.md beside this script says what the numbers are. What needs optimum-cli, or OpenVINO GenAI, is skipped, and
-said to be, where they are not installed.
+README.md beside this script says what the numbers are. What needs optimum-cli, or OpenVINO GenAI, is skipped,
+and said to be, where they are not installed.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.weights:
         found = compare(*options.weights)
-        sys.exit(found) if found.startswith("DIFFER") else print(found)
+        sys.exit(found) if "DIFFER" in found else print(found)
         return
     result = run(options)
     if options.json:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def speeds(folders: dict[str, Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Tokens per second of each model, medians of the rounds.
 
-    One model after the other takes its turn in every round, so that what else the machine does hits all alike;
-    the first round only warms up. Random weights know no end, so an end is not heeded.
+    One model after the other takes its turn in every round, so that what else the machine does hits all
+    alike; the first round only warms up. Random weights know no end, so an end is not heeded.
 
     Args:
         folders: Models by what to call them; the first is what the others are compared with.
