@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -103,13 +101,11 @@ def _difference(a: Constant, b: Constant) -> str:
 
 def _vectors(ours: dict[str, Constant], theirs: dict[str, Constant]) -> str:
     """Norms and biases, whatever they are called: tracing gives them numbers for names."""
-    first = [c for n, c in ours.items() if _NAMED.match(n) and _is_vector(n, c)]
     second = [c for c in theirs.values() if c.is_vector]
-    for dtype in (np.float32, np.float16):
-        if not _heap(first, dtype) - _heap(second, dtype):
-            return f"{len(first)} norms and biases, equal as {np.dtype(dtype).name}"
-    return "norms or biases DIFFER"
-
-
-def _heap(vectors: Iterable[Constant], dtype: type[np.floating]) -> Counter[bytes]:
-    return Counter(vector.floats().astype(dtype).tobytes() for vector in vectors)
+    exact = {c.floats().tobytes() for c in second}
+    halves = {c.floats().astype(np.float16).tobytes() for c in second if c.type == "f16"}
+    first = [c.floats() for n, c in ours.items() if _NAMED.match(n) and _is_vector(n, c)]
+    rounded = [v for v in first if v.tobytes() not in exact]
+    if any(v.astype(np.float16).tobytes() not in halves for v in rounded):
+        return "norms or biases DIFFER"
+    return f"{len(first)} norms and biases, equal" + (" as float16" if rounded else "")
