@@ -110,6 +110,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="tokens to answer")
     parser.add_argument("--rounds", type=int, default=5, help="answers of each; 0 for none")
     parser.add_argument("--backend", choices=("PA", "SDPA"), default="PA", help="of attention")
+    parser.add_argument("--threads", type=int, default=0, help="of OpenVINO; 0 for as many as it likes")
     parser.add_argument("--scratch", type=Path, help="folder for the temporary files")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--weights", nargs=2, type=Path, help="only compare the weights of two models")
