@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import BF16, F16, F32, OPENVINO_MXFP4, FloatEncoding, openvino_affine, openvino_nf4
-from phiconv.recipes.sensitivity import sensitivities
+from phiconv.recipes.sensitivity import EPSILON, EPSILON_16, sensitivities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,13 +150,16 @@ def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -
             kept.add(tensor.name)
     ratio = 1.0 if choices.ratio is None else choices.ratio
     if ratio < 1:
-        kept |= _most_sensitive([t for t in matrices if t.name not in kept], ratio)
+        kept |= _most_sensitive(
+            [t for t in matrices if t.name not in kept], ratio, traced=choices.match_runtime
+        )
     return [t.name for t in matrices if t.name in kept]
 
 
-def _most_sensitive(tensors: Sequence[OutputTensor], ratio: float) -> set[str]:
+def _most_sensitive(tensors: Sequence[OutputTensor], ratio: float, *, traced: bool) -> set[str]:
     """Those that are left when matrices are taken, the least sensitive first, until they are the share."""
-    scores = sensitivities([t.tensor for t in tensors])
+    epsilons = [_epsilon(t) if traced else EPSILON for t in tensors]
+    scores = sensitivities([t.tensor for t in tensors], epsilons)
     total, taken = sum(t.tensor.size for t in tensors), 0
     left = {t.name for t in tensors}
     for _, tensor in sorted(zip(scores, tensors, strict=True), key=lambda pair: pair[0]):
@@ -165,6 +168,17 @@ def _most_sensitive(tensors: Sequence[OutputTensor], ratio: float) -> set[str]:
             break
         left.remove(tensor.name)
     return left
+
+
+def _epsilon(tensor: OutputTensor) -> float:
+    """What NNCF adds to an error depends on the type that a weight has in a graph traced by optimum-intel.
+
+    Matrices of linear layers keep their 16 bits there; a router and experts become float32. So whatever the
+    errors are, the former look less sensitive.
+    """
+    assert tensor.role is not None  # noqa: S101 - OpenVINO has no plain tensors
+    widened = tensor.role.name == "router" or len(tensor.tensor.shape) > 2
+    return EPSILON if widened or tensor.tensor.encoding not in (F16, BF16) else EPSILON_16
 
 
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001 - a `Recipes`

@@ -14,18 +14,24 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Tensor
 
-__all__ = ["sensitivities"]
+__all__ = ["EPSILON", "EPSILON_16", "sensitivities"]
+
+EPSILON = float(np.finfo(np.float32).eps)
+"""What NNCF adds to the error of weights in float32."""
+
+EPSILON_16 = float(np.finfo(np.float16).eps)
+"""What NNCF adds to that of weights in 16 bits; it takes bfloat16 for float16 here."""
 
 _TILE = 1 << 20
 
 
-def sensitivities(tensors: Sequence[Tensor]) -> list[float]:
+def sensitivities(tensors: Sequence[Tensor], epsilons: Sequence[float]) -> list[float]:
     """The scores by which NNCF 3.4 chooses between 4 and 8 bits ("weight quantization error").
 
-    ``1 / (error + eps)``, where the error is that of the worst row when rows are quantized to 8 bits with a
-    zero point each: the mean of its squares.
+    ``1 / (error + epsilon)``, where the error is that of the worst row when rows are quantized to 8 bits with
+    a zero point each: the mean of its squares. With one epsilon for all, the error alone decides.
     """
-    return [1 / (_worst_row(tensor) + float(np.finfo(np.float32).eps)) for tensor in tensors]
+    return [1 / (_worst_row(t) + epsilon) for t, epsilon in zip(tensors, epsilons, strict=True)]
 
 
 def _worst_row(tensor: Tensor) -> float:

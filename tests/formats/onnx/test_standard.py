@@ -77,7 +77,8 @@ class Whole(Graph):
 
     parts = ()
 
-    def weight(self, name, data_type, shape, place):
+    def weight(self, name, data_type, shape, place, notes=None):
+        assert not notes
         index = [segment.offset for segment in self.segments].index(place[1])
         assert place[2] == self.parts[index].size
         data = self.parts[index].tobytes()

@@ -161,6 +161,16 @@ def test_a_ratio_takes_the_least_sensitive_matrices_first():
     assert chosen[0] < chosen[1] < chosen[2] < chosen[3] == set(matrices)
 
 
+def test_nncf_takes_linear_layers_before_experts(model_folder):
+    """Unlike experts, they are stored in 16 bits when it measures, and so it adds more to their errors."""
+    folder = model_folder("phimoe")
+    for match_runtime in (False, True):
+        found = types(plan(folder, "int4-sym-g32", ratio=0.4, match_runtime=match_runtime))
+        linear = [n for n in found if "self_attn" in n and n.endswith("weight")]
+        assert all("int4" in found[n] for n in linear) is match_runtime
+        assert any("int8" in found[n] for n in found if "experts" in n)
+
+
 def test_single_tensors_can_be_chosen(model_folder):
     types_ = (override("lm_head=f16"), override(r"layers\.0\.mlp=nf4-g32"))
     found = types(plan(model_folder("phi3"), "int8-sym", tensor_types=types_))
