@@ -13,6 +13,7 @@ from phiconv import ir
 from phiconv.quantizers import decode, encode
 from phiconv.quantizers.repack import repack
 from phiconv_formats.onnx import packing
+from phiconv_formats.onnx.integers import pack_integers
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
@@ -84,7 +85,7 @@ def packed(blocks, method):
         parts = packing.pack_columns(blocks, SHAPE[1])
     elif method == "gather":  # a zero without its sign
         unsigned = replace(blocks, scales=blocks.scales + blocks.scales.dtype.type(0))
-        parts = packing.pack_int4(unsigned, SHAPE[1])
+        parts = pack_integers(unsigned)
     else:
         parts = packing.pack(blocks, SHAPE[1])
     return [np.ascontiguousarray(part).reshape(-1).view(np.uint8) for part in parts]
@@ -199,7 +200,7 @@ def test_gather_of_int4_gives_the_weights_back(symmetric):
     blocks, (rows, columns) = blocks_of(encoding), SHAPE
     kind = INT4 if symmetric else UINT4
     shapes = [(rows, columns), (rows, columns // 32), (rows, columns // 32)]
-    tensors = initializers(packing.pack_int4(blocks, columns), shapes, [kind, kind_of(encoding), UINT4])
+    tensors = initializers(pack_integers(blocks), shapes, [kind, kind_of(encoding), UINT4])
     np.testing.assert_array_equal(gathered(encoding, tensors), decode(blocks, columns))
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError
-from phiconv_formats.onnx.packing import unpack, unpack_columns
+from phiconv_formats.onnx.packing import unpack_columns
 from phiconv_formats.rows import as_floats
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from phiconv_formats.rows import FileRows
 
-__all__ = ["BlockColumns", "BlockRows", "FloatColumns", "unpack_int8"]
+__all__ = ["BlockColumns", "BlockRows", "FloatColumns", "HalfByteRows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class BlockRows:
     encoding: ir.BlockEncoding
     stored: ir.BlockEncoding
     columns: int
-    parts: tuple[FileRows, ...]
+    parts: tuple[FileRows | HalfByteRows, ...]
     unpack: Callable[..., ir.Encoded]
 
     @property
@@ -64,10 +64,42 @@ class BlockRows:
             name = self.encoding.scale_type.name
             raise MalformedFileError(
                 f"says that its scales are {name} numbers, and they are not",
-                path=self.parts[1].file.path,
-                at=f"tensor {self.parts[1].name}",
+                path=self.label,
             )
         return replace(blocks, encoding=self.encoding, scales=scales)
+
+
+@dataclass(frozen=True, slots=True)
+class HalfByteRows:
+    """Rows of 4-bit numbers without gaps, so that one may begin within a byte.
+
+    Attributes:
+        stored: Their bytes, each as a row.
+        numbers: How many there are in a row.
+    """
+
+    stored: FileRows
+    numbers: int
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+        return self.stored.label
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows ``start`` to ``stop``, the first of which begins a byte here."""
+        first, last = start * self.numbers, stop * self.numbers
+        packed = cast("NDArray[np.uint8]", self.stored.read(first // 2, -(-last // 2)))
+        numbers = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).reshape(-1)
+        wanted = numbers[first % 2 :][: last - first]
+        if wanted.size % 2:
+            wanted = np.append(wanted, np.uint8(0))
+        result: NDArray[np.uint8] = wanted[::2] | wanted[1::2] << np.uint8(4)
+        return result
+
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self.stored.changed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +166,3 @@ def _columns(stored: FileRows, height: int, first: int, last: int) -> NDArray[np
     for i, row in enumerate(result):
         stored.file.read_into(stored.offset + i * stored.row_bytes + first, row.data)
     return result
-
-
-def unpack_int8(
-    encoding: ir.Encoding, columns: int, codes: NDArray[np.uint8], scales: NDArray[np.uint8]
-) -> ir.Encoded:
-    """As `packing.unpack`, of symmetric blocks with INT8 codes: they are 128 less, in two's complement."""
-    return unpack(encoding, columns, codes ^ np.uint8(128), scales)

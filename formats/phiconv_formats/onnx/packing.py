@@ -1,12 +1,12 @@
 """The bytes of ONNX Runtime's quantized tensors: packing to them, and the exact inverse.
 
 A matrix of N rows and K columns, as a checkpoint has it (N outputs, K inputs), is two or three tensors:
-codes, scales and, where blocks have them, zero points. With B blocks to a row there are three layouts:
+codes, scales and, where blocks have them, zero points. With B blocks to a row there are two layouts here, and
+one more in `integers`:
 
 - `pack`, for MatMulNBits, QMoE and GatherBlockQuantized (with its attribute ``bits``): uint8 codes [N, B,
   bytes of a block], scales [N, B], uint8 zero points [N, bytes of B codes]. Of two 4-bit codes the first is
   in the lower half of a byte, and a row whose last byte of zero points is half full has an 8 in the rest.
-- `pack_int4`, for GatherBlockQuantized: INT4 or UINT4 codes [N, K], scales [N, B], UINT4 zero points [N, B].
 - `pack_columns`, for DequantizeLinear in front of MatMul: INT4 or UINT4 codes [K, N], scales [B, N], UINT4
   zero points [B, N].
 
@@ -32,14 +32,11 @@ if TYPE_CHECKING:
     Data: TypeAlias = bytes | memoryview | Bytes
 
 __all__ = [
-    "int4_row_bytes",
     "pack",
     "pack_columns",
-    "pack_int4",
     "row_bytes",
     "unpack",
     "unpack_columns",
-    "unpack_int4",
 ]
 
 _MIDDLE = 8
@@ -126,45 +123,6 @@ def unpack(
     rows = parts[2].reshape(-1, -(-per_row * encoding.bits // 8))
     zeros = _unpair(rows) if encoding.bits == 4 else rows
     return _blocks(encoding, parts[0], parts[1], np.array(zeros[:, :per_row]).reshape(-1))
-
-
-# ------------------------------------------------------------------------------------- INT4 and UINT4 by row
-
-
-def int4_row_bytes(encoding: ir.Encoding, columns: int) -> tuple[int, ...]:
-    """As `row_bytes`, of the tensors of `pack_int4`.
-
-    Raises:
-        UsageError: The codes have not 4 bits, or a row's zero points do not fill whole bytes.
-    """
-    encoding = _checked_int4(encoding)
-    if encoding.has_zero_point and _blocks_of_row(encoding, columns) % 2:
-        raise UsageError(
-            f"the zero points of rows of {columns} weights in {encoding.name} do not fill whole bytes",
-            hint="choose a smaller block size, or symmetric blocks",
-        )
-    return row_bytes(encoding, columns)
-
-
-def pack_int4(blocks: ir.Blocks, columns: int) -> tuple[Bytes, ...]:
-    """As `pack`, in INT4 or UINT4 tensors."""
-    int4_row_bytes(blocks.encoding, columns)
-    codes, *others = pack(blocks, columns)
-    if blocks.zero_points is None:
-        codes ^= _SIGNS
-    return codes, *others
-
-
-def unpack_int4(
-    encoding: ir.Encoding, columns: int, codes: Data, scales: Data, zero_points: Data = b""
-) -> ir.Blocks:
-    """The inverse of `pack_int4`, like `unpack`."""
-    sizes = int4_row_bytes(encoding, columns)
-    encoding = _checked_int4(encoding)
-    parts = _parts(encoding, columns, sizes, codes, scales, zero_points)
-    if encoding.has_zero_point:
-        return _blocks(encoding, parts[0], parts[1], _unpair(parts[2]))
-    return _blocks(encoding, parts[0] ^ _SIGNS, parts[1], None)
 
 
 # --------------------------------------------------------------------------------- INT4 and UINT4, transposed

@@ -159,9 +159,9 @@ class Store:
         blocks = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
         kind, scale = element_type(encoding), DATA_TYPES[encoding.scale_type]
         tensors = (
-            (f"_Q{encoding.bits}", kind, stored.shape, {}),
+            (f"_Q{encoding.bits}", kind, stored.shape, None),
             ("_scales", scale, blocks, stored.notes),
-            ("_zero_points", kind, blocks, {}),
+            ("_zero_points", kind, blocks, None),
         )
         return tuple(
             self._weight(graph, name + suffix, data_type, shape, place, notes)

@@ -10,19 +10,22 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv_formats.onnx.initializers import FLOATS, INT4, INT8, UINT4, UINT8
-from phiconv_formats.onnx.matrix_rows import BlockColumns, BlockRows, FloatColumns, unpack_int8
-from phiconv_formats.onnx.packing import int4_row_bytes, row_bytes, unpack, unpack_int4
+from phiconv_formats.onnx.integers import element_type, row_sizes, unpack_integers
+from phiconv_formats.onnx.matrix_rows import BlockColumns, BlockRows, FloatColumns, HalfByteRows
+from phiconv_formats.onnx.packing import row_bytes, unpack
 from phiconv_formats.onnx.store import SCALE_TYPE
 from phiconv_formats.rows import FileRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from phiconv_formats.onnx.graph_reader import GraphFile, Node, StoredTensor
     from phiconv_formats.onnx.initializers import Initializers
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Matrix", "find_matrices"]
 
 _NAME = re.compile(r"(.+?)(?:\.MatMul)?\.weight(?:_\w+)?")
+_Size = TypeVar("_Size")
 _LONGEST_CHAIN = 8
 _PASSED = {"Cast", "Identity", "Reshape", "Transpose"}
 """What may stand between a tensor and the operator that reads it."""
@@ -191,7 +195,7 @@ class _Finder:
         if codes.data_type == UINT8:
             yield self._blocks(codes, parts, (codes.shape[0], columns * 8 // max(bits, 1)), bits, node, True)
         else:
-            yield self._int4(codes, parts, (codes.shape[0], columns), node, lookup=True)
+            yield self._integers(codes, parts, (codes.shape[0], columns), node, lookup=True)
 
     def _experts(self, node: Node) -> Iterator[Matrix]:
         """Both matrices of a mixture of experts; of the first the rows of gate and up by turns."""
@@ -239,31 +243,18 @@ class _Finder:
         wanted = [UINT8, parts[1].data_type, UINT8]
         if [part.data_type for part in parts] != wanted[: len(parts)]:
             raise self._tensors.unsupported(codes, "its codes or zero points are no bytes")
-        sizes = self._row_bytes(codes, partial(row_bytes, encoding), shape[-1])
-        return self._rows(parts, encoding, shape, sizes, unpack, lookup=lookup)
+        sizes = self._sizes(codes, row_bytes, encoding, shape[-1])
+        return self._rows(parts, encoding, shape, [(size, 1) for size in sizes], unpack, lookup=lookup)
 
-    def _int4(
+    def _sizes(
         self,
         codes: StoredTensor,
-        parts: Sequence[StoredTensor],
-        shape: tuple[int, ...],
-        node: Node,
-        *,
-        lookup: bool,
-    ) -> Matrix:
-        """A matrix in the layout of `packing.pack_int4`."""
-        encoding = self._encoding(parts, 4, node.integer("block_size", 0))
-        wanted = [INT4] if len(parts) < 3 else [UINT4, parts[1].data_type, UINT4]
-        if [part.data_type for part in parts][:: 2 if len(parts) < 3 else 1] != wanted:
-            raise self._tensors.unsupported(codes, "its codes and zero points are not of one type of 4 bits")
-        sizes = self._row_bytes(codes, partial(int4_row_bytes, encoding), shape[-1])
-        return self._rows(parts, encoding, shape, sizes, unpack_int4, lookup=lookup)
-
-    def _row_bytes(
-        self, codes: StoredTensor, sizes: Callable[[int], tuple[int, ...]], columns: int
-    ) -> tuple[int, ...]:
+        count: Callable[[ir.BlockEncoding, int], tuple[_Size, ...]],
+        encoding: ir.BlockEncoding,
+        columns: int,
+    ) -> tuple[_Size, ...]:
         try:
-            return sizes(columns)
+            return count(encoding, columns)
         except UsageError as error:
             raise self._tensors.unsupported(codes, error.message) from None
 
@@ -272,14 +263,21 @@ class _Finder:
         parts: Sequence[StoredTensor],
         stored: ir.BlockEncoding,
         shape: tuple[int, ...],
-        sizes: tuple[int, ...],
+        sizes: Sequence[tuple[int, int]],
         unpacker: Callable[..., ir.Encoded],
         *,
         lookup: bool,
     ) -> Matrix:
-        rows = [self._tensors.rows(part, size) for part, size in zip(parts, sizes, strict=True)]
+        """A matrix whose tensors have so many bytes for so many rows each."""
+        rows = [
+            self._tensors.rows(part, size)
+            if together == 1
+            else HalfByteRows(self._tensors.rows(part, 1), size)
+            for part, (size, together) in zip(parts, sizes, strict=True)
+        ]
         count = math.prod(shape[:-1])
-        found, expected = [part.length for part in parts], [count * size for size in sizes]
+        found = [part.length for part in parts]
+        expected = [-(-count * size // together) for size, together in sizes]
         if min(shape) < 1 or found != expected:
             shown = ", ".join(str(list(part.shape)) for part in parts)
             message = f"tensors of shapes {shown} are no matrix of shape {list(shape)} in {stored.name}"
@@ -327,16 +325,15 @@ class _Finder:
         *,
         lookup: bool,
     ) -> Matrix:
-        """A matrix of 4 or 8 bits whose tensors have its own shape."""
-        if codes.data_type not in {INT8, UINT8}:
-            return self._int4(codes, parts, shape, node, lookup=lookup)
-        encoding = self._encoding(parts, 8, node.integer("block_size", 0))
-        kind = INT8 if len(parts) < 3 else UINT8
+        """A matrix in the layout of `integers`."""
+        bits = 8 if codes.data_type in {INT8, UINT8} else 4
+        encoding = self._encoding(parts, bits, node.integer("block_size", 0))
+        kind = element_type(encoding)
         if {codes.data_type, parts[-1].data_type} - {parts[1].data_type} != {kind}:
-            raise self._tensors.unsupported(codes, "its codes and zero points are not of one type of 8 bits")
-        sizes = self._row_bytes(codes, partial(row_bytes, encoding), shape[-1])
-        unpacker = unpack if kind == UINT8 else unpack_int8
-        return self._rows(parts, encoding, shape, sizes, unpacker, lookup=lookup)
+            message = f"its codes and zero points are not of one type of {bits} bits"
+            raise self._tensors.unsupported(codes, message)
+        sizes = self._sizes(codes, row_sizes, encoding, shape[-1])
+        return self._rows(parts, encoding, shape, sizes, _unpack_integers, lookup=lookup)
 
     def _int4_columns(
         self, codes: StoredTensor, parts: Sequence[StoredTensor], node: Node, *, lookup: bool
@@ -355,3 +352,7 @@ class _Finder:
         rows = [self._tensors.rows(part, size) for part, size in zip(parts, sizes, strict=False)]
         source = BlockColumns(encoding, (height, blocks, blocks)[: len(parts)], tuple(rows))
         return self._matrix(ir.Tensor.of(source, (width, height)), parts, lookup=lookup)
+
+
+def _unpack_integers(encoding: ir.BlockEncoding, columns: int, *parts: NDArray[np.uint8]) -> ir.Blocks:  # noqa: ARG001
+    return unpack_integers(encoding, *(part.reshape(-1) for part in parts))

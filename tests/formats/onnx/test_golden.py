@@ -14,6 +14,7 @@ import pytest
 from phiconv import ir
 from phiconv.quantizers import encode
 from phiconv_formats.onnx import packing
+from phiconv_formats.onnx.integers import pack_integers
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden_onnx.json").read_text())
@@ -34,7 +35,7 @@ def packed(blocks, columns, method):
     if method == "qdq" and blocks.encoding.bits == 4:
         return packing.pack_columns(blocks, columns)
     if method == "gather":  # a zero without its sign
-        return packing.pack_int4(replace(blocks, scales=blocks.scales + blocks.scales.dtype.type(0)), columns)
+        return pack_integers(replace(blocks, scales=blocks.scales + blocks.scales.dtype.type(0)))
     return packing.pack(blocks, columns)
 
 

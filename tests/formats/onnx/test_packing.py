@@ -11,15 +11,13 @@ from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
 from phiconv.quantizers import encode
 from phiconv_formats.gguf import packing as gguf_packing
+from phiconv_formats.onnx.integers import pack_integers, row_sizes, unpack_integers
 from phiconv_formats.onnx.packing import (
-    int4_row_bytes,
     pack,
     pack_columns,
-    pack_int4,
     row_bytes,
     unpack,
     unpack_columns,
-    unpack_int4,
 )
 
 f32 = np.float32
@@ -76,15 +74,16 @@ def test_unpack_is_the_inverse(encoding, rows, per_row, seed):
     assert_equal(unpack(encoding, columns, *(part.tobytes() for part in packed)), blocks)
 
 
-@every_int4
+@every_encoding
 @few
-@given(rows=st.integers(0, 5), pairs=st.integers(1, 3), seed=st.integers(0, 1 << 32))
-def test_unpack_int4_is_the_inverse(encoding, rows, pairs, seed):
-    columns = 2 * pairs * encoding.block_size
-    blocks = random_blocks(encoding, 2 * rows * pairs, seed)
-    packed = pack_int4(blocks, columns)
-    assert tuple(part.size for part in packed) == tuple(rows * n for n in int4_row_bytes(encoding, columns))
-    assert_equal(unpack_int4(encoding, columns, *packed), blocks)
+@given(rows=st.integers(0, 5), per_row=st.integers(1, 5), seed=st.integers(0, 1 << 32))
+def test_unpack_integers_is_the_inverse(encoding, rows, per_row, seed):
+    columns = per_row * encoding.block_size
+    blocks = random_blocks(encoding, rows * per_row, seed)
+    packed = pack_integers(blocks)
+    sizes = row_sizes(encoding, columns)
+    assert [part.size for part in packed] == [-(-rows * size // together) for size, together in sizes]
+    assert_equal(unpack_integers(encoding, *packed), blocks)
 
 
 @every_int4
@@ -117,7 +116,7 @@ def test_layout_of_int4(encoding):
     rows, per_row = 3, 4
     blocks = random_blocks(encoding, rows * per_row)
     codes, scales, zeros = matrices(blocks, rows)
-    packed = pack_int4(blocks, per_row * encoding.block_size)
+    packed = pack_integers(blocks)
     signed = codes if encoding.has_zero_point else (codes.astype(int) - 8) & 15
     np.testing.assert_array_equal(packed[0], halves(signed))
     assert packed[1].tobytes() == scales.tobytes()
@@ -184,16 +183,12 @@ def test_refuses_what_onnx_runtime_does_not_have(encoding):
 
 def test_refuses_8_bits_as_int4():
     encoding = ir.onnx_affine(8, 32, ir.F16)
-    for call in (lambda: int4_row_bytes(encoding, 32), lambda: pack_columns(random_blocks(encoding, 2), 32)):
-        with pytest.raises(UsageError, match="no codes of 4 bits"):
-            call()
+    with pytest.raises(UsageError, match="no codes of 4 bits"):
+        pack_columns(random_blocks(encoding, 2), 32)
 
 
 def test_refuses_halves_of_bytes():
     encoding = ir.onnx_affine(4, 32, ir.F16, symmetric=False)
-    with pytest.raises(UsageError, match=r"zero points of rows of 96 weights .* do not fill whole bytes"):
-        int4_row_bytes(encoding, 96)
-    assert int4_row_bytes(ir.onnx_affine(4, 32, ir.F16), 96) == (48, 6)
     with pytest.raises(UsageError, match="3 rows of 4-bit codes, as columns, do not fill whole bytes"):
         pack_columns(random_blocks(encoding, 3), 32)
 
@@ -210,9 +205,9 @@ def test_refuses_tensors_of_different_lengths(part):
     cut = [p[:-1] if i == part else p for i, p in enumerate(pack(blocks, 64))]
     with pytest.raises(MalformedFileError, match="bytes are no rows of 64 weights"):
         unpack(encoding, 64, *cut)
-    cut = [p[:-1] if i == part else p for i, p in enumerate(pack_int4(blocks, 64))]
-    with pytest.raises(MalformedFileError, match="bytes are no rows of 64 weights"):
-        unpack_int4(encoding, 64, *cut)
+    cut = [p[:-1] if i == part else p for i, p in enumerate(pack_integers(blocks))]
+    with pytest.raises(MalformedFileError, match="are no blocks of onnx_int4"):
+        unpack_integers(encoding, *cut)
     if part:
         cut = [p[:-1] if i == part else p for i, p in enumerate(pack_columns(blocks, 64))]
         with pytest.raises(MalformedFileError, match="for codes of shape"):
