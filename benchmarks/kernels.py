@@ -112,21 +112,27 @@ def _threads(options: argparse.Namespace, quantize: Callable[..., None], tiles: 
         for _ in range(tiles):
             call()
 
+    def at_once() -> None:
+        list(workers.map(_work, [options.source] * 2, range(2), [tiles] * 2))
+
+    def one_after_the_other() -> None:
+        for seed in range(2):
+            workers.submit(_work, options.source, seed, tiles).result()
+
     calls: list[Callable[[], object]] = []
     with ThreadPoolExecutor(2) as two, processes.pool(2) as workers:
         for pair in programs:
             calls.append(lambda pair=pair: [work(call) for call in pair])
             calls.append(lambda pair=pair: list(two.map(work, pair)))
-        calls.append(lambda: list(workers.map(_work, [options.source] * 2, range(2), [tiles] * 2)))
+        calls += [one_after_the_other, at_once]
         _interleaved(calls, 1, time.perf_counter)
         best = [1e3 * seconds for seconds in _interleaved(calls, options.repeat, time.perf_counter)]
-    ours, in_threads, theirs, in_their_threads, in_processes = best
     return [
-        {"Q4_K": who, "one thread ms": one, "two at once ms": both, "speed-up": one / both}
+        {"Q4_K": who, "one at a time ms": one, "two at once ms": both, "speed-up": one / both}
         for who, one, both in (
-            ("phiconv, two threads", ours, in_threads),
-            ("phiconv, two processes", ours, in_processes),
-            ("llama.cpp, two threads", theirs, in_their_threads),
+            ("phiconv, two threads", *best[:2]),
+            ("phiconv, two processes", *best[4:]),
+            ("llama.cpp, two threads", *best[2:4]),
         )
     ]
 
