@@ -44,9 +44,9 @@ def test_same_bytes_for_every_target(target, pool, tmp_path):
 
 @pytest.mark.parametrize(
     ("quant", "jobs", "enough", "expected"),
-    [("q8", 3, True, [3]), ("q8", 3, False, []), ("q8", 1, True, []), ("f16", 3, True, [])],
+    [("q4", 3, True, [3]), ("q4", 3, False, []), ("q4", 1, True, []), ("q8", 3, True, [])],
 )
-def test_processes_are_for_much_to_quantize(quant, jobs, enough, expected, monkeypatch, tmp_path):
+def test_processes_are_for_searches(quant, jobs, enough, expected, monkeypatch, tmp_path):
     asked = []
 
     def pool(jobs):
@@ -74,7 +74,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     pipeline._convert_span, pipeline._WORTH_PROCESSES, pipeline._SPAN = slow, 1, 1 << 14
     from phiconv.cli import main
-    main([*sys.argv[1:], "--q8", "--quiet", "--jobs", "2"], prog_name="phiconv")
+    main([*sys.argv[1:], "--q4", "--quiet", "--jobs", "2"], prog_name="phiconv")
 """
 
 

@@ -124,8 +124,8 @@ def convert(
         imatrix: An importance matrix, as llama-imatrix writes it; it goes into ``choices``.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
-        processes: Use processes rather than threads where there is much to quantize: they get more out of
-            several processors, and each takes some 50 MB. A script needs ``if __name__ == "__main__":`` then.
+        processes: Use processes rather than threads where quantizing takes long: they get more out of several
+            processors, and each takes some 50 MB. A script needs ``if __name__ == "__main__":`` then.
         executor: Any `concurrent.futures.Executor` to work in, instead.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.

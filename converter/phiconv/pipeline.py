@@ -19,7 +19,7 @@ from phiconv import checks
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import Blocks, FloatEncoding
 from phiconv.outputs import partial_files
-from phiconv.quantizers import decode, encode
+from phiconv.quantizers import SEARCHING, decode, encode
 from phiconv.quantizers.floats import narrow
 from phiconv.quantizers.repack import repack, repackable
 
@@ -40,7 +40,7 @@ TILE = 1 << 18
 
 _SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
 
-_WORTH_PROCESSES = 1 << 26  # weights to quantize
+_WORTH_PROCESSES = 1 << 26  # weights whose quantization is a search
 
 
 class Progress(Protocol):
@@ -93,7 +93,7 @@ def run(
         folder: Where it goes; it must exist.
         executor: Any executor; by default a pool of ``jobs`` threads.
         jobs: Number of threads, and twice as many tasks are under way at once; by default one per processor.
-        processes: The pool is one of processes where there is much to quantize, see `phiconv.processes`.
+        processes: The pool is one of processes where quantizing takes long, see `phiconv.processes`.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Called from this thread after each task.
@@ -137,14 +137,14 @@ def _own_pool(package: Package, jobs: int, *, processes: bool) -> Executor:
 
 
 def worth_processes(package: Package) -> bool:
-    """Whether so much is to be quantized that processes save more time than they take to start."""
-    return sum(map(_quantized, package.streams)) >= _WORTH_PROCESSES
+    """Whether there is so much to search that processes save more time than they take to start."""
+    return sum(s.tensor.size for s in package.streams if _searches(s)) >= _WORTH_PROCESSES
 
 
-def _quantized(stream: Stream) -> int:
-    """How many weights of a tensor are quantized."""
-    simple = isinstance(stream.encoding, FloatEncoding) or repackable(stream.tensor.encoding, stream.encoding)
-    return 0 if simple else stream.tensor.size
+def _searches(stream: Stream) -> bool:
+    if isinstance(stream.encoding, FloatEncoding) or repackable(stream.tensor.encoding, stream.encoding):
+        return False
+    return stream.encoding in SEARCHING or stream.importance is not None
 
 
 def _stream(

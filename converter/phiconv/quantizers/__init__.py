@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FAST", "QUANTIZERS", "Quantizer", "decode", "encode"]
+__all__ = ["FAST", "QUANTIZERS", "SEARCHING", "Quantizer", "decode", "encode"]
 
 Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
 """From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order. The
@@ -83,6 +83,15 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
 
 FAST: dict[ir.AnyBlockEncoding, Quantizer] = {ir.Q4_K: fast.q4_k, ir.Q5_K: fast.q5_k}
 """Those that have a faster search."""
+
+SEARCHING = frozenset(
+    {
+        *(ir.Q2_K, ir.Q3_K, ir.Q4_K, ir.Q5_K, ir.Q6_K, ir.IQ4_NL, ir.IQ4_XS, ir.IQ1_S, ir.IQ1_M),
+        *(ir.IQ2_XXS, ir.IQ2_XS, ir.IQ2_S, ir.IQ3_XXS, ir.IQ3_S),
+        *ir.ONNX_AFFINE["k_quant"],
+    }
+)
+"""Encodings whose quantizers try many scales: ten times as slow as the others, or more."""
 
 
 def encode(
