@@ -42,7 +42,7 @@ class _Turns:
         return Blocks.join([a, b]).take((order[:, None] * len(blocks) + blocks).reshape(-1))
 
     def changed(self) -> bool:
-        return any(run.source.changed() for tensor in (self.even, self.odd) for run in tensor.runs)
+        return self.even.changed() or self.odd.changed()
 
 
 def interleave(even: Tensor, odd: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class _EveryOther:
         return rows.take(indices[:, int(self.odd)].reshape(-1))
 
     def changed(self) -> bool:
-        return any(run.source.changed() for run in self.both.runs)
+        return self.both.changed()
 
 
 def deinterleave(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -306,6 +306,10 @@ class Tensor:
             return pieces[0].source.read(pieces[0].start, pieces[0].stop)
         return _join([run.source.read(run.start, run.stop) for run in pieces], len(pieces))
 
+    def changed(self) -> bool:
+        """Whether what it reads is no longer what was opened (see `Source.changed`)."""
+        return any(run.source.changed() for run in self.runs)
+
 
 @dataclass(frozen=True, slots=True)
 class _Constant:

@@ -42,7 +42,7 @@ class _Decoded:
             return rows.astype(F64.dtype)
 
     def changed(self) -> bool:
-        return any(run.source.changed() for run in self.tensor.runs)
+        return self.tensor.changed()
 
 
 def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
