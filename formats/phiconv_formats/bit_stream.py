@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Words: TypeAlias = NDArray[np.uint32]
     Bytes: TypeAlias = NDArray[np.uint8]
 
-__all__ = ["pack_codes", "unpack_codes"]
+__all__ = ["pack_codes", "pack_halves", "unpack_codes", "unpack_halves"]
 
 _CHUNK = 1 << 13
 """Eights of codes at a time, so that what lies between two operations stays in a core's own caches."""
@@ -57,6 +57,30 @@ def unpack_codes(packed: Bytes, bits: int, block_size: int) -> Words:
             upper <<= gap
             part |= upper
     return np.ascontiguousarray(eights.view("<u4").reshape(-1, block_size // 4).T)
+
+
+def pack_halves(numbers: Bytes | NDArray[np.int8]) -> Bytes:
+    """Numbers of 4 bits, two to a byte along the last axis; 0 beside the last one of an odd number.
+
+    Args:
+        numbers: From 0 to 15, shape (..., k).
+
+    Returns:
+        Shape (..., k / 2, rounded up).
+    """
+    if numbers.shape[-1] % 2:
+        numbers = np.concatenate([numbers, np.zeros_like(numbers[..., :1])], axis=-1)
+    pairs = np.ascontiguousarray(numbers).view("<u2")
+    packed: Bytes = (pairs | pairs >> 4).astype(np.uint8)
+    return packed
+
+
+def unpack_halves(packed: Bytes) -> Bytes:
+    """The inverse of `pack_halves`, with an even number along the last axis: (..., k) to (..., 2 * k)."""
+    numbers = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
+    np.bitwise_and(packed, 15, out=numbers[..., ::2])
+    np.right_shift(packed, 4, out=numbers[..., 1::2])
+    return numbers
 
 
 def _lane(bits: int) -> tuple[int, int]:

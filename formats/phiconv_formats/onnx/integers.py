@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
-from phiconv_formats.bit_stream import pack_codes, unpack_codes
+from phiconv_formats.bit_stream import pack_codes, pack_halves, unpack_codes, unpack_halves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,9 +87,7 @@ def pack_integers(blocks: ir.Encoded) -> tuple[Bytes, ...]:
         return codes ^ _SIGNS[encoding.bits], scales
     zeros = blocks.zero_points
     if encoding.bits == 4:
-        if zeros.size % 2:
-            zeros = np.append(zeros, np.uint8(0))
-        zeros = zeros[::2] | zeros[1::2] << np.uint8(4)
+        zeros = pack_halves(zeros)
     return codes, scales, zeros
 
 
@@ -121,7 +119,7 @@ def unpack_integers(
     if not encoding.has_zero_point:
         packed = packed ^ _SIGNS[encoding.bits]
     elif encoding.bits == 4:
-        zeros = np.stack([zeros & np.uint8(15), zeros >> np.uint8(4)], axis=1).reshape(-1)[:count]
+        zeros = unpack_halves(zeros)[:count]
     words = unpack_codes(packed, encoding.bits, encoding.block_size)
     return ir.Blocks(
         encoding,

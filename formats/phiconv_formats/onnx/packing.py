@@ -23,7 +23,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
-from phiconv_formats.bit_stream import pack_codes, unpack_codes
+from phiconv_formats.bit_stream import pack_codes, pack_halves, unpack_codes, unpack_halves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,7 @@ def pack(encoded: ir.Encoded, columns: int) -> tuple[Bytes, ...]:
     zero_points = encoded.zero_points.reshape(-1, per_row)
     if encoding.bits == 4:
         unused = ((0, 0), (0, per_row % 2))
-        zero_points = _pairs(np.pad(zero_points, unused, constant_values=_MIDDLE))
+        zero_points = pack_halves(np.pad(zero_points, unused, constant_values=_MIDDLE))
     return (*parts, _bytes(zero_points))
 
 
@@ -121,7 +121,7 @@ def unpack(
         return _blocks(encoding, parts[0], parts[1], None)
     per_row = columns // encoding.block_size
     rows = parts[2].reshape(-1, -(-per_row * encoding.bits // 8))
-    zeros = _unpair(rows) if encoding.bits == 4 else rows
+    zeros = unpack_halves(rows) if encoding.bits == 4 else rows
     return _blocks(encoding, parts[0], parts[1], np.array(zeros[:, :per_row]).reshape(-1))
 
 
@@ -150,11 +150,11 @@ def pack_columns(blocks: ir.Blocks, columns: int) -> tuple[NDArray[Any], ...]:
     if rows % 2:
         raise UsageError(f"{rows} rows of 4-bit codes, as columns, do not fill whole bytes")
     by_column = blocks.codes.reshape(-1, rows, per_row, 4).transpose(2, 0, 3, 1)
-    codes = _pairs(by_column.reshape(columns, rows))
+    codes = pack_halves(by_column.reshape(columns, rows))
     scales = blocks.scales.reshape(rows, per_row).T.copy()
     if blocks.zero_points is None:
         return codes ^ _SIGNS, scales
-    return codes, scales, _pairs(blocks.zero_points.reshape(rows, per_row).T)
+    return codes, scales, pack_halves(blocks.zero_points.reshape(rows, per_row).T)
 
 
 def unpack_columns(
@@ -175,9 +175,9 @@ def unpack_columns(
         raise MalformedFileError(f"scales and zero points of shape {found} for codes of shape {codes.shape}")
     if zero_points is None:
         codes = codes ^ _SIGNS
-    quads = _unpair(codes).reshape(per_row, -1, 4, rows).transpose(1, 3, 0, 2)
+    quads = unpack_halves(codes).reshape(per_row, -1, 4, rows).transpose(1, 3, 0, 2)
     unpacked = np.ascontiguousarray(quads).reshape(-1, rows * per_row, 4)
-    zeros = None if zero_points is None else _unpair(zero_points).T.reshape(-1)
+    zeros = None if zero_points is None else unpack_halves(zero_points).T.reshape(-1)
     return ir.Blocks(encoding, unpacked, scales.T.reshape(-1), zero_points=zeros)
 
 
@@ -220,21 +220,6 @@ def _blocks(encoding: ir.BlockEncoding, codes: Bytes, scales: Bytes, zero_points
     words = unpack_codes(codes, encoding.bits, encoding.block_size)
     copied = scales.view(encoding.scale_type.dtype).copy()
     return ir.Blocks(encoding, words[..., None].view(np.uint8), copied, zero_points=zero_points)
-
-
-def _pairs(numbers: NDArray[Any]) -> Bytes:
-    """Two neighbours of 4 bits as one byte, the first in its lower half: (..., 2 k) to (..., k)."""
-    words = np.ascontiguousarray(numbers).view("<u2")
-    packed: Bytes = np.bitwise_or(words, words >> 4).astype(np.uint8)
-    return packed
-
-
-def _unpair(packed: Bytes) -> Bytes:
-    """The inverse of `_pairs`."""
-    numbers = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
-    numbers[..., ::2] = packed & np.uint8(15)
-    numbers[..., 1::2] = packed >> np.uint8(4)
-    return numbers
 
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:
