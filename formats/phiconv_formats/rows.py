@@ -1,4 +1,4 @@
-"""Rows of plain floats in a file: the tensors of safetensors, and the unquantized ones of GGUF."""
+"""Rows in a file that are read when they are needed: of floats, and of matrices whose blocks lie in parts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 
 from phiconv import ir
 
+from .bit_stream import pack_halves, unpack_halves
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from .files import InputFile
 
-__all__ = ["FileRows", "as_floats", "read_rows"]
+__all__ = ["AssembledRows", "FileRows", "HalfByteRows", "as_floats", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,63 @@ class FileRows:
     def changed(self) -> bool:
         """Whether the file is no longer the one that was opened."""
         return self.file.changed()
+
+
+@dataclass(frozen=True, slots=True)
+class HalfByteRows:
+    """Rows of 4-bit numbers without gaps, so that one may begin within a byte.
+
+    Attributes:
+        stored: Their bytes, each as a row.
+        numbers: How many there are in a row.
+    """
+
+    stored: FileRows
+    numbers: int
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+        return self.stored.label
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows ``start`` to ``stop``, the first of which begins a byte here."""
+        first, last = start * self.numbers, stop * self.numbers
+        packed: Any = self.stored.read(first // 2, -(-last // 2))
+        return pack_halves(unpack_halves(packed.reshape(-1))[first % 2 :][: last - first])
+
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self.stored.changed()
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledRows:
+    """Rows of a quantized matrix whose codes, scales and so on lie apart (an `ir.Source`).
+
+    Attributes:
+        encoding: Of the blocks.
+        parts: The rows of the codes, of the scales and of whatever else there is.
+        unpack: Makes blocks of the bytes of each part, uint8 of shape (bytes,).
+    """
+
+    encoding: ir.Encoding
+    parts: tuple[FileRows | HalfByteRows | ir.Tensor, ...]
+    unpack: Callable[..., ir.Encoded]
+
+    @property
+    def label(self) -> str:
+        """File and tensor name of the codes, for messages."""
+        return self.parts[0].label
+
+    def read(self, start: int, stop: int) -> ir.Encoded:
+        """Reads rows ``start`` to ``stop`` into memory of their own."""
+        parts: list[Any] = [part.read(start, stop) for part in self.parts]
+        return self.unpack(*(part.reshape(-1).view(np.uint8) for part in parts))
+
+    def changed(self) -> bool:
+        """Whether a file is no longer the one that was opened."""
+        return any(part.changed() for part in self.parts)
 
 
 def as_floats(rows: NDArray[Any], encoding: ir.FloatEncoding) -> NDArray[np.generic]:

@@ -7,20 +7,19 @@ groups; the shapes must agree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv_formats.mlx.config import encoding_of
 from phiconv_formats.mlx.packing import row_bytes, unpack
+from phiconv_formats.rows import AssembledRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from phiconv.model import Checkpoint
 
@@ -43,32 +42,6 @@ def as_checkpoint(folder: Checkpoint) -> Checkpoint:
     """
     stored = _gather(folder.stored, folder.config or {}, folder.path)
     return replace(folder, format="mlx", stored=stored, tensors=_named(stored))
-
-
-@dataclass(frozen=True, slots=True)
-class _GroupRows:
-    """Rows of a quantized matrix, from the rows of its arrays (an `ir.Source`)."""
-
-    encoding: ir.Encoding
-    columns: int
-    arrays: tuple[ir.Tensor, ...]
-    name: str
-
-    @property
-    def label(self) -> str:
-        return self.arrays[0].label
-
-    def read(self, start: int, stop: int) -> ir.Encoded:
-        parts = [_bytes(array.read(start, stop)) for array in self.arrays]
-        return unpack(self.encoding, self.columns, *parts)
-
-    def changed(self) -> bool:
-        return any(run.source.changed() for array in self.arrays for run in array.runs)
-
-
-def _bytes(rows: Any) -> NDArray[np.uint8]:
-    data: NDArray[np.uint8] = rows.view("u1").reshape(rows.shape[0], -1)
-    return data
 
 
 def _gather(stored: Mapping[str, ir.Tensor], config: Mapping[str, Any], path: Path) -> dict[str, ir.Tensor]:
@@ -117,7 +90,7 @@ def _matrix(base: str, arrays: list[ir.Tensor], config: Mapping[str, Any], path:
         raise MalformedFileError(
             f"arrays of shapes {shown} do not fit {own}", path=path, at=f"tensor {base}.weight"
         )
-    source = _GroupRows(encoding, columns, tuple(arrays), base)
+    source = AssembledRows(encoding, tuple(arrays), partial(unpack, encoding, columns))
     return ir.Tensor.of(source, (*arrays[0].shape[:-1], columns))
 
 

@@ -1,13 +1,12 @@
-"""Rows of the matrices of an ONNX file, read when they are needed (each an `ir.Source`)."""
+"""Matrices that an ONNX file has by columns, as rows that are read when they are needed; narrowed scales."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv_formats.onnx.packing import unpack_columns
 from phiconv_formats.rows import as_floats
@@ -18,88 +17,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from phiconv import ir
     from phiconv_formats.rows import FileRows
 
-__all__ = ["BlockColumns", "BlockRows", "FloatColumns", "HalfByteRows"]
+__all__ = ["BlockColumns", "FloatColumns", "unpack_narrowed"]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRows:
-    """Rows of a quantized matrix, from the rows of its tensors (an `ir.Source`).
+def unpack_narrowed(
+    encoding: ir.BlockEncoding, label: str, unpack: Callable[..., ir.Blocks], *parts: NDArray[np.uint8]
+) -> ir.Blocks:
+    """Blocks with scales of the type that the file says they had before they were widened.
 
-    Attributes:
-        encoding: The encoding of the blocks.
-        stored: The same with scales of the type that is stored.
-        columns: Weights in a row.
-        parts: Codes, scales, and zero points if there are any.
-        unpack: From bytes to blocks.
+    Args:
+        encoding: With scales of that type.
+        label: File and tensor name, for messages.
+        unpack: Makes blocks with scales of the type that is stored.
+        parts: The bytes of codes, of scales, and of zero points if there are any.
+
+    Raises:
+        MalformedFileError: A scale is no number of that type.
     """
-
-    encoding: ir.BlockEncoding
-    stored: ir.BlockEncoding
-    columns: int
-    parts: tuple[FileRows | HalfByteRows, ...]
-    unpack: Callable[..., ir.Encoded]
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.parts[0].label
-
-    def read(self, start: int, stop: int) -> ir.Encoded:
-        """Reads rows ``start`` to ``stop`` into memory of their own."""
-        blocks = self.unpack(self.stored, self.columns, *(part.read(start, stop) for part in self.parts))
-        assert isinstance(blocks, ir.Blocks)  # noqa: S101 - a block encoding is unpacked to them
-        return blocks if self.encoding == self.stored else self._narrowed(blocks)
-
-    def changed(self) -> bool:
-        """Whether a file is no longer the one that was opened."""
-        return any(part.changed() for part in self.parts)
-
-    def _narrowed(self, blocks: ir.Blocks) -> ir.Blocks:
-        """With the scales' own type, which the file says they had before they were widened."""
-        with np.errstate(over="ignore"):
-            scales = blocks.scales.astype(self.encoding.scale_type.dtype)
-        if not np.array_equal(scales.astype(np.float32), blocks.scales, equal_nan=True):
-            name = self.encoding.scale_type.name
-            raise MalformedFileError(
-                f"says that its scales are {name} numbers, and they are not",
-                path=self.label,
-            )
-        return replace(blocks, encoding=self.encoding, scales=scales)
-
-
-@dataclass(frozen=True, slots=True)
-class HalfByteRows:
-    """Rows of 4-bit numbers without gaps, so that one may begin within a byte.
-
-    Attributes:
-        stored: Their bytes, each as a row.
-        numbers: How many there are in a row.
-    """
-
-    stored: FileRows
-    numbers: int
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.stored.label
-
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows ``start`` to ``stop``, the first of which begins a byte here."""
-        first, last = start * self.numbers, stop * self.numbers
-        packed = cast("NDArray[np.uint8]", self.stored.read(first // 2, -(-last // 2)))
-        numbers = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1).reshape(-1)
-        wanted = numbers[first % 2 :][: last - first]
-        if wanted.size % 2:
-            wanted = np.append(wanted, np.uint8(0))
-        result: NDArray[np.uint8] = wanted[::2] | wanted[1::2] << np.uint8(4)
-        return result
-
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
-        return self.stored.changed()
+    blocks = unpack(*parts)
+    with np.errstate(over="ignore"):
+        scales = blocks.scales.astype(encoding.scale_type.dtype)
+    if not np.array_equal(scales.astype(np.float32), blocks.scales, equal_nan=True):
+        name = encoding.scale_type.name
+        raise MalformedFileError(f"says that its scales are {name} numbers, and they are not", path=label)
+    return replace(blocks, encoding=encoding, scales=scales)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv_formats.onnx.initializers import FLOATS, INT4, INT8, UINT4, UINT8
 from phiconv_formats.onnx.integers import element_type, row_sizes, unpack_integers
-from phiconv_formats.onnx.matrix_rows import BlockColumns, BlockRows, FloatColumns, HalfByteRows
+from phiconv_formats.onnx.matrix_rows import BlockColumns, FloatColumns, unpack_narrowed
 from phiconv_formats.onnx.packing import row_bytes, unpack
 from phiconv_formats.onnx.store import SCALE_TYPE
-from phiconv_formats.rows import FileRows
+from phiconv_formats.rows import AssembledRows, FileRows, HalfByteRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -244,7 +245,14 @@ class _Finder:
         if [part.data_type for part in parts] != wanted[: len(parts)]:
             raise self._tensors.unsupported(codes, "its codes or zero points are no bytes")
         sizes = self._sizes(codes, row_bytes, encoding, shape[-1])
-        return self._rows(parts, encoding, shape, [(size, 1) for size in sizes], unpack, lookup=lookup)
+        return self._rows(
+            parts,
+            encoding,
+            shape,
+            [(size, 1) for size in sizes],
+            partial(_unpack, encoding, shape[-1]),
+            lookup=lookup,
+        )
 
     def _sizes(
         self,
@@ -264,7 +272,7 @@ class _Finder:
         stored: ir.BlockEncoding,
         shape: tuple[int, ...],
         sizes: Sequence[tuple[int, int]],
-        unpacker: Callable[..., ir.Encoded],
+        unpack: Callable[..., ir.Blocks],
         *,
         lookup: bool,
     ) -> Matrix:
@@ -282,11 +290,11 @@ class _Finder:
             shown = ", ".join(str(list(part.shape)) for part in parts)
             message = f"tensors of shapes {shown} are no matrix of shape {list(shape)} in {stored.name}"
             raise self._tensors.error(parts[0], message)
-        narrow = parts[1].notes.get(SCALE_TYPE) == ir.F16.name
-        encoding = replace(stored, scale_type=ir.F16) if narrow else stored
-        if narrow:
+        encoding = stored
+        if parts[1].notes.get(SCALE_TYPE) == ir.F16.name:
             encoding = ir.onnx_affine(stored.bits, stored.block_size, ir.F16, symmetric=len(parts) < 3)
-        source = BlockRows(encoding, stored, shape[-1], tuple(rows), unpacker)
+            unpack = partial(unpack_narrowed, encoding, rows[0].label, unpack)
+        source = AssembledRows(encoding, tuple(rows), unpack)
         return self._matrix(ir.Tensor.of(source, shape), parts, lookup=lookup)
 
     # ------------------------------------------------------------------------------------- DequantizeLinear
@@ -333,7 +341,7 @@ class _Finder:
             message = f"its codes and zero points are not of one type of {bits} bits"
             raise self._tensors.unsupported(codes, message)
         sizes = self._sizes(codes, row_sizes, encoding, shape[-1])
-        return self._rows(parts, encoding, shape, sizes, _unpack_integers, lookup=lookup)
+        return self._rows(parts, encoding, shape, sizes, partial(unpack_integers, encoding), lookup=lookup)
 
     def _int4_columns(
         self, codes: StoredTensor, parts: Sequence[StoredTensor], node: Node, *, lookup: bool
@@ -354,5 +362,7 @@ class _Finder:
         return self._matrix(ir.Tensor.of(source, (width, height)), parts, lookup=lookup)
 
 
-def _unpack_integers(encoding: ir.BlockEncoding, columns: int, *parts: NDArray[np.uint8]) -> ir.Blocks:  # noqa: ARG001
-    return unpack_integers(encoding, *(part.reshape(-1) for part in parts))
+def _unpack(encoding: ir.BlockEncoding, columns: int, *parts: NDArray[np.uint8]) -> ir.Blocks:
+    blocks = unpack(encoding, columns, *parts)
+    assert isinstance(blocks, ir.Blocks)  # noqa: S101 - a block encoding is unpacked to them
+    return blocks

@@ -12,20 +12,16 @@ from phiconv import ir
 from phiconv.errors import MalformedFileError, printable
 from phiconv_formats.openvino.graph import ELEMENT_BITS
 from phiconv_formats.openvino.ir_graph import integer
-from phiconv_formats.openvino.packing import unpack
-from phiconv_formats.rows import FileRows, read_rows
+from phiconv_formats.rows import FileRows, HalfByteRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from phiconv_formats.files import InputFile
     from phiconv_formats.openvino.ir_graph import Layer
-    from phiconv_formats.openvino.packing import OpenVinoEncoding
 
-__all__ = ["Constant", "GroupRows", "float_tensor", "numbers", "read_constant"]
+__all__ = ["Constant", "float_tensor", "numbers", "read_constant"]
 
 _MAX_RANK = 8
 _MAX_NUMBERS = 64  # of a shape, and of nothing else that is read at once
@@ -54,10 +50,13 @@ class Constant:
     file: InputFile
     offset: int
 
-    def matrix(self, rows: int) -> FileRows:
-        """Its bytes as so many rows, which must all be whole bytes."""
-        row_bytes = prod(self.shape) * _BITS[self.type] // 8 // rows
-        return FileRows(self.file, self.offset, row_bytes, ir.RawEncoding(self.type, 1, 1), self.name)
+    def matrix(self, rows: int) -> FileRows | HalfByteRows:
+        """The bytes of its numbers, which have 4 bits or whole bytes, as so many rows."""
+        numbers, bits = prod(self.shape) // rows, _BITS[self.type]
+        whole = numbers * bits % 8 == 0
+        size, encoding = numbers * bits // 8 if whole else 1, ir.RawEncoding(self.type, 1, 1)
+        stored = FileRows(self.file, self.offset, size, encoding, self.name)
+        return stored if whole else HalfByteRows(stored, numbers)
 
 
 def read_constant(layer: Layer, file: InputFile, path: Path) -> Constant:
@@ -111,52 +110,3 @@ def numbers(constant: Constant) -> list[int] | None:
     size = _BITS[constant.type] // 8
     data = constant.file.read_bytes(constant.offset, count * size)
     return [int(number) for number in np.frombuffer(data, f"<i{size}")]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRows:
-    """Rows of a quantized matrix, from the rows of its constants (an `ir.Source`).
-
-    Attributes:
-        encoding: What codes, scales and zero points mean together.
-        codes: The rows of the codes.
-        scales: The rows of the scales.
-        zero_points: The rows of the zero points; None where there are none.
-        odd: Zero points of 4 bits, an odd number in a row: every other row begins inside a byte.
-    """
-
-    encoding: OpenVinoEncoding
-    codes: FileRows
-    scales: FileRows
-    zero_points: FileRows | None = None
-    odd: bool = False
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.codes.label
-
-    def read(self, start: int, stop: int) -> ir.Blocks:
-        """Reads rows ``start`` to ``stop`` into blocks of their own."""
-        if self.odd and start % 2 and start < stop:  # from the row before on, whose blocks are left out
-            blocks = self.read(start - 1, stop)
-            skipped = len(blocks) // (stop - start + 1)
-            return blocks.take(np.arange(skipped, len(blocks)))
-        codes, scales = (
-            rows.read(start, stop).reshape(-1).view(np.uint8) for rows in (self.codes, self.scales)
-        )
-        return unpack(self.encoding, codes, scales, self._zeros(start, stop, scales))
-
-    def _zeros(self, start: int, stop: int, scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self.zero_points is None or stop == start:
-            return scales[:0]
-        if not self.odd:
-            return self.zero_points.read(start, stop).reshape(-1).view(np.uint8)
-        assert isinstance(self.encoding, ir.BlockEncoding)  # noqa: S101 - others have no zero points
-        count = scales.size // self.encoding.scale_type.dtype.itemsize
-        first = self.zero_points.offset + start * (count // (stop - start)) // 2
-        return read_rows(self.zero_points.file, first, -(-count // 2), 0, 1).reshape(-1)
-
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
-        return self.codes.changed()

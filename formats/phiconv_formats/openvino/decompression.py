@@ -11,13 +11,15 @@ Codes are integers, or floats of 4 bits; what is no such chain is no weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv_formats.openvino.constants import Constant, GroupRows, float_tensor, numbers, read_constant
-from phiconv_formats.openvino.packing import encoding_of
+from phiconv_formats.openvino.constants import Constant, float_tensor, numbers, read_constant
+from phiconv_formats.openvino.packing import encoding_of, unpack
+from phiconv_formats.rows import AssembledRows
 
 if TYPE_CHECKING:
     from phiconv_formats.files import InputFile
@@ -132,12 +134,8 @@ class Chains:
         if encoding is None or len(shape) < 2:
             return None
         rows = prod(shape[:-1])
-        odd = zeros is not None and codes.type == "u4" and prod(scales.shape) // rows % 2 == 1
-        source = GroupRows(
-            encoding,
-            codes.matrix(rows),
-            scales.matrix(rows),
-            None if zeros is None else zeros.matrix(rows),
-            odd=odd,
+        parts = (codes, scales) if zeros is None else (codes, scales, zeros)
+        source = AssembledRows(
+            encoding, tuple(part.matrix(rows) for part in parts), partial(unpack, encoding)
         )
         return ir.Tensor.of(source, shape)

@@ -113,7 +113,9 @@ def encoding_of(
     return replace(encoding, name=f"{encoding.name}_f32", scale_type=ir.F32)
 
 
-def unpack(encoding: OpenVinoEncoding, codes: Bytes, scales: Bytes, zero_points: Bytes) -> ir.Blocks:
+def unpack(
+    encoding: OpenVinoEncoding, codes: Bytes, scales: Bytes, zero_points: Bytes | None = None
+) -> ir.Blocks:
     """The inverse of `pack`.
 
     Args:
@@ -132,7 +134,7 @@ def unpack(encoding: OpenVinoEncoding, codes: Bytes, scales: Bytes, zero_points:
     if isinstance(encoding, ir.CodebookEncoding):
         return ir.Blocks(encoding, quads, _codebook_scales(encoding, quads, scales))
     numbers: Any = scales.view(encoding.scale_type.dtype).copy()
-    if encoding.has_zero_point:
+    if zero_points is not None:
         zeros = _pairs(zero_points)[: len(numbers)] if bits == 4 else zero_points.copy()
         return ir.Blocks(encoding, quads, numbers, zero_points=zeros)
     if bits == 4:
