@@ -9,22 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError
-from phiconv.model import Checkpoint, ModelCard
+from phiconv.model import Checkpoint
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
+from phiconv_formats.model_folder import optional_json, with_folder
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
 from phiconv_formats.safetensors import open_safetensors, open_sharded
 from phiconv_formats.strict_json import load_json_object
-from phiconv_formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
-
-    from phiconv.tokenizer import Tokenizer
 
 __all__ = ["open_checkpoint"]
 
-_CONFIG_LIMIT = 16 << 20
 _INDEX_LIMIT = 256 << 20
 _INDEX = ".index.json"
 
@@ -70,17 +66,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         kind, archive = "safetensors", (open_safetensors if name == weights.name else open_sharded)(weights)
     else:
         kind, archive = "pytorch", (open_pytorch if name == weights.name else open_pytorch_sharded)(weights)
-    config = _optional_json(config_path)
+    config = optional_json(config_path)
+    checkpoint = Checkpoint(path, kind, archive.tensors, metadata=archive.metadata)
     if config is None:
-        return Checkpoint(path, kind, archive.tensors, metadata=archive.metadata)
-
-    def tokenizer(vocab_size: int) -> Tokenizer | None:
-        return read_tokenizer(folder, vocab_size=vocab_size, config=config)
-
-    card = ModelCard(folder, config, _optional_json(folder / "generation_config.json") or {})
-    checkpoint = Checkpoint(
-        path, kind, archive.tensors, config, config_path, tokenizer, card, archive.metadata
-    )
+        return checkpoint
+    checkpoint = with_folder(checkpoint, config_path, config)
     return as_checkpoint(checkpoint) if is_mlx(archive.tensors, archive.metadata) else checkpoint
 
 
@@ -112,7 +102,3 @@ def _whole(path: Path) -> Path:
             if isinstance(shards, dict) and path.name in shards.values():
                 return index
     return path
-
-
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    return load_json_object(path, limit=_CONFIG_LIMIT) if path.exists() else None

@@ -8,26 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, MissingFileError, printable
-from phiconv.model import Checkpoint, ModelCard
+from phiconv.model import Checkpoint
 from phiconv_formats.files import InputFile
+from phiconv_formats.model_folder import optional_json, with_folder
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.initializers import Initializers, is_plain_name
 from phiconv_formats.onnx.source_config import derived_config, find_heads, generation_config
 from phiconv_formats.onnx.stored_matrices import find_matrices
-from phiconv_formats.strict_json import load_json_object
-from phiconv_formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from phiconv.tokenizer import Tokenizer
     from phiconv_formats.onnx.checkpoint_names import Weights
 
 __all__ = ["open_checkpoint"]
 
-_CONFIG_LIMIT = 16 << 20
 _CLASSES = {"phiforcausallm": "phi"}
 """Classes of config.json whose family has names of its own."""
 
@@ -44,38 +41,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
         MalformedFileError: Any file that does not follow its format.
     """
     folder = path if path.is_dir() else path.parent
-    config_path, genai = folder / "config.json", _optional_json(folder / "genai_config.json")
+    config_path, genai_path = folder / "config.json", folder / "genai_config.json"
+    genai = optional_json(genai_path)
     file = InputFile(_main_file(folder, genai or {}) if path.is_dir() else path)
     graph = read_graph(file)
     tensors = Initializers(graph, file)
     weights = find_weights(find_matrices(graph, tensors), tensors)
     heads = find_heads(graph, file.path)
-    config = _optional_json(config_path)
+    config = optional_json(config_path)
     if config is None and genai is None:
         return Checkpoint(path, "onnx", weights.tensors)
     if config is None:
-        config_path, config = (
-            folder / "genai_config.json",
-            derived_config(genai or {}, graph, tensors, weights),
-        )
-    config = _with_ends(config, weights)
-
-    def tokenizer(vocab_size: int) -> Tokenizer | None:
-        return read_tokenizer(folder, vocab_size=vocab_size, config=config)
-
-    generation = _optional_json(folder / "generation_config.json")
-    if generation is None:
-        generation = generation_config(genai or {})
-    return Checkpoint(
-        path=path,
-        format="onnx",
-        stored=weights.tensors,
-        config=config,
-        config_path=config_path,
-        read_tokenizer=tokenizer,
-        card=ModelCard(folder, config, generation),
-        tensors=checkpoint_names(weights, _family(config), heads),
-    )
+        config_path, config = genai_path, derived_config(genai or {}, graph, tensors, weights)
+    named = checkpoint_names(weights, _family(config), heads)
+    checkpoint = Checkpoint(path, "onnx", weights.tensors, tensors=named)
+    return with_folder(checkpoint, config_path, _with_ends(config, weights), generation_config(genai or {}))
 
 
 def _family(config: Mapping[str, Any]) -> str:
@@ -109,7 +89,3 @@ def _main_file(folder: Path, genai: Mapping[str, Any]) -> Path:
         return found[0]
     message = f"{len(found)} .onnx files in this folder, and no genai_config.json that names one"
     raise MissingFileError(message, path=folder, hint="give the file itself")
-
-
-def _optional_json(path: Path) -> dict[str, Any] | None:
-    return load_json_object(path, limit=_CONFIG_LIMIT) if path.exists() else None

@@ -12,19 +12,17 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError, UnsupportedModelError, printable
-from phiconv.model import Checkpoint, ModelCard
+from phiconv.model import Checkpoint
 from phiconv_formats.files import InputFile
+from phiconv_formats.model_folder import optional_json, with_folder
 from phiconv_formats.openvino.decompression import Chains
 from phiconv_formats.openvino.ir_graph import read_graph
-from phiconv_formats.strict_json import load_json_object
-from phiconv_formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from phiconv import ir
-    from phiconv.tokenizer import Tokenizer
     from phiconv_formats.openvino.decompression import Chain
     from phiconv_formats.openvino.ir_graph import IrGraph, Layer
 
@@ -32,8 +30,6 @@ __all__ = ["open_checkpoint"]
 
 _MODEL_FILE = "openvino_model.xml"
 """The model in a folder."""
-
-_CONFIG_LIMIT = 16 << 20
 
 # Which input of an operation may be a weight; of a sum or a product of numbers either, if the other is none.
 _WEIGHTS = {"MatMul": (0, 1), "Gather": (0,), "Multiply": (0, 1), "Add": (0, 1)}
@@ -65,33 +61,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
             not read.
     """
     document = path / _MODEL_FILE if path.is_dir() else path
-    folder, binary = document.parent, document.with_suffix(".bin")
-    config_path = folder / "config.json"
+    binary, config_path = document.with_suffix(".bin"), document.with_name("config.json")
     if path.is_dir() and not config_path.exists():
         raise MissingFileError("no config.json in this folder", path=path)
     graph = read_graph(document)
     if not binary.exists():
         raise MissingFileError("there is no such file: it has the weights", path=binary)
     stored, tensors = _weights(graph, InputFile(binary))
-    if not config_path.exists():
+    config = optional_json(config_path)
+    if config is None:
         return Checkpoint(path, "openvino", stored)
-    config = load_json_object(config_path, limit=_CONFIG_LIMIT)
-    generation_path = folder / "generation_config.json"
-    generation = load_json_object(generation_path, limit=_CONFIG_LIMIT) if generation_path.exists() else {}
-
-    def tokenizer(vocab_size: int) -> Tokenizer | None:
-        return read_tokenizer(folder, vocab_size=vocab_size, config=config)
-
-    return Checkpoint(
-        path,
-        "openvino",
-        stored,
-        config,
-        config_path,
-        tokenizer,
-        ModelCard(folder, config, generation),
-        tensors=tensors,
-    )
+    return with_folder(Checkpoint(path, "openvino", stored, tensors=tensors), config_path, config)
 
 
 def _weights(graph: IrGraph, file: InputFile) -> tuple[dict[str, ir.Tensor], dict[str, ir.Tensor]]:

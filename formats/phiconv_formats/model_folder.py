@@ -1,0 +1,60 @@
+"""What a reader finds beside the weights of a model: config.json, the tokenizer, generation_config.json."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from phiconv.model import ModelCard
+
+from .strict_json import load_json_object
+from .tokenizer_files import read_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from phiconv.model import Checkpoint
+    from phiconv.tokenizer import Tokenizer
+
+__all__ = ["optional_json", "with_folder"]
+
+_LIMIT = 16 << 20
+"""Bytes of a file of settings."""
+
+
+def optional_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file of settings; None if there is no such file.
+
+    Raises:
+        MalformedFileError: It is no JSON object, or too large.
+    """
+    return load_json_object(path, limit=_LIMIT) if path.exists() else None
+
+
+def with_folder(
+    weights: Checkpoint,
+    config_path: Path,
+    config: dict[str, Any],
+    generation: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """A checkpoint of weights alone as a model, with all that stands in its folder.
+
+    Args:
+        weights: The checkpoint.
+        config_path: The file in that folder that says what config.json says.
+        config: What it says.
+        generation: What to take for generation_config.json where there is none.
+
+    Raises:
+        MalformedFileError: generation_config.json is no JSON object. The tokenizer is read later.
+    """
+    folder = config_path.parent
+
+    def tokenizer(vocab_size: int) -> Tokenizer | None:
+        return read_tokenizer(folder, vocab_size=vocab_size, config=config)
+
+    found = optional_json(folder / "generation_config.json")
+    card = ModelCard(folder, config, dict(generation or {}) if found is None else found)
+    return replace(weights, config=config, config_path=config_path, read_tokenizer=tokenizer, card=card)
