@@ -160,7 +160,7 @@ def _open_part(file: InputFile) -> GgufFile:
 
 
 def _read_version(reader: HeaderReader) -> int:
-    magic = reader.take(4) if reader.file.size >= 4 else b""
+    magic = reader.take(min(4, reader.file.size))
     if magic != b"GGUF":
         reader.fail(f"not a GGUF file: it starts with {magic!r}", "byte 0")
     version = reader.unsigned(4)
