@@ -150,7 +150,11 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
     aliases = {_canonical(alias): recipe for alias, recipe in known.ALIASES.items()}
     names = {_canonical(recipe): recipe for recipe in known.DEFAULTS}
     if wanted not in aliases | names:
-        raise UsageError(f"{target} has no quantization {name!r}", hint=f"one of {', '.join(known.DEFAULTS)}")
+        stems = dict.fromkeys(re.sub(r"-g[0-9]+$", "", recipe) for recipe in known.DEFAULTS)
+        more = (
+            "" if len(stems) == len(known.DEFAULTS) else ", and most of these with -gN: see phiconv formats"
+        )
+        raise UsageError(f"{target} has no quantization {name!r}", hint=f"one of {', '.join(stems)}{more}")
     return aliases.get(wanted) or names[wanted]
 
 
