@@ -91,7 +91,11 @@ def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, q
 
     words = read_text(text)
     with progress_display(quiet=quiet) as progress:
-        api.calibrate(path, words, output, context=context, dataset=text.name, force=force, progress=progress)
+        file = api.calibrate(
+            path, words, output, context=context, dataset=text.name, force=force, progress=progress
+        )
+    if not quiet:
+        click.echo(f"{file}: the importance matrix of {path} on {text.name}", err=True)
 
 
 @click.command()
