@@ -216,6 +216,7 @@ def _folder_format(folder: Path) -> str:
 def find_target(destination: Path, name: str | None) -> Format:
     """The format to write: by name, or by the destination's suffix."""
     writable = {f.name: f for f in FORMATS.values() if f.writer is not None}
+    files = {f.file_suffix: f for f in writable.values() if f.file_suffix}
     if name is not None:
         if name not in writable:
             raise UsageError(f"--to {name}: unknown format", hint=f"one of {', '.join(writable)}")
@@ -224,8 +225,14 @@ def find_target(destination: Path, name: str | None) -> Format:
             raise UsageError(
                 f"--to {name} writes a folder", path=destination, hint="give the name of a folder"
             )
+        other = next((f.name for suffix, f in files.items() if destination.name.endswith(suffix)), name)
+        if other != name:
+            raise UsageError(
+                f"--to {name}, and a name that says {other}",
+                path=destination,
+                hint="give another name, or leave out --to",
+            )
         return found
-    files = {f.file_suffix: f for f in writable.values() if f.file_suffix}
     for suffix, entry in files.items():
         if destination.name.endswith(suffix):
             return entry

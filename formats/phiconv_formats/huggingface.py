@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.errors import MissingFileError
+from phiconv.errors import InputError, MissingFileError, printable
 from phiconv.model import Checkpoint
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.model_folder import optional_json, with_folder
@@ -36,6 +36,9 @@ _USUAL = (
     "*.pt",
 )
 
+# Weights of other formats, which are given as files; an .xml has its own in a .bin beside it.
+_OTHER_FORMATS = {".gguf", ".onnx", ".xml"}
+
 # What training leaves beside the weights.
 _NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 
@@ -48,6 +51,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         MissingFileError: A folder without weights or without config.json.
+        InputError: The .bin of an OpenVINO model.
         UnsafePickleError: A PyTorch file that asks for more than tensors.
         UnsupportedModelError: A PyTorch file in a form that phiconv does not read.
         MalformedFileError: Any file that does not follow its format.
@@ -78,19 +82,33 @@ def _in_folder(folder: Path) -> Path:
     """The single file, or the index, of a folder's weights."""
     several = ""
     for pattern in _USUAL:
-        found = sorted(
-            p for p in folder.glob(pattern) if not p.name.startswith(".") and p.name not in _NO_WEIGHTS
-        )
+        found = sorted(p for p in folder.glob(pattern) if _may_be_weights(p))
         if len(found) == 1:
             return found[0]
         if found and not several:
             several = f"{len(found)} {pattern.removeprefix('*')} files, and no index of them"
     message = f"{several or 'no .safetensors file'} in this folder"
-    raise MissingFileError(message, path=folder, hint="the download may be incomplete")
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_FORMATS)
+    hint = (
+        f"to read {printable(others[0], 80)}, give that file" if others else "the download may be incomplete"
+    )
+    raise MissingFileError(message, path=folder, hint=hint)
+
+
+def _may_be_weights(path: Path) -> bool:
+    return not (path.name.startswith(".") or path.name in _NO_WEIGHTS or _is_openvino(path))
+
+
+def _is_openvino(path: Path) -> bool:
+    """Whether a file is the .bin beside an .xml."""
+    return path.suffix == ".bin" and path.with_suffix(".xml").exists()
 
 
 def _whole(path: Path) -> Path:
     """The file itself, or the index that it is a shard of."""
+    if _is_openvino(path):
+        document = printable(path.with_suffix(".xml").name, 80)
+        raise InputError("these are the weights of an OpenVINO model", path=path, hint=f"give {document}")
     for usual in ("model.safetensors", "pytorch_model.bin"):
         index = path.with_name(f"{usual}{_INDEX}")
         if (
