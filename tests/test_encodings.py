@@ -23,6 +23,7 @@ SAME = [
     {"mxfp4", "mlx_mxfp4"},
     {"mxfp4", "openvino_mxfp4"},
     {"mlx_mxfp4", "openvino_mxfp4"},
+    {"mlx_mxfp8", "openvino_mxfp8"},
     {"nvfp4", "mlx_nvfp4"},
 ]
 

@@ -125,15 +125,21 @@ def test_pure_files(kind, model_folder, check):
     check(model_folder(kind), {r: {"recipe": r, "pure": True} for r in pure})
 
 
-@pytest.mark.parametrize("kind", ["phi2", "phi3-gqa", "phimoe", "tiny-phi3", "tiny-phi4mini"])
+@pytest.mark.parametrize("kind", ["phi2", "phi3-gqa", "phimoe", "tiny-phi3"])
 def test_every_recipe(kind, model_folder, check):
     check(model_folder(kind), {r: {"recipe": r} for r in RECIPES if r not in NEED_IMPORTANCE})
 
 
-@pytest.mark.parametrize("kind", ["phi3-gqa", "phimoe-stacked", "tiny-phi4mini"])
+@pytest.mark.parametrize("kind", ["phi3-gqa", "phimoe-stacked"])
 def test_every_recipe_with_importance(kind, model_folder, check):
     model = phiconv.open_model(model_folder(kind))
     check(model, {r: {"recipe": r} for r in RECIPES}, importance_of(model))
+
+
+def test_trained_model_with_importance(model_folder, check):
+    model = phiconv.open_model(model_folder("tiny-phi4mini"))
+    recipes = ("IQ1_M", "IQ2_XS", "IQ3_M", "Q3_K_M", "Q4_K_M")
+    check(model, {r: {"recipe": r} for r in recipes}, importance_of(model))
 
 
 def test_many_layers(make_model, check, tmp_path):

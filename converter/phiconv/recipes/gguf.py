@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding
 from phiconv.quantizers import QUANTIZERS
+from phiconv.quantizers.repack import repackable
 from phiconv.recipes.gguf_rules import RULES, Place
 from phiconv_formats.gguf.types import GGML_TYPES
 
@@ -146,8 +147,22 @@ def needs_importance(recipe: str, encoding: Encoding, name: str) -> bool:
 
 
 def _encoding(tensor: OutputTensor, category: str, mixer: _Mixer, choices: Choices) -> Encoding:
-    """Options for the two ends come first, then those by name, then the recipe; whatever it is must fit."""
-    default = DEFAULTS[mixer.recipe]
+    """What the user asks for comes first, then the recipe; whatever it is must fit."""
+    asked = _asked(tensor, category, choices)
+    if asked is not None:
+        return asked
+    default, columns = DEFAULTS[mixer.recipe], tensor.tensor.columns
+    own, stored = encoding_of(_fitting(default, columns)), tensor.tensor.encoding
+    if choices.pure or default in {"F32", "F16", "BF16"}:
+        return own
+    mixed = encoding_of(_fitting(mixer.choose(tensor, category), columns))
+    if not choices.allow_requantize and repackable(stored, own) and not repackable(stored, mixed):
+        return own  # more bits than are stored would be for nothing
+    return mixed
+
+
+def _asked(tensor: OutputTensor, category: str, choices: Choices) -> Encoding | None:
+    """The options for the two ends of the model, then those by name."""
     if category == "output" and choices.leave_output_tensor:
         return tensor.tensor.encoding
     if category == "output" and choices.output_tensor_type:
@@ -157,9 +172,7 @@ def _encoding(tensor: OutputTensor, category: str, mixer: _Mixer, choices: Choic
     for pattern, name in choices.tensor_types:
         if pattern.search(tensor.name):
             return encoding_of(_fitting(name.upper(), tensor.tensor.columns))
-    if choices.pure or default in {"F32", "F16", "BF16"}:
-        return encoding_of(_fitting(default, tensor.tensor.columns))
-    return encoding_of(_fitting(mixer.choose(tensor, category), tensor.tensor.columns))
+    return None
 
 
 class _Mixer:
