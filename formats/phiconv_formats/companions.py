@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from phiconv.model import Model
 
-__all__ = ["companion_files", "json_bytes"]
+__all__ = ["companion_files", "json_bytes", "model_config", "own_config"]
 
 _LIMIT = 64 << 20
 _TOKENIZER_FILES = (
@@ -29,6 +29,9 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
+# What belongs to another machine, to remote code, or to the source's own quantization.
+_DROPPED = ("_name_or_path", "auto_map", "quantization", "quantization_config")
+
 _TEMPLATE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"
 
@@ -36,6 +39,23 @@ _SETTINGS = "tokenizer_config.json"
 def json_bytes(value: Any, *, indent: int = 2) -> bytes:
     """A JSON file as people read it."""
     return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+def own_config(model: Model) -> dict[str, Any]:
+    """The source's config.json, without what is not for another folder."""
+    return {key: value for key, value in model.card.config.items() if key not in _DROPPED}
+
+
+def model_config(model: Model) -> dict[str, Any]:
+    """The config.json beside a graph of a model: `own_config`, with the rotary factors that the graph has."""
+    assert model.hyperparameters is not None  # noqa: S101 - no graph is made without
+    config, rope = own_config(model), model.hyperparameters.rope
+    for key in ("rope_parameters", "rope_scaling"):
+        if rope.long_factor and isinstance(section := config.get(key), dict):
+            config[key] = section | {"long_factor": list(rope.long_factor)}
+            if "long_mscale" in section:
+                config[key]["long_mscale"] = rope.long_mscale
+    return config
 
 
 def companion_files(model: Model) -> dict[str, bytes]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.model import Rope
+from phiconv_formats.companions import own_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from phiconv.model import Hyperparameters, Model
 
 __all__ = ["check_model", "encoding_of", "make_config", "quantization_of", "runtime_notes"]
-
-# What belongs to another machine, to remote code, or to the source's own quantization.
-_DROPPED = ("_name_or_path", "auto_map", "quantization", "quantization_config")
 
 _DTYPES = {ir.F16: "float16", ir.BF16: "bfloat16", ir.F32: "float32"}
 
@@ -64,7 +62,7 @@ def make_config(model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir
         Keys in alphabetical order, as mlx-lm writes them.
     """
     assert model.hyperparameters is not None  # noqa: S101 - MLX has no files of plain tensors
-    config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
+    config = own_config(model)
     config |= _older_keys(model.architecture or "", model.hyperparameters, config)
     config |= {"model_type": model.architecture, "torch_dtype": _DTYPES[dtype]}
     if "dtype" in config:

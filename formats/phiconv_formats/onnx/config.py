@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from phiconv.model import Hyperparameters, Model
     from phiconv_formats.onnx.targets import Target
 
-__all__ = ["check_model", "make_config", "model_config", "runtime_notes"]
+__all__ = ["check_model", "make_config", "runtime_notes"]
 
 # Tokens by whose ids the runtime finds calls of tools and thoughts in an answer.
 _MARKS = {
@@ -29,9 +29,6 @@ _MARKS = {
 
 # Settings of a search with the values that GenAI takes where generation_config.json has none.
 _SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-
-# What belongs to another machine, to remote code, or to the source's own quantization.
-_DROPPED = ("_name_or_path", "auto_map", "quantization", "quantization_config")
 
 _SWITCH = 4096
 """The original context that GenAI's LongRoPE takes every model of type phi3 and phimoe to have."""
@@ -77,22 +74,6 @@ def make_config(
             "top_p": sampling["top_p"],
         },
     }
-
-
-def model_config(model: Model) -> dict[str, Any]:
-    """The object of config.json, which GenAI does not read: with it phiconv can open the folder.
-
-    It is the source's own, with the rotary factors that the graph has.
-    """
-    assert model.hyperparameters is not None  # noqa: S101 - output_tensors has looked
-    config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    rope = model.hyperparameters.rope
-    for key in ("rope_parameters", "rope_scaling"):
-        if rope.long_factor and isinstance(section := config.get(key), dict):
-            config[key] = section | {"long_factor": list(rope.long_factor)}
-            if "long_mscale" in section:
-                config[key]["long_mscale"] = rope.long_mscale
-    return config
 
 
 def _number(value: Any, default: float) -> Any:

@@ -108,10 +108,8 @@ def _estimate(cos: NDArray[np.float64], sin: NDArray[np.float64]) -> float:
     with np.errstate(all="ignore"):
         angles = np.arctan2(sin, cos)
         frequencies, position = angles[1], 1
-        while 2 * position < len(
-            cos
-        ):  # each step halves the error, and a turn more or less cannot be mistaken
-            position *= 2
+        while 2 * position < len(cos):
+            position *= 2  # halves the error, which is too small to mistake the number of turns
             turns = np.round((frequencies * position - angles[position]) / (2 * np.pi))
             frequencies = (angles[position] + 2 * np.pi * turns) / position
         exponents = np.arange(1, cos.shape[1]) / cos.shape[1]

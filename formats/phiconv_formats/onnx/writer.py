@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv_formats.companions import companion_files, json_bytes
-from phiconv_formats.onnx.config import check_model, make_config, model_config, runtime_notes
+from phiconv_formats.companions import companion_files, json_bytes, model_config
+from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
@@ -65,7 +65,7 @@ def package(
     small = {
         name: graph,
         "genai_config.json": json.dumps(config, indent=4).encode(),
-        "config.json": json_bytes(model_config(model)),
+        "config.json": json_bytes(model_config(model)),  # not for GenAI: phiconv can open the folder with it
         **_tokenizer_files(model, hp.max_position_embeddings),
     }
     files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from phiconv import ir
 from phiconv._version import __version__
 from phiconv.errors import UsageError
-from phiconv_formats.companions import companion_files, json_bytes
+from phiconv_formats.companions import companion_files, json_bytes, model_config
 from phiconv_formats.openvino.emitter import emit_decoder
 from phiconv_formats.openvino.graph import ELEMENT_BITS, Graph
 from phiconv_formats.openvino.packing import parts_of
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["package"]
 
 _MODEL = "openvino_model"
-
-# What belongs to another machine, or to remote code.
-_DROPPED = ("_name_or_path", "auto_map", "quantization", "quantization_config")
 
 
 def package(
@@ -77,8 +74,7 @@ def _info(encodings: Sequence[Encoding], recipe: str) -> dict[str, str | Mapping
 
 def _other_files(model: Model) -> dict[str, bytes]:
     """What stands around the model in a folder."""
-    config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    files = {"config.json": json_bytes(config), **companion_files(model)}
+    files = {"config.json": json_bytes(model_config(model)), **companion_files(model)}
     if model.tokenizer is not None:
         files |= tokenizer_ir(model.tokenizer)
         files["generation_config.json"] = json_bytes(_generation(model, model.tokenizer))

@@ -88,6 +88,12 @@ def test_mixes_are_read_back(tmp_path):
             np.testing.assert_array_equal(found, expected[stream.name], stream.name)
 
 
+def test_short_context_is_written_into_the_configuration(tmp_path, model_folder):
+    convert(model_folder("phi4mini"), tmp_path / "m", "f32", short_context=True)
+    rope = phiconv.open_model(tmp_path / "m").hyperparameters.rope
+    assert rope.long_factor == rope.short_factor
+
+
 def test_a_bare_document_is_a_file_of_tensors(tmp_path):
     phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "x.xml", quant="f16")
     model = phiconv.open_model(tmp_path / "x.xml")
