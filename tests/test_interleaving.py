@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory_rows import MemoryRows, in_memory
 from phiconv import ir
 from phiconv.interleaving import deinterleave, interleave
 from phiconv.quantizers import decode, encode
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows in memory (an `ir.Source`)."""
-
-    values: object
-    encoding: ir.Encoding
-    label: str = "rows"
-
-    def __hash__(self):
-        return id(self)
-
-    def read(self, start, stop):
-        return encode(self.values[start:stop], self.encoding)
-
-    def changed(self):
-        return False
 
 
 @given(
@@ -40,7 +21,7 @@ class Rows:
 )
 def test_any_range(encoding, a, b, seed):
     values = np.random.default_rng(abs(seed)).standard_normal((2, 5, 512)).astype(np.float32)
-    even, odd = (ir.Tensor.of(Rows(half, encoding), half.shape) for half in values)
+    even, odd = (in_memory(half, encoding) for half in values)
     joined = interleave(even, odd)
     assert joined.shape == (10, 512)
     start, stop = sorted((a, b))
@@ -51,12 +32,12 @@ def test_any_range(encoding, a, b, seed):
 
 
 def test_stacks_keep_their_first_dimension():
-    stack = ir.Tensor.of(Rows(np.arange(24, dtype=np.float32).reshape(6, 4), ir.F32), (2, 3, 4))
+    stack = ir.Tensor.of(MemoryRows(np.arange(24, dtype=np.float32).reshape(6, 4)), (2, 3, 4))
     assert interleave(stack, stack).shape == (2, 6, 4)
 
 
 def test_only_alike_tensors():
-    a = ir.Tensor.of(Rows(np.zeros((2, 4), np.float32), ir.F32), (2, 4))
+    a = in_memory(np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match="cannot interleave"):
         interleave(a, a.slice_rows(0, 1))
 
@@ -64,7 +45,7 @@ def test_only_alike_tensors():
 @given(st.sampled_from([ir.F32, ir.Q4_1, ir.Q8_0]), st.integers(0, 10), st.integers(0, 10))
 def test_and_apart_again(encoding, a, b):
     values = np.random.default_rng(a).standard_normal((2, 10, 64)).astype(np.float32)
-    halves = [ir.Tensor.of(Rows(half, encoding), half.shape) for half in values]
+    halves = [in_memory(half, encoding) for half in values]
     start, stop = sorted((a, b))
     for half, found in zip(halves, deinterleave(interleave(*halves)), strict=True):
         assert found.shape == half.shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,46 +13,14 @@ from phiconv import interpreter, ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, UsageError
 from phiconv.interpreter import compute
 from phiconv.model import Role
+from references import FIXTURES, RANDOM, open_reference, random_model, relative_l2
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 TRAINED = ("tiny-phi3", "tiny-phi4mini")
-MOE_ROPE = {"long_mscale": 1.3, "short_mscale": 1.243163121016122, "original_max_position_embeddings": 512}
-
-# Reference: kind, and keys of config.json that are otherwise.
-RANDOM = {
-    "phi": ("phi", {}),
-    "phi2": ("phi2", {}),
-    "phi3": ("phi3", {}),
-    "phi3-gqa": ("phi3-gqa", {}),
-    "phi3-window": ("phi3", {"sliding_window": 7}),
-    "phi4": ("phi4", {}),
-    "phi4mini": ("phi4mini", {}),
-    "phi4mini-long": ("phi4mini", {}),
-    "phimoe": ("phimoe", {}),
-    "phimoe-tiny": ("phimoe-tiny", {"sliding_window": 7}),
-    "phimoe-long": ("phimoe", {"rope_scaling": None}),  # see `folder`
-}
-
-
-def relative_l2(values, expected):
-    expected = expected.astype(np.float64)
-    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
-
-
-def open_reference(name):
-    with np.load(FIXTURES / name) as arrays:
-        return dict(arrays)
 
 
 @pytest.fixture
 def folder(make_model, make_models, tmp_path):
-    def make(name):
-        kind, overrides = RANDOM[name]
-        if name == "phimoe-long":
-            overrides = {"rope_scaling": make_models.CONFIGS[kind]["rope_scaling"] | MOE_ROPE}
-        return make_model(tmp_path / name, kind, seed=7, **overrides)
-
-    return make
+    return lambda name: random_model(make_model, make_models, tmp_path / name, name)
 
 
 @pytest.mark.parametrize("name", RANDOM)

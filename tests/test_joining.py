@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,36 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import phiconv
+from memory_rows import in_memory
 from mixed_types import mixed_types
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.joining import alike, join
-from phiconv.quantizers import decode, encode
+from phiconv.quantizers import decode
 
 IDS = np.arange(5, 29).reshape(1, 24)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows in memory (an `ir.Source`)."""
-
-    values: object
-    encoding: ir.Encoding
-    label: str = "rows"
-
-    def __hash__(self):
-        return id(self)
-
-    def read(self, start, stop):
-        return encode(self.values[start:stop], self.encoding)
-
-    def changed(self):
-        return self.label == "changed"
-
-
 def tensor(encoding, rows=4, columns=32, label="rows"):
     values = np.random.default_rng(rows).normal(size=(rows, columns)).astype(np.float32)
-    return ir.Tensor.of(Rows(values, encoding, label), (rows, columns))
+    return in_memory(values, encoding, label)
 
 
 def decoded(t):
@@ -83,7 +66,7 @@ def test_what_they_are_read_as(kinds, encoding):
 
 def test_a_signalling_nan_passes_without_a_warning():
     values = np.array([[0x7F800001]], "<u4").view("<f4")
-    odd = ir.Tensor.of(Rows(values, ir.F32), (1, 1))
+    odd = in_memory(values)
     assert np.isnan(join([odd, tensor(ir.F64, 2, 1)]).read(0, 1)).all()
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from references import FIXTURES, open_reference, relative_l2
 
 pytestmark = pytest.mark.runtime
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 TRAINED = ["tiny-phi3", "tiny-phi4mini"]
 
 # The structures below are those of this release; another one may have moved their members.
@@ -155,21 +154,11 @@ def run(llama, tmp_path):
     return start
 
 
-def relative_l2(values, expected):
-    expected = expected.astype(np.float64)
-    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
-
-
 def mean_nll(logits, ids):
     shifted = logits[:-1].astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(ids) - 1), ids[1:]]
     return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).mean())
-
-
-def open_reference(name):
-    with np.load(FIXTURES / name) as arrays:
-        return dict(arrays)
 
 
 @pytest.mark.parametrize("name", TRAINED)

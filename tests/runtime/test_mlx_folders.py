@@ -11,6 +11,7 @@ import pytest
 
 import phiconv
 from phiconv_formats.safetensors import open_safetensors
+from references import FIXTURES, open_reference, relative_l2
 
 pytestmark = [
     pytest.mark.runtime,
@@ -19,7 +20,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-FIXTURES = ROOT / "fixtures"
 KINDS = ["phi", "phi-fp16", "phi2", "phi3", "phi3-gqa", "phi3-sharded", "phi4", "phi4mini", "phimoe"]
 NEW_STYLE = ["phi4mini-transformers5", "phimoe-transformers5"]
 
@@ -132,20 +132,10 @@ def run_logits(mlx_lm, folder, ids):
     return np.array(logits.astype(mx.float32))
 
 
-def relative_l2(values, expected):
-    expected = expected.astype(np.float64)
-    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
-
-
-def reference(name):
-    with np.load(FIXTURES / name) as arrays:
-        return dict(arrays)
-
-
 # Where the runtime is right: no longrope below the original context, no sliding window inside the text.
 @pytest.mark.parametrize("name", ["phi", "phi2", "phi3", "phi3-gqa", "phi4", "phi4mini-long"])
 def test_unquantized_logits_are_those_of_transformers(mlx_lm, tmp_path, model_folder, name):
-    kept = reference(f"references/{name}.npz")
+    kept = open_reference(f"references/{name}.npz")
     phiconv.convert(model_folder(name.removesuffix("-long")), tmp_path / "m", to="mlx", quant="f32")
     logits = run_logits(mlx_lm, tmp_path / "m", kept["input_ids"])
     assert relative_l2(logits[kept["positions"]], kept["logits"]) < 3e-6
@@ -153,7 +143,7 @@ def test_unquantized_logits_are_those_of_transformers(mlx_lm, tmp_path, model_fo
 
 
 def test_short_context_makes_short_texts_right(mlx_lm, tmp_path, model_folder):
-    kept = reference("references/phi4mini.npz")
+    kept = open_reference("references/phi4mini.npz")
     choices = phiconv.Choices(short_context=True)
     for options, right in (({}, False), ({"choices": choices}, True)):
         folder = tmp_path / str(right)
@@ -164,14 +154,14 @@ def test_short_context_makes_short_texts_right(mlx_lm, tmp_path, model_folder):
 
 
 def test_new_style_configuration_gives_the_same_logits(mlx_lm, tmp_path, model_folder):
-    kept = reference("references/phi4mini-long.npz")
+    kept = open_reference("references/phi4mini-long.npz")
     phiconv.convert(model_folder("phi4mini-transformers5"), tmp_path / "m", to="mlx", quant="f32")
     logits = run_logits(mlx_lm, tmp_path / "m", kept["input_ids"])
     assert relative_l2(logits[kept["positions"]], kept["logits"]) < 3e-6
 
 
 def test_trained_model_predicts_as_transformers_does(mlx_lm, tmp_path):
-    kept = reference("tiny-phi3/reference.npz")
+    kept = open_reference("tiny-phi3/reference.npz")
     phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "m", to="mlx")
     logits = run_logits(mlx_lm, tmp_path / "m", kept["input_ids"][0])
     assert relative_l2(logits, kept["logits_f32"][0]) < 1e-6
@@ -256,7 +246,7 @@ def test_single_matrices_by_name(mlx_lm, tmp_path, model_folder):
 
 
 def test_shards_load(mlx_lm, tmp_path, model_folder):
-    kept = reference("references/phi3.npz")
+    kept = open_reference("references/phi3.npz")
     phiconv.convert(model_folder("phi3"), tmp_path / "m", to="mlx", quant="f32", split_max_size=300_000)
     assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 2
     logits = run_logits(mlx_lm, tmp_path / "m", kept["input_ids"])

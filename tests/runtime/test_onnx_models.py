@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,26 +17,9 @@ from phiconv.quantizers import decode
 from phiconv.recipes.onnx import DEFAULTS
 from phiconv_formats.onnx import packing
 from phiconv_formats.onnx.integers import is_standard, unpack_integers
+from references import FIXTURES, RANDOM, open_reference, random_model, relative_l2
 
 pytestmark = pytest.mark.runtime
-
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-MOE_ROPE = {"long_mscale": 1.3, "short_mscale": 1.243163121016122, "original_max_position_embeddings": 512}
-
-# Reference: kind, and keys of config.json that are otherwise.
-RANDOM = {
-    "phi": ("phi", {}),
-    "phi2": ("phi2", {}),
-    "phi3": ("phi3", {}),
-    "phi3-gqa": ("phi3-gqa", {}),
-    "phi3-window": ("phi3", {"sliding_window": 7}),
-    "phi4": ("phi4", {}),
-    "phi4mini": ("phi4mini", {}),
-    "phi4mini-long": ("phi4mini", {}),
-    "phimoe": ("phimoe", {}),
-    "phimoe-tiny": ("phimoe-tiny", {"sliding_window": 7}),
-    "phimoe-long": ("phimoe", {"rope_scaling": MOE_ROPE}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -91,26 +73,13 @@ def load(ort):
     return open_folder
 
 
-def relative_l2(values, expected):
-    expected = expected.astype(np.float64)
-    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
-
-
-def reference(name):
-    with np.load(FIXTURES / name) as arrays:
-        return dict(arrays)
-
-
 # ------------------------------------------------------------------------------------------------ unquantized
 
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_logits_are_those_of_transformers(load, make_model, make_models, tmp_path, name):
-    kind, overrides = RANDOM[name]
-    if name == "phimoe-long":
-        overrides = {"rope_scaling": make_models.CONFIGS[kind]["rope_scaling"] | MOE_ROPE}
-    kept = reference(f"references/{name}.npz")
-    convert(make_model(tmp_path / "s", kind, seed=7, **overrides), tmp_path / "m", "f32")
+    kept = open_reference(f"references/{name}.npz")
+    convert(random_model(make_model, make_models, tmp_path / "s", name), tmp_path / "m", "f32")
     logits, _ = load(tmp_path / "m").run(kept["input_ids"][None])
     assert relative_l2(logits[0, kept["positions"]], kept["logits"]) < 3e-6
     assert (logits[0].argmax(axis=-1) == kept["argmax"]).all()
@@ -120,7 +89,7 @@ def test_logits_are_those_of_transformers(load, make_model, make_models, tmp_pat
 @pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
 def test_trained_models(load, tmp_path, name, quant):
     """Weights of 16 bits are computed with in float32."""
-    kept = reference(f"{name}/reference.npz")
+    kept = open_reference(f"{name}/reference.npz")
     convert(FIXTURES / name, tmp_path / "m", quant)
     session = load(tmp_path / "m")
     logits, _ = session.run(kept["input_ids"][:2])
@@ -171,7 +140,7 @@ def test_graphs_of_other_targets_are_right_in_float16(load, model_folder, tmp_pa
 class WrittenRows:
     """The weights of a stream as they stand in the file (an `ir.Source`)."""
 
-    folder: Path
+    folder: object
     stream: object
     encoding: ir.Encoding = ir.F32
     label: str = "written"

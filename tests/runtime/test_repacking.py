@@ -11,6 +11,7 @@ import pytest
 
 import phiconv
 from phiconv import ir
+from references import FIXTURES, relative_l2
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "formats" / "onnx"))
@@ -24,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning"),
 ]
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 TRAINED = ["tiny-phi3", "tiny-phi4mini"]
 __all__ = ["llama", "mlx_lm"]
 
@@ -56,10 +56,6 @@ def llama_logits(llama, path, ids):
         return runtime.logits(ids)
     finally:
         llama.llama_model_free(runtime.model)
-
-
-def relative_l2(values, expected):
-    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected.astype(np.float64)))
 
 
 def check_blocks(first, second):

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 import phiconv
+from memory_rows import in_memory
 from phiconv import ir
 from phiconv.errors import MalformedFileError, PhiconvError, UsageError
 from phiconv.quantizers import decode, encode
@@ -89,27 +90,11 @@ class Whole(Graph):
 def matrix(encoding, row_count, columns):
     """A graph, the store of one matrix, and its weights."""
     values = (np.random.default_rng(3).standard_normal((row_count, columns)) + 0.2).astype(np.float32)
-    tensor = ir.Tensor.of(Rows(values), values.shape)
-    store = Store("data", [OutputTensor("w", tensor, None)], [encoding])
+    store = Store("data", [OutputTensor("w", in_memory(values), None)], [encoding])
     blocks = encode(values.astype(encoding.scale_type.dtype), encoding)
     graph = Whole(21, 10)
     graph.parts, graph.segments = store.streams[0].pack(blocks), store.streams[0].segments
     return graph, store, decode(blocks, columns)
-
-
-class Rows:
-    """Rows in memory (an `ir.Source`)."""
-
-    label, encoding = "rows", ir.F32
-
-    def __init__(self, values):
-        self.values = values
-
-    def read(self, start, stop):
-        return self.values[start:stop]
-
-    def changed(self):
-        return False
 
 
 SMALL = [e for e in ENCODINGS if e.block_size in (16, 64) and e.scale_type == ir.F32]
