@@ -43,8 +43,11 @@ def _text(value: float | str | None) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def show(result: dict[str, Any]) -> None:
-    """Prints tables for people."""
+def show(result: dict[str, Any], *, as_json: bool) -> None:
+    """Prints what was found: tables for people, or JSON."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
     for what, why in result.get("skipped", {}).items():
         print(f"{what}: skipped, {why}")
     if "load average" in result:
@@ -96,10 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = options.run(options)
     except PhiconvError as error:  # a model or recipe that does not go
         sys.exit(str(error))
-    if options.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(result)
+    show(result, as_json=options.json)
 
 
 if __name__ == "__main__":

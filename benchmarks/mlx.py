@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -114,10 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if importlib.util.find_spec("mlx_lm") is None:
         sys.exit("mlx-lm is not installed: pip install 'mlx-lm[cpu]'")
     result = run(options)
-    if options.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(result)
+    show(result, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -198,10 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scratch = Path(name)
         model = options.model or write_model(scratch / "model", options.layers, **_WIDTHS)
         result = options.run(options, model.resolve(), scratch)
-    if options.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(result)
+    show(result, as_json=options.json)
 
 
 if __name__ == "__main__":

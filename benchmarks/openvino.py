@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -128,10 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(found) if "DIFFER" in found else print(found)
         return
     result = run(options)
-    if options.json:
-        print(json.dumps(result, indent=1))
-    else:
-        show(result)
+    show(result, as_json=options.json)
 
 
 if __name__ == "__main__":
