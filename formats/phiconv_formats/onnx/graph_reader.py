@@ -21,6 +21,9 @@ __all__ = ["GraphFile", "Node", "StoredTensor", "read_graph"]
 
 _MOST_DIMENSIONS = 8
 _EXTERNAL = 1
+_MOST_NODES = 30_000
+_MOST_TENSORS = 10_000
+"""Twice those of Phi-3.5-MoE with every expert by itself, the largest graph that there is, and more."""
 
 
 @dataclass(slots=True)
@@ -105,7 +108,10 @@ def read_graph(file: InputFile) -> GraphFile:
             if tensor.name in result.tensors:
                 raise wire.error(f"two tensors are called {tensor.name}", part.start)
             result.tensors[tensor.name] = tensor
-        elif part.number == 15:
+        if len(result.nodes) > _MOST_NODES or len(result.tensors) > _MOST_TENSORS:
+            message = f"more than {_MOST_NODES} nodes or {_MOST_TENSORS} tensors, which no Phi model has"
+            raise wire.error(message, part.start)
+        if part.number == 15:
             raise wire.error("it has sparse tensors, which phiconv does not read", part.start)
     return result
 

@@ -16,6 +16,8 @@ import phiconv
 from phiconv import ir
 from phiconv.model import Rope
 from phiconv.recipes.onnx import DEFAULTS
+from phiconv_formats.files import InputFile
+from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.rotary import find_theta, rotary_tables
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -148,6 +150,15 @@ def test_quantizing_again_is_refused_unless_it_is_allowed(tmp_path):
     convert(FIXTURES / "tiny-phi4mini", tmp_path / "a", "int8")
     with pytest.raises(phiconv.UnsupportedModelError, match="--allow-requantize"):
         convert(tmp_path / "a", tmp_path / "b", "int4")
+
+
+def test_the_largest_graph_is_not_too_large(tmp_path, make_model):
+    """As many layers and experts as Phi-3.5-MoE has, each expert by itself, with zero points."""
+    folder = make_model(tmp_path / "s", "phimoe", num_hidden_layers=32, num_local_experts=16)
+    plan = phiconv.plan(folder, tmp_path / "m", to="onnx", quant="int4-qdq-asym")
+    file = next(file for file in plan.package.files if file.name == "model.onnx")
+    (tmp_path / "x.onnx").write_bytes(b"".join(data for _, data in file.chunks))
+    assert len(read_graph(InputFile(tmp_path / "x.onnx")).nodes) > 10_000
 
 
 def test_short_context_is_written_into_the_configuration(tmp_path, model_folder):
