@@ -25,4 +25,5 @@ def test_lines_can_be_read():
     lines = formats_lines()
     assert "    and each of these with -g16, -g64, -g128, -g256" in lines
     assert "  mlx (a folder): read and written; a folder for Apple MLX (mlx-lm, LM Studio)" in lines
+    assert "  onnx (.onnx, a folder): read and written; ONNX Runtime and ONNX Runtime GenAI" in lines
     assert max(map(len, lines)) < 180

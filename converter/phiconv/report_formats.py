@@ -45,7 +45,8 @@ def formats_lines() -> list[str]:
     lines = ["Formats:"]
     for f in FORMATS.values():
         ways = " and ".join(w for w, can in (("read", f.reader), ("written", f.writer)) if can)
-        lines.append(f"  {f.name} ({', '.join(f.suffixes) or 'a folder'}): {ways}; {f.title}")
+        looks = [*f.suffixes, *(["a folder"] if f.folder else [])]
+        lines.append(f"  {f.name} ({', '.join(looks)}): {ways}; {f.title}")
     for target, module in recipes.TARGETS.items():
         presets = ", ".join(f"--{name} = {recipe}" for name, recipe in module.PRESETS.items())
         lines.append(f"Presets for {target}: {presets}")

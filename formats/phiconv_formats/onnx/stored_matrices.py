@@ -194,7 +194,9 @@ class _Finder:
             raise self._tensors.error(codes, f"a table of shape {list(codes.shape)}")
         columns = math.prod(codes.shape[1:])
         if codes.data_type == UINT8:
-            yield self._blocks(codes, parts, (codes.shape[0], columns * 8 // max(bits, 1)), bits, node, True)
+            yield self._blocks(
+                codes, parts, (codes.shape[0], columns * 8 // max(bits, 1)), bits, node, lookup=True
+            )
         else:
             yield self._integers(codes, parts, (codes.shape[0], columns), node, lookup=True)
 
@@ -237,6 +239,7 @@ class _Finder:
         shape: tuple[int, ...],
         bits: int,
         node: Node,
+        *,
         lookup: bool = False,
     ) -> Matrix:
         """A matrix in the layout of `packing.pack`."""
