@@ -39,7 +39,7 @@ MEMORY = 200 << 20
 PIECES = [
     b'"dtype":"F16"', b'"shape":[1]', b'{"', b"[[[[", b"\xff\xff\xff\xff\x7f", b"GGUF", b"PK\3\4", b"PK\1\2",
     b"\x80\x02", b"(X\7\0\0\0storage", b"ctorch\nFloatStorage\n", b"NaN", b"1e999", b"\\ud800",
-    b"\xef\xbb\xbf",
+    b"\xef\xbb\xbf", b"\n\x02\x08\x01", b"MatMulNBits", b"</layer>", b"<!DOCTYPE x>", b'id="0"',
 ]  # fmt: skip
 
 
@@ -113,6 +113,10 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
     phiconv.convert(pieces, root / "split" / "x.gguf", quant="q8_0", split_max_size=9000)
     first, second, *_ = sorted(path.name for path in (root / "split").iterdir())
     phiconv.convert(byte_level, root / "mlx", to="mlx", quant="4bit-g32")
+    phiconv.convert(byte_level, root / "onnx", to="onnx", quant="int4-asym")
+    phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")
+    (root / "qdq" / "config.json").unlink()  # so that genai_config.json and the graph must say it
+    phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
     return {
@@ -132,6 +136,10 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         "pytorch legacy": Case(torch["legacy"], "pytorch_model.bin"),
         "mlx weights": Case(root / "mlx", weights, parse=header, build=with_header),
         "mlx config": Case(root / "mlx", "config.json", parse=json.loads),
+        "onnx": Case(root / "onnx", "model.onnx"),
+        "onnx qdq": Case(root / "qdq", "model.onnx"),
+        "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),
+        "openvino": Case(root / "openvino", "openvino_model.xml"),
         "imatrix.gguf": Case(byte_level, "imatrix.gguf", imatrix=True),
         "imatrix.dat": Case(byte_level, "imatrix.dat", imatrix=True),
     }  # fmt: skip
@@ -139,18 +147,14 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
 
 JSON = [
     "safetensors", "index", "shard", "config", "tokenizer.json", "tokenizer_config", "added_tokens",
-    "generation_config", "mlx weights", "mlx config",
+    "generation_config", "mlx weights", "mlx config", "onnx config",
 ]  # fmt: skip
-SETTINGS = [
-    "config",
-    "tokenizer.json",
-    "tokenizer_config",
-    "added_tokens",
-    "generation_config",
-]  # of one folder
+SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "generation_config"]
+"""Files of one folder."""
+
 NAMES = [
     *JSON, "tokenizer.model", "gguf q8_0", "gguf q4_0", "gguf part", "pytorch zip", "pytorch legacy",
-    "imatrix.gguf", "imatrix.dat",
+    "onnx", "onnx qdq", "openvino", "imatrix.gguf", "imatrix.dat",
 ]  # fmt: skip
 
 
@@ -225,7 +229,15 @@ def test_changed_json(name, cases, converts, wanted):
     event(converts(case, case.build(data, mutate_json(case.parse(data), wanted))))
 
 
-@pytest.mark.parametrize("target", ["mlx", "onnx", "openvino", "safetensors"])
+TARGETS = ["mlx", "onnx", "openvino", "safetensors"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_settings_are_good(target, cases, tmp_path):
+    assert phiconv.plan(cases["config"].folder, tmp_path / "out", to=target, quant="f16").size
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @given(name=st.sampled_from(SETTINGS), wanted=json_changes())
 @LONG
 def test_changed_settings_for_other_targets(target, cases, tmp_path, name, wanted):

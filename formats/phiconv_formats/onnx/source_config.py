@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.errors import MalformedFileError, MissingFileError
+from phiconv.errors import MalformedFileError, MissingFileError, printable
 from phiconv_formats.onnx.checkpoint_names import Heads
 from phiconv_formats.onnx.rotary import find_theta
 
@@ -109,9 +109,9 @@ class _Deriver:
     def config(self) -> dict[str, Any]:
         model = self.genai.get("model")
         decoder = model.get("decoder") if isinstance(model, dict) else None
-        kind = model.get("type") if isinstance(model, dict) else None
+        kind = str(model.get("type")) if isinstance(model, dict) else ""
         if not isinstance(model, dict) or not isinstance(decoder, dict) or kind not in _FAMILIES:
-            raise self._unknown(f"a model of type {kind}")
+            raise self._unknown(f"a model of type {printable(kind, 40)!r}")
         fixed, epsilon, inner = _FAMILIES[kind]
         config = fixed | {key: model.get(name) for key, name in _MODEL.items()}
         config |= {key: decoder.get(name) for key, name in _DECODER.items()}
