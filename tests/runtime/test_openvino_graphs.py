@@ -32,7 +32,7 @@ SCHEMES = [
 ]
 
 
-EXPERT_SCHEMES = ["int4-asym-g32", "int4-sym-channel", "int8-sym", "mxfp4"]
+EXPERT_SCHEMES = ["int4-asym-g32", "int4-sym-channel", "int8-sym", "mxfp4", "mxfp8"]
 
 
 @pytest.fixture(scope="module")

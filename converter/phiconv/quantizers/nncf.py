@@ -3,8 +3,8 @@
 The formulas are those of ``nncf.compress_weights`` (NNCF 3.4) with neither data nor scale estimation, in
 float32 and in its order of operations, so that codes, scales and zero points are the very ones. Codes come
 from the scale in float32, which is only then rounded to float16; halves are rounded to the even code. (NNCF
-has a second way, for matrices of fewer than 10 000 weights: its MXFP4 and MXFP8 of a block with nothing above
-`_LEAST_SCALE` times 6 or 448 have a larger scale there.)
+has a second way, in NumPy, for matrices of fewer than 10 000 weights, which no Phi has: there the scales of
+MXFP4 and MXFP8 may be others, of tiny blocks and next to powers of two.)
 
 A weight that is not finite, or a scale beyond float16, gives a scale that is not finite, and no warning.
 """
@@ -171,7 +171,8 @@ def _exponent(largest: FloatArray, number: np.float32) -> NDArray[np.int32]:
     quotient = (_bounded(largest) / number).astype(np.float64)
     logarithm = np.log(quotient).astype(np.float32) * _PER_LN_2
     # The bounds are of the scale's type; fmin and fmax make one of them of what is no number.
-    return np.fmin(np.fmax(np.ceil(logarithm), -127), 127).astype(np.int32)
+    exponent: NDArray[np.int32] = np.fmin(np.fmax(np.ceil(logarithm), -127), 127).astype(np.int32)
+    return exponent
 
 
 def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, OPENVINO_MXFP4, OPENVINO_MXFP8, FloatEncoding, openvino_affine, openvino_nf4
+from phiconv.ir import (
+    BF16,
+    F16,
+    F32,
+    OPENVINO_MXFP4,
+    OPENVINO_MXFP8,
+    FloatEncoding,
+    openvino_affine,
+    openvino_nf4,
+)
 from phiconv.recipes.sensitivity import EPSILON, EPSILON_16, sensitivities
 
 if TYPE_CHECKING:

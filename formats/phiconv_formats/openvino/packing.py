@@ -155,8 +155,8 @@ def _type(encoding: ir.Encoding) -> str:
                 if ir.same_meaning(encoding, known):
                     return f"{'i' if symmetric else 'u'}{bits}"
     if isinstance(encoding, ir.CodebookEncoding):
-        for kind, known in _MICROSCALING.items():
-            if ir.same_meaning(encoding, known):
+        for kind, microscaling in _MICROSCALING.items():
+            if ir.same_meaning(encoding, microscaling):
                 return kind
         if ir.same_meaning(encoding, ir.openvino_nf4(encoding.block_size)):
             return "nf4"

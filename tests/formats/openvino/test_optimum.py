@@ -78,9 +78,10 @@ def cut_tokenizer(folder):
     (folder / "tokenizer_config.json").write_text("{}")
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
-    vocabulary = {token: n for token, n in content["model"]["vocab"].items() if n < SMALL["vocab_size"]}
+    size = SMALL["vocab_size"]
+    vocabulary = {token: n for token, n in content["model"]["vocab"].items() if n < size}
     content["model"] |= {"vocab": vocabulary, "merges": []}
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < SMALL["vocab_size"]]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < size]
     path.write_text(json.dumps(content))
 
 
