@@ -22,7 +22,6 @@ SAME = [
     {"q5_1", "mlx_5bit_g32_f16"},
     {"mxfp4", "mlx_mxfp4"},
     {"mxfp4", "openvino_mxfp4"},
-    {"mlx_mxfp8", "openvino_mxfp8"},
     {"mlx_mxfp4", "openvino_mxfp4"},
     {"mlx_mxfp8", "openvino_mxfp8"},
     {"nvfp4", "mlx_nvfp4"},
