@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -97,25 +99,77 @@ def test_nf4_takes_the_nearest(x):
         assert np.all(chosen <= distance.min(axis=1) + 2e-7)
 
 
+def power_of_two(group, number):
+    """The least power of two that ``number`` times it holds a group, and whether the logarithm is sure of it.
+
+    OpenVINO's, in float32, is not, next to a power of two.
+    """
+    quotient = float(f32(max(*abs(group), EPS)) / f32(number))
+    exponent = math.ceil(math.log2(quotient))
+    return 2.0**exponent, abs(quotient / 2.0 ** round(math.log2(quotient)) - 1) > 2.0**-16
+
+
+MICROSCALING = [
+    pytest.param(ir.OPENVINO_MXFP4, 6, [0, 0.5, 1, 1.5, 2, 3, 4, 6], id="mxfp4"),
+    pytest.param(ir.OPENVINO_MXFP8, 448, list(ir.OPENVINO_MXFP8.table[:127]), id="mxfp8"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "number", "magnitudes"), MICROSCALING)
 @few
-@given(groups(32))
-def test_mxfp4_takes_the_least_power_of_two(x):
-    blocks = encode(x, ir.OPENVINO_MXFP4)
+@given(data=st.data())
+def test_microscaling_takes_the_least_power_of_two(data, encoding, number, magnitudes):
+    x = data.draw(groups(32))
+    blocks = encode(x, encoding)
+    sign_bit = len(encoding.table) // 2
     for b, group in enumerate(x.reshape(-1, 32)):
-        scale = 2 * float(blocks.scales[b])
-        largest = float(max(*abs(group), EPS))
-        assert np.log2(scale) == int(np.log2(scale))
-        assert largest / 6 <= scale * (1 + 2**-23)
-        assert largest / 6 > scale / 2
-        nearest = [round_to_e2m1(float(v) / scale) for v in group]
-        assert decode(blocks, 32)[b].tolist() == [v * scale for v in nearest]
+        scale = float(blocks.scales[b]) * encoding.table[1] / magnitudes[1]
+        expected, sure = power_of_two(group, number)
+        assert scale == expected if sure else scale in (expected / 2, expected, expected * 2)
+        for code, value in zip(codes_of(blocks)[b], group, strict=True):
+            ratio = float(value) / scale
+            if encoding == ir.OPENVINO_MXFP8:
+                ratio = float(np.float16(ratio))
+            assert code & (sign_bit - 1) == nearest(magnitudes, abs(ratio))
+            assert code >= sign_bit if np.signbit(value) else code < sign_bit
+        expected_weights = [encoding.table[code] * float(blocks.scales[b]) for code in codes_of(blocks)[b]]
+        assert decode(blocks, 32)[b].tolist() == expected_weights
 
 
-def round_to_e2m1(value):
-    """The nearest number of E2M1, of two the one with an even code."""
-    magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
-    best = min(range(8), key=lambda code: (abs(abs(value) - magnitudes[code]), code % 2))
-    return float(np.copysign(magnitudes[best], value)) if best else 0.0
+def nearest(magnitudes, value):
+    """The code of the nearest number, of two the even one."""
+    return min(range(len(magnitudes)), key=lambda code: (abs(value - magnitudes[code]), code % 2))
+
+
+def test_mxfp8_rounds_to_float16_first():
+    """1 + 1/16 is halfway between 1 and 1 + 1/8: a little more than that, but less than float16 can tell."""
+    x = np.zeros((1, 32), f32)
+    x[0, :4] = [448, 1.0625, np.nextafter(f32(1.0625), f32(2)), 1.0625 + 2.0**-10]
+    assert codes_of(encode(x, ir.OPENVINO_MXFP8))[0][:4] == [0x7E, 0x38, 0x38, 0x39]
+
+
+@pytest.mark.parametrize("number", [6, 448])
+def test_exponents_next_to_powers_of_two_are_those_of_the_rounded_logarithm(number):
+    """The float32 product that the exponent is the ceiling of, each of its factors rounded by itself."""
+    encoding = ir.OPENVINO_MXFP4 if number == 6 else ir.OPENVINO_MXFP8
+    off = 0
+    for exponent in range(-24, 118):
+        power = f32(2.0**exponent)
+        largest = (f32(number) * power).view(np.int32) + np.arange(-40, 41, dtype=np.int32)
+        x = np.repeat(largest.view(f32)[:, None], 32, axis=1)
+        found = np.log2(encode(x, encoding).scales.astype(np.float64)) + (number == 6)
+        for v, e in zip(x[:, 0], found, strict=True):
+            logarithm = f32(math.log(float(v / f32(number))))
+            assert e == math.ceil(logarithm * (f32(1) / f32(math.log(2)))), (exponent, v)
+        off += int(found[40] != exponent)
+    assert off == 2, "quotients that are a power of two, with the next exponent"
+
+
+def test_a_block_that_is_held_by_a_scale_next_below_it_ends_at_the_largest_number():
+    largest = (f32(448) * f32(2.0**-12)).view(np.int32) + np.int32(1)
+    blocks = encode(np.full((1, 32), largest.view(f32)), ir.OPENVINO_MXFP8)
+    assert blocks.scales.tolist() == [2.0**-12]
+    assert set(codes_of(blocks)[0]) == {0x7E}
 
 
 def test_a_tiny_weight_keeps_its_sign_in_mxfp4():
@@ -138,3 +192,10 @@ def test_scales_that_are_too_large_show(encoding):
     assert checks.count_nonfinite(encode(x, encoding)) == 1
     x[0, 3] = np.nan
     assert checks.count_nonfinite(encode(x, encoding)) == 1
+
+
+@pytest.mark.parametrize("encoding", [ir.OPENVINO_MXFP4, ir.OPENVINO_MXFP8], ids=lambda e: e.name)
+def test_weights_that_are_no_numbers_show_in_powers_of_two(encoding):
+    x = np.full((3, 32), 3e38, f32)
+    x[0, 3], x[1, 3] = np.nan, -np.inf
+    assert np.isfinite(encode(x, encoding).scales).tolist() == [False, False, True]

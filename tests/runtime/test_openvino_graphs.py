@@ -28,11 +28,11 @@ STRICT = {
 KINDS = ["phi", "phi2", "phi3", "phi3-gqa", "phi4mini", "phimoe", "phimoe-tiny"]
 SCHEMES = [
     *("int4-asym-g64", "int4-asym-g32", "int4-asym-channel", "int4-sym-g64", "int4-sym-channel"),
-    *("int8-asym", "int8-sym", "nf4-g32", "mxfp4", "f16", "bf16"),
+    *("int8-asym", "int8-sym", "nf4-g32", "mxfp4", "mxfp8", "f16", "bf16"),
 ]
 
 
-EXPERT_SCHEMES = ["int4-asym-g32", "int4-sym-channel", "int8-sym", "mxfp4"]
+EXPERT_SCHEMES = ["int4-asym-g32", "int4-sym-channel", "int8-sym", "mxfp4", "mxfp8"]
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +152,11 @@ def test_every_scheme_computes_with_the_weights_that_it_stores(run, model_folder
     assert distance(infer(compiled, ids), phiconv.logits(quantized(plan), ids)) < bound
 
 
-def test_tied_quantized_embedding(run):
-    plan, compiled = run(FIXTURES / "tiny-phi4mini", "int4-asym-g32", all_layers=True)
+@pytest.mark.parametrize(
+    ("quant", "options"), [("int4-asym-g32", {"all_layers": True}), ("mxfp4", {"match_runtime": True})]
+)
+def test_tied_quantized_embedding(run, quant, options):
+    plan, compiled = run(FIXTURES / "tiny-phi4mini", quant, **options)
     ids = ids_for(FIXTURES / "tiny-phi4mini")
     assert distance(infer(compiled, ids), phiconv.logits(quantized(plan), ids)) < 1e-5
 

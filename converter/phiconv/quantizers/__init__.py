@@ -78,6 +78,7 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.MLX_NVFP4: microscaling.nvfp4,
     **{e: partial(_ONNX[method], encoding=e) for method, all_ in ir.ONNX_AFFINE.items() for e in all_},
     ir.OPENVINO_MXFP4: nncf.mxfp4,
+    ir.OPENVINO_MXFP8: nncf.mxfp8,
     **{encoding: partial(nncf.nf4, encoding=encoding) for encoding in ir.OPENVINO_NF4},
 }
 

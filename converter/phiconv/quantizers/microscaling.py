@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["mxfp4", "mxfp8", "nvfp4"]
+__all__ = ["e4m3_codes", "mxfp4", "mxfp8", "nvfp4"]
 
 _LARGEST_E2M1 = np.float32(6)
 _LARGEST_E4M3 = np.float32(448)
@@ -71,7 +71,7 @@ def mxfp8(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     largest = np.abs(np.maximum(block_max(x), -block_min(x)))
     exponent = _exponent(largest, _LARGEST_E4M3, values.dtype)
     x *= spread(np.ldexp(np.float32(1), -exponent))
-    return Blocks(MLX_MXFP8, _e4m3_codes(x), _marked(np.ldexp(np.float32(1), exponent), largest))
+    return Blocks(MLX_MXFP8, e4m3_codes(x), _marked(np.ldexp(np.float32(1), exponent), largest))
 
 
 @np.errstate(all="ignore")
@@ -84,7 +84,7 @@ def nvfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     negative, largest = take_signs(x), block_max(x)
     quotient = _quotient(largest, _LARGEST_E2M1, values.dtype)
     numbers = np.array(MLX_MXFP8.table, np.float32)
-    scale = numbers[_e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
+    scale = numbers[e4m3_codes(np.clip(quotient, 0, _LARGEST_E4M3))]
     x /= spread(np.where(scale == 0, np.float32(np.inf), scale))
     codes = e2m1_codes(x, negative, _BETWEEN_E2M1)
     return Blocks(MLX_NVFP4, codes, _marked(scale * np.float32(0.5), largest))
@@ -109,7 +109,7 @@ def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
     return np.where(np.isfinite(largest), scale, largest)
 
 
-def _e4m3_codes(x: FloatArray) -> NDArray[np.uint8]:
+def e4m3_codes(x: FloatArray) -> NDArray[np.uint8]:
     """The nearest E4M3 numbers of magnitudes up to 900; halves to the even code, too large becomes 448.
 
     Args:

@@ -1,8 +1,10 @@
-"""NNCF's data-free quantizers for OpenVINO: integers in groups or rows, NF4 and MXFP4.
+"""NNCF's data-free quantizers for OpenVINO: integers in groups or rows, NF4, MXFP4 and MXFP8.
 
 The formulas are those of ``nncf.compress_weights`` (NNCF 3.4) with neither data nor scale estimation, in
 float32 and in its order of operations, so that codes, scales and zero points are the very ones. Codes come
-from the scale in float32, which is only then rounded to float16; halves are rounded to the even code.
+from the scale in float32, which is only then rounded to float16; halves are rounded to the even code. (NNCF
+has a second way, in NumPy, for matrices of fewer than 10 000 weights, which no Phi has: there the scales of
+MXFP4 and MXFP8 may be others, of tiny blocks and next to powers of two.)
 
 A weight that is not finite, or a scale beyond float16, gives a scale that is not finite, and no warning.
 """
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.ir import F16, OPENVINO_MXFP4, Blocks
+from phiconv.ir import F16, OPENVINO_MXFP4, OPENVINO_MXFP8, Blocks
 from phiconv.quantizers.codebook import e2m1_codes
-from phiconv.quantizers.floats import narrow
+from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.microscaling import e4m3_codes
 from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import BlockEncoding, CodebookEncoding, FloatArray
 
-__all__ = ["asymmetric", "mxfp4", "nf4", "symmetric"]
+__all__ = ["asymmetric", "mxfp4", "mxfp8", "nf4", "symmetric"]
 
 _LEAST_SCALE = np.float32(2.0**-23)
 
@@ -33,6 +36,10 @@ _BETWEEN_NF4 = np.array([
 ], np.float32)  # fmt: skip
 """Halfway between two numbers of NF4, as OpenVINO rounds them; what lies there goes to the lower one."""
 
+_PER_LN_2 = np.float32(1.442695)
+"""1 / ln 2, both rounded."""
+
+_LARGEST_E4M3 = np.float32(448)
 _LARGEST_E2M1 = np.float32(6)
 _BETWEEN_E2M1 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
 _BETWEEN_E2M1[1::2] = np.nextafter(_BETWEEN_E2M1[1::2], np.float32(0))
@@ -106,7 +113,7 @@ def _codes(x: FloatArray, least: np.float32, largest: np.float32) -> NDArray[np.
     return x.astype(np.uint8)
 
 
-# --------------------------------------------------------------------------------------------- 4-bit floats
+# --------------------------------------------------------------------------------------- 4- and 8-bit floats
 
 
 @np.errstate(all="ignore")
@@ -128,22 +135,49 @@ def nf4(values: NDArray[Any], _importance: FloatArray | None = None, *, encoding
 
 @np.errstate(all="ignore")
 def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
-    """Quantizes to E2M1 with a power of two as scale, the least one that 6 times it holds the block.
-
-    NNCF takes the logarithm in float32, which for a few numbers next to a power of two gives the next one;
-    here it is exact.
-    """
+    """Quantizes to E2M1 with a power of two as scale, the least one that 6 times it holds the block."""
     x = scratch_quads(values, OPENVINO_MXFP4.block_size)
     largest = _largest(x)
-    mantissa, exponent = np.frexp(_bounded(largest) / _LARGEST_E2M1)
-    exponent -= mantissa == 0.5
+    exponent = _exponent(largest, _LARGEST_E2M1)
     x *= spread(np.ldexp(np.float32(1), -exponent))
     signs = np.signbit(x).view(np.uint8)
     codes = e2m1_codes(np.abs(x, out=x), np.zeros(x.shape, np.uint8), _BETWEEN_E2M1)
     codes |= signs << 3  # a weight that becomes 0 keeps its sign
     # The table has doubled numbers: half the scale belongs to it.
-    scale = np.where(np.isfinite(largest), np.ldexp(np.float32(1), exponent - 1), largest)
-    return Blocks(OPENVINO_MXFP4, codes, scale)
+    return Blocks(OPENVINO_MXFP4, codes, _marked(np.ldexp(np.float32(1), exponent - 1), largest))
+
+
+@np.errstate(all="ignore")
+def mxfp8(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks:
+    """Quantizes to E4M3 with a power of two as scale, the least one that 448 times it holds the block.
+
+    OpenVINO rounds twice, to float16 and then to E4M3. So halfway is what float16 takes for it.
+    """
+    x = scratch_quads(values, OPENVINO_MXFP8.block_size)
+    largest = _largest(x)
+    exponent = _exponent(largest, _LARGEST_E4M3)
+    x *= spread(np.ldexp(np.float32(1), -exponent))
+    if values.dtype.itemsize > 2:  # others have no more bits than float16 where E4M3 has any
+        widen(narrow(x, F16), out=x)
+    return Blocks(OPENVINO_MXFP8, e4m3_codes(x), _marked(np.ldexp(np.float32(1), exponent), largest))
+
+
+def _exponent(largest: FloatArray, number: np.float32) -> NDArray[np.int32]:
+    """``ceil(log2(largest / number))`` as OpenVINO computes it, from a natural logarithm in float32.
+
+    Its rounding shows next to a power of two: some quotients that are one get the next exponent, and others,
+    a few units in the last place above, get the one below. float64 keeps the rounding the same everywhere.
+    """
+    quotient = (_bounded(largest) / number).astype(np.float64)
+    logarithm = np.log(quotient).astype(np.float32) * _PER_LN_2
+    # The bounds are of the scale's type; fmin and fmax make one of them of what is no number.
+    exponent: NDArray[np.int32] = np.fmin(np.fmax(np.ceil(logarithm), -127), 127).astype(np.int32)
+    return exponent
+
+
+def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
+    """The scales, but infinity or NaN where a weight is."""
+    return np.where(np.isfinite(largest), scale, largest)
 
 
 def _largest(x: FloatArray) -> FloatArray:

@@ -2,8 +2,9 @@
 
 Facts from NNCF 3.4 (``nncf.compress_weights``) and optimum-intel 2.2. Four bits are for the matrices of the
 layers; the embedding and the head get eight, and so does what cannot be cut into groups. phiconv differs in
-one thing: the router of a mixture of experts, a tiny matrix on which much depends, is kept at 8 bits, unless
-the runtime's own choice is asked for.
+two things, unless the runtime's own choice is asked for: the router of a mixture of experts, a tiny matrix on
+which much depends, is kept at 8 bits; and 8 bits are integers beside 4-bit floats too, where NNCF takes 8-bit
+floats, which are larger, less exact, and expanded when OpenVINO loads them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, OPENVINO_MXFP4, FloatEncoding, openvino_affine, openvino_nf4
+from phiconv.ir import (
+    BF16,
+    F16,
+    F32,
+    OPENVINO_MXFP4,
+    OPENVINO_MXFP8,
+    FloatEncoding,
+    openvino_affine,
+    openvino_nf4,
+)
 from phiconv.recipes.sensitivity import EPSILON, EPSILON_16, sensitivities
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ PRESETS = {"q4": "int4-asym", "q8": "int8-asym", "f16": "f16", "bf16": "bf16", "
 ALIASES = {
     "fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32",
     "int4": "int4-asym", "int8": "int8-asym", "nf4-g128": "nf4", "mxfp4-g32": "mxfp4",
+    "mxfp8-g32": "mxfp8", "mxfp8-e4m3": "mxfp8",
 }  # fmt: skip
 """Other names for recipes, as other tools call them."""
 
@@ -39,6 +50,7 @@ OPTIONS = frozenset(
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
+_MICROSCALING = {"mxfp4": OPENVINO_MXFP4, "mxfp8": OPENVINO_MXFP8}
 _FLOATS = {"f16": F16, "bf16": BF16, "f32": F32}
 _GROUPS = (128, 64, 32)  # the usual one first
 _CHANNEL = -1
@@ -51,7 +63,7 @@ class Scheme:
     """What a matrix becomes.
 
     Attributes:
-        kind: "asym" or "sym" for integers, "nf4", "mxfp4", or a key of the table of floats.
+        kind: "asym" or "sym" for integers, "nf4", or a key of the tables of microscaling and of floats.
         bits: Of a code.
         group_size: Weights with one scale; -1 for a whole row.
     """
@@ -67,10 +79,10 @@ class Scheme:
         size = columns if self.group_size == _CHANNEL else self.group_size
         if columns % size:
             size = columns & -columns  # the largest power of two that divides it
-        if size % 4 or (size < _LEAST_GROUP and size != columns) or (self.kind == "mxfp4" and size != 32):
+        if size % 4 or (size < _LEAST_GROUP and size != columns):
             return None
-        if self.kind == "mxfp4":
-            return OPENVINO_MXFP4
+        if self.kind in _MICROSCALING:
+            return _MICROSCALING[self.kind] if size == self.group_size else None
         if self.kind == "nf4":
             return openvino_nf4(size)
         return openvino_affine(self.bits, size, symmetric=self.kind == "sym")
@@ -88,7 +100,8 @@ def _schemes() -> dict[str, Scheme]:
     for group_size in _GROUPS:
         suffix = "" if group_size == _GROUPS[0] else f"-g{group_size}"
         result[f"nf4{suffix}"] = Scheme("nf4", 4, group_size)
-    return result | {"mxfp4": Scheme("mxfp4", 4, 32)} | {name: Scheme(name) for name in _FLOATS}
+    result |= {"mxfp4": Scheme("mxfp4", 4, 32), "mxfp8": Scheme("mxfp8", 8, 32)}
+    return result | {name: Scheme(name) for name in _FLOATS}
 
 
 DEFAULTS = _schemes()
@@ -98,6 +111,9 @@ ALIASES = {alias: name for alias, name in ALIASES.items() if alias != name}
 
 _BACKUP = DEFAULTS["int8-asym"]
 """Of the two ends of the model, and of matrices that are not in the share of 4 bits."""
+
+_RUNTIME_BACKUPS = {"mxfp4": DEFAULTS["mxfp8"]}
+"""What NNCF takes in its place, by recipe."""
 
 _ENDS = ("token_embedding", "output")
 
@@ -124,7 +140,8 @@ def assign(
         raise UsageError(f"--ratio and --all-layers mean nothing for {recipe}", hint="choose 4 bits")
     schemes = {t.name: scheme for t in tensors}
     if scheme.bits == 4:
-        schemes |= dict.fromkeys(_backup(scheme, tensors, choices), _BACKUP)
+        backup = _RUNTIME_BACKUPS.get(recipe, _BACKUP) if choices.match_runtime else _BACKUP
+        schemes |= dict.fromkeys(_backup(scheme, tensors, choices), backup)
     for tensor in tensors:
         for pattern, name in choices.tensor_types:
             if pattern.search(tensor.name):

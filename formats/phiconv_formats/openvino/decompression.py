@@ -5,7 +5,7 @@ A weight comes out of a chain that OpenVINO computes once, when it loads the mod
     codes -> Convert -> [Subtract zero point] -> Multiply scale -> [Reshape] -> [Convert]
     floats -> [Convert]
 
-Codes are integers, or floats of 4 bits; what is no such chain is no weight.
+Codes are integers, or floats of 4 or 8 bits; what is no such chain is no weight.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ _ALIGNMENT = 64
 
 ELEMENT_BITS = {
     "boolean": 8, "i32": 32, "i64": 64, "f32": 32, "f16": 16, "bf16": 16,
-    "u8": 8, "i8": 8, "u4": 4, "i4": 4, "nf4": 4, "f4e2m1": 4, "f8e8m0": 8,
+    "u8": 8, "i8": 8, "u4": 4, "i4": 4, "nf4": 4, "f4e2m1": 4, "f8e4m3": 8,
+    "f8e8m0": 8,
 }  # fmt: skip
 """The element types that occur, as attributes spell them, and their bits."""
 

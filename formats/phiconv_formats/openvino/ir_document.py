@@ -28,6 +28,7 @@ PRECISIONS = {
     "bf16": "BF16",
     "boolean": "BOOL",
     "f4e2m1": "F4E2M1",
+    "f8e4m3": "F8E4M3",
     "f8e8m0": "F8E8M0",
     "f16": "FP16",
     "f32": "FP32",

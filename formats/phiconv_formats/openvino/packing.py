@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from phiconv import ir
-from phiconv.errors import UsageError
+from phiconv.errors import UsageError, WeightError
 from phiconv_formats.openvino.graph import ELEMENT_BITS
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ _INTEGERS = {False: ("i4", "i8"), True: ("u4", "u8")}
 """The element types of codes without and with zero points."""
 
 _MICROSCALING = {"f4e2m1": ir.OPENVINO_MXFP4, "f8e4m3": ir.OPENVINO_MXFP8}
-"""Floats of 4 and 8 bits; those of 8 are read and not written."""
+"""Floats of 4 and 8 bits, with powers of two as scales."""
+
+_BIASES = {"f4e2m1": 128, "f8e4m3": 127}
+"""Of the exponents of scales: half the scale belongs to E2M1's table, which has doubled numbers."""
 
 _FLOATS = {ir.F32: "f32", ir.F16: "f16", ir.BF16: "bf16"}
 
@@ -55,7 +58,7 @@ def parts_of(encoding: ir.Encoding, shape: tuple[int, ...]) -> tuple[Part, ...]:
     groups = shape[-1] // encoding.block_size
     per_group = (*shape[:-1], groups, 1) if groups > 1 else (*shape[:-1], 1)
     codes = Part(kind, (*shape[:-1], groups, encoding.block_size) if groups > 1 else shape)
-    scales = Part("f8e8m0" if kind == "f4e2m1" else "f16", per_group)
+    scales = Part("f8e8m0" if kind in _MICROSCALING else "f16", per_group)
     has_zero_point = isinstance(encoding, ir.BlockEncoding) and encoding.has_zero_point
     return (codes, scales, Part(kind, per_group)) if has_zero_point else (codes, scales)
 
@@ -70,6 +73,7 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
 
     Raises:
         UsageError: OpenVINO has no such constants.
+        WeightError: A code stands for a number in MLX and for none in OpenVINO.
     """
     if not isinstance(encoded, ir.Blocks):
         return (_bytes(encoded),)
@@ -78,8 +82,8 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
     codes = _halves(codes) if ELEMENT_BITS[kind] == 4 else codes
     if kind == "i4":  # two's complement, where codes in memory count from -8
         codes ^= np.uint8(0x88)
-    if kind == "f4e2m1":
-        return codes, _exponents(encoded.scales)
+    if kind in _MICROSCALING:
+        return codes, _exponents(encoded, kind)
     if encoded.zero_points is None:
         return codes, _bytes(encoded.scales)
     zero_points = _halves(encoded.zero_points) if kind == "u4" else _bytes(encoded.zero_points)
@@ -153,8 +157,9 @@ def _type(encoding: ir.Encoding) -> str:
                 if ir.same_meaning(encoding, known):
                     return f"{'i' if symmetric else 'u'}{bits}"
     if isinstance(encoding, ir.CodebookEncoding):
-        if ir.same_meaning(encoding, ir.OPENVINO_MXFP4):
-            return "f4e2m1"
+        for kind, microscaling in _MICROSCALING.items():
+            if ir.same_meaning(encoding, microscaling):
+                return kind
         if ir.same_meaning(encoding, ir.openvino_nf4(encoding.block_size)):
             return "nf4"
     raise UsageError(f"OpenVINO has no constants for {encoding.name}")
@@ -173,10 +178,18 @@ def _halves(codes: Bytes) -> Bytes:
     return packed
 
 
-def _exponents(scales: NDArray[np.floating[Any]]) -> Bytes:
-    """E8M0 bytes of halves of powers of two, ``2.0 ** (byte - 128)``; 255 of what is not finite."""
-    exponent = np.frexp(scales)[1] + 127
-    return np.where(np.isfinite(scales), exponent, 255).astype(np.uint8)
+def _exponents(blocks: ir.Blocks, kind: str) -> Bytes:
+    """E8M0 bytes of powers of two, ``2.0 ** (byte - bias)``; 255 of what is not finite."""
+    finite = np.isfinite(blocks.scales)
+    if kind == "f8e4m3" and np.any(finite & _has_no_number(blocks.codes)):
+        raise WeightError("a code that is +-480 in MLX is no number in OpenVINO", hint="choose another type")
+    return np.where(finite, np.frexp(blocks.scales)[1] + (_BIASES[kind] - 1), 255).astype(np.uint8)
+
+
+def _has_no_number(quads: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which blocks have one of the two E4M3 codes that stand for none."""
+    found: NDArray[np.bool_] = ((quads & 127) == 127).any(axis=(0, 2))
+    return found
 
 
 def _pairs(data: Bytes) -> Bytes:
@@ -192,14 +205,13 @@ def _codebook_scales(encoding: ir.CodebookEncoding, quads: Bytes, scales: Bytes)
     if encoding not in _MICROSCALING.values():
         return scales.view("<f2").copy()
     if encoding == ir.OPENVINO_MXFP4:
-        return _powers(128)[scales]
-    bad = ((quads & 127) == 127).any(axis=(0, 2))
-    return np.where(bad, np.float32(np.nan), _powers(127)[scales])
+        return _powers(_BIASES["f4e2m1"])[scales]
+    return np.where(_has_no_number(quads), np.float32(np.nan), _powers(_BIASES["f8e4m3"])[scales])
 
 
 @cache
 def _powers(bias: int) -> NDArray[np.float32]:
-    """The number of every E8M0 byte, with a bias of 128 its half, for the doubled table; 255 is no number."""
+    """The number of every E8M0 byte; 255 is no number."""
     exponents = np.arange(256) - bias
     powers: NDArray[np.float32] = np.ldexp(np.float32(1), exponents.clip(max=127))
     powers[255] = np.nan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
@@ -28,25 +27,32 @@ ENCODINGS = {
     },
     **{e.name: e for e in ir.OPENVINO_NF4},
     "openvino_mxfp4": ir.OPENVINO_MXFP4,
+    "openvino_mxfp8": ir.OPENVINO_MXFP8,
 }
 
 
 @pytest.fixture(scope="module")
-def tiles():
+def inputs():
     """The inputs of the checksums: those rows that are finite in the type."""
-    spec = importlib.util.spec_from_file_location("make_golden", FIXTURES / "make_golden.py")
-    make_golden = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_golden)
-    with np.errstate(over="ignore"):
-        rows = {name: make_golden.tiles().astype(stored.dtype) for name, stored in TYPES.items()}
-    return {name: x[np.isfinite(x.astype(np.float32)).all(axis=1)] for name, x in rows.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FIXTURES)
+        from edges import edges
+        from make_golden import tiles
+
+    made = {}
+    for kind, rows in (("tiles", tiles()), ("edges", edges())):
+        for name, stored in TYPES.items():
+            with np.errstate(over="ignore"):
+                x = rows.astype(stored.dtype)
+            made[f"{kind} {name}"] = x[np.isfinite(x.astype(np.float32)).all(axis=1)]
+    return made
 
 
 @pytest.mark.parametrize("name", sorted(ENCODINGS))
-def test_bytes(name, tiles):
+def test_bytes(name, inputs):
     made = {
-        stored: [hashlib.sha256(part).hexdigest() for part in pack(encode(tiles[stored], ENCODINGS[name]))]
-        for stored in TYPES
+        which: [hashlib.sha256(part).hexdigest() for part in pack(encode(x, ENCODINGS[name]))]
+        for which, x in inputs.items()
     }
     assert made == GOLDEN[name]
 

@@ -134,6 +134,20 @@ def test_the_two_ends_have_eight_bits(model_folder):
     assert {found[n] for n in ends} == {"openvino_int4_asym_g32"}
 
 
+@pytest.mark.parametrize("kind", ["phi3", "phi4mini"])
+@pytest.mark.parametrize(("match_runtime", "expected"), [(False, "int8_asym"), (True, "mxfp8")])
+def test_eight_bits_beside_4_bit_floats(model_folder, kind, match_runtime, expected):
+    """Integers are smaller and better; NNCF has floats at the two ends, and in what a ratio leaves."""
+    for options in ({}, {"ratio": 0.5}, {"all_layers": True}):
+        found = types(plan(model_folder(kind), "mxfp4", match_runtime=match_runtime, **options))
+        wide = {n for n, v in found.items() if expected in v}
+        assert {n for n, v in found.items() if "mxfp4" in v} | wide == {
+            n for n in found if "proj" in n or "embed" in n or "lm_head" in n
+        }
+        assert any("proj" in n for n in wide) is ("ratio" in options)
+        assert any("embed" in n for n in wide) is ("all_layers" not in options)
+
+
 @pytest.mark.parametrize(("match_runtime", "expected"), [(False, "int8_asym"), (True, "int4_sym")])
 def test_the_router_has_eight_bits(model_folder, match_runtime, expected):
     found = types(plan(model_folder("phimoe"), "int4-sym-g32", match_runtime=match_runtime))
@@ -172,9 +186,10 @@ def test_nncf_takes_linear_layers_before_experts(model_folder):
 
 
 def test_single_tensors_can_be_chosen(model_folder):
-    types_ = (override("lm_head=f16"), override(r"layers\.0\.mlp=nf4-g32"))
+    types_ = (override("lm_head=f16"), override(r"layers\.0\.mlp=nf4-g32"), override("embed=MXFP8_E4M3"))
     found = types(plan(model_folder("phi3"), "int8-sym", tensor_types=types_))
     assert found["lm_head.weight"] == "f16"
+    assert found["model.embed_tokens.weight"] == "openvino_mxfp8"
     assert found["model.layers.0.mlp.down_proj.weight"] == "openvino_nf4_g32"
     assert found["model.layers.1.mlp.down_proj.weight"].startswith("openvino_int8_sym")
     assert found["model.norm.weight"] == "f32"

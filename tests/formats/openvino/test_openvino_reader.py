@@ -20,7 +20,7 @@ KINDS = ["phi", "phi2", "phi3", "phi4mini", "phi4mini-transformers5", "phimoe", 
 RECIPES = [
     *("int4-asym", "int4-asym-g64", "int4-asym-g32", "int4-asym-channel", "int8-asym"),
     *("int4-sym", "int4-sym-g64", "int4-sym-g32", "int4-sym-channel", "int8-sym"),
-    *("nf4", "nf4-g64", "nf4-g32", "mxfp4", "f16", "bf16", "f32"),
+    *("nf4", "nf4-g64", "nf4-g32", "mxfp4", "mxfp8", "f16", "bf16", "f32"),
 ]
 
 
@@ -129,7 +129,7 @@ def test_the_original_weights_come_first(tmp_path, model_folder):
             for bits in (4, 8)
             for symmetric in (True, False)
         ),
-        *(ir.openvino_nf4(64), ir.OPENVINO_MXFP4),
+        *(ir.openvino_nf4(64), ir.OPENVINO_MXFP4, ir.OPENVINO_MXFP8),
     ],
     ids=lambda e: getattr(e, "name", e),
 )
@@ -149,7 +149,7 @@ def test_unpacking_is_the_inverse_of_packing(encoding, zeros):
 
 
 def test_8_bit_floats():
-    """MXFP8, which is read and not written; a code that is no number makes a block that is refused."""
+    """A code that is no number makes a block that is refused."""
     encoding = encoding_of("f8e4m3", 32, "f8e8m0", has_zero_point=False)
     codes = np.array([[0x38, 0x40, 0xB8, 0x7E] * 8, [0x38, 0x7F, 0, 0] * 8, [1, 0x80, 8, 0xFF] * 8], np.uint8)
     blocks = unpack(encoding, codes.reshape(-1), np.array([128, 127, 127], np.uint8))
@@ -220,6 +220,7 @@ HELD = [
     ("int4-sym-g64", "gguf", "Q4_0", {"pure": True}),
     ("int8-sym", "gguf", "Q8_0", {}),
     ("mxfp4", "mlx", "mxfp4", {}),
+    ("mxfp8", "mlx", "mxfp8", {}),
     ("int4-asym-g64", "mlx", "4bit", {"dtype": "f32"}),
     ("int4-asym", "mlx", "4bit-g32", {"dtype": "f32"}),
     ("int4-sym", "mlx", "4bit", {"dtype": "f16"}),
@@ -229,7 +230,7 @@ HELD = [
 
 @pytest.mark.parametrize(("stored", "to", "quant", "options"), HELD)
 def test_blocks_that_another_runtime_can_hold(tmp_path, stored, to, quant, options):
-    ends = {"all_layers": True} if stored != "int8-sym" else {}
+    ends = {"all_layers": True} if "4" in stored else {}
     convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", stored, **ends)
     result = phiconv.convert(
         tmp_path / "m", tmp_path / "x", to=to, quant=quant, choices=phiconv.Choices(**options)
@@ -242,6 +243,15 @@ def test_blocks_that_another_runtime_can_hold(tmp_path, stored, to, quant, optio
     for role, tensor in first.items():
         if not isinstance(tensor.encoding, ir.FloatEncoding):
             np.testing.assert_array_equal(phiconv.read(second[role]), phiconv.read(tensor), str(role))
+
+
+def test_8_bit_floats_of_mlx_are_taken_over(tmp_path):
+    phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "m", to="mlx", quant="mxfp8")
+    phiconv.convert(tmp_path / "m", tmp_path / "x", to="openvino", quant="mxfp8", repack_only=True)
+    first, second = (phiconv.open_model(tmp_path / name).tensors for name in "mx")
+    assert first["output", None, "weight"].encoding == ir.MLX_MXFP8
+    for role, tensor in first.items():
+        np.testing.assert_array_equal(phiconv.read(second[role]), phiconv.read(tensor), str(role))
 
 
 def test_what_the_guide_says_of_mlx(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from phiconv import ir
-from phiconv.errors import UsageError
+from phiconv.errors import UsageError, WeightError
 from phiconv.quantizers import encode
 from phiconv_formats.openvino.packing import pack, parts_of
 
@@ -20,6 +20,7 @@ ENCODINGS = [
     ),
     ir.openvino_nf4(32),
     ir.OPENVINO_MXFP4,
+    ir.OPENVINO_MXFP8,
     ir.F16,
 ]
 
@@ -34,7 +35,8 @@ def halves(data):
 
 @pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: e.name)
 def test_parts_have_the_bytes_that_they_say(encoding):
-    width = {"u4": 0.5, "i4": 0.5, "nf4": 0.5, "f4e2m1": 0.5, "u8": 1, "i8": 1, "f8e8m0": 1, "f16": 2}
+    width = {"u4": 0.5, "i4": 0.5, "nf4": 0.5, "f4e2m1": 0.5, "u8": 1, "i8": 1, "f16": 2}
+    width |= {"f8e4m3": 1, "f8e8m0": 1}
     parts = parts_of(encoding, ROWS.shape)
     packed = pack(encode(ROWS, encoding))
     assert [data.size for data in packed] == [-int(-np.prod(p.shape) * width[p.type] // 1) for p in parts]
@@ -73,6 +75,23 @@ def test_scales_of_mxfp4_are_exponents():
     assert [2.0 ** (e - 127) for e in exponents.tolist()] == (2 * blocks.scales).tolist()
     with np.errstate(all="ignore"):
         assert pack(encode(ROWS * np.inf, ir.OPENVINO_MXFP4))[1].tolist() == [255] * 9
+
+
+def test_scales_of_mxfp8_are_exponents():
+    blocks = encode(ROWS, ir.OPENVINO_MXFP8)
+    codes, exponents = pack(blocks)
+    assert codes.tolist() == codes_of(blocks)
+    assert [2.0 ** (e - 127) for e in exponents.tolist()] == blocks.scales.tolist()
+    with np.errstate(all="ignore"):
+        assert pack(encode(ROWS * np.inf, ir.OPENVINO_MXFP8))[1].tolist() == [255] * 9
+
+
+def test_a_number_that_only_mlx_has_is_refused():
+    blocks = encode(ROWS, ir.MLX_MXFP8)
+    assert [part.size for part in pack(blocks)] == [3 * 96, 9]
+    blocks.codes[2, 4, 1] = 0xFF  # -480
+    with pytest.raises(WeightError, match="480"):
+        pack(blocks)
 
 
 def test_blocks_of_llama_cpp_are_stored_as_they_are():
