@@ -155,13 +155,25 @@ def make_plan(
         settings=RuntimeSettings(choices.target, choices.accuracy_level),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
+    notes = [*package.notes, *_unused_patterns(tensors, choices)]
     if again:
-        note = f"{again} tensors were quantized a second time, which costs more quality than doing it once"
-        package = replace(package, notes=(*package.notes, note))
+        notes.append(
+            f"{again} tensors were quantized a second time, which costs more quality than doing it once"
+        )
+    package = replace(package, notes=tuple(notes))
     plans = _tensor_plans(tensors, package)
     if repack_only:
         _check_lossless(plans, model)
     return Plan(model, folder, target.name, recipe, package, plans)
+
+
+def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:
+    """A note for each type by name that no tensor has got, as after a slip of the pen."""
+    return [
+        f"--tensor-type {pattern.pattern}={name}: no tensor has such a name; they are like {tensors[0].name}"
+        for pattern, name in choices.tensor_types
+        if not any(pattern.search(tensor.name) for tensor in tensors)
+    ]
 
 
 def _check_model(model: Model, target: str) -> None:

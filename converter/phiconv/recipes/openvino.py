@@ -23,6 +23,7 @@ from phiconv.ir import (
     openvino_affine,
     openvino_nf4,
 )
+from phiconv.quantizers.repack import repackable
 from phiconv.recipes.sensitivity import EPSILON, EPSILON_16, sensitivities
 
 if TYPE_CHECKING:
@@ -141,7 +142,10 @@ def assign(
     schemes = {t.name: scheme for t in tensors}
     if scheme.bits == 4:
         backup = _RUNTIME_BACKUPS.get(recipe, _BACKUP) if choices.match_runtime else _BACKUP
-        schemes |= dict.fromkeys(_backup(scheme, tensors, choices), backup)
+        kept = _backup(scheme, tensors, choices)
+        schemes |= {
+            t.name: backup for t in tensors if t.name in kept and not _is_stored_so(t, scheme, backup)
+        }
     for tensor in tensors:
         for pattern, name in choices.tensor_types:
             if pattern.search(tensor.name):
@@ -155,7 +159,14 @@ def _encoding(scheme: Scheme, tensor: OutputTensor) -> Encoding:
     return scheme.encoding(columns) or _BACKUP.encoding(columns) or F16
 
 
-def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:
+def _is_stored_so(tensor: OutputTensor, scheme: Scheme, backup: Scheme) -> bool:
+    """Whether a matrix has blocks of the recipe's own type: 8 bits would be for nothing."""
+    stored = tensor.tensor.encoding
+    own, other = (s.encoding(tensor.tensor.columns) for s in (scheme, backup))
+    return own is not None and repackable(stored, own) and not (other and repackable(stored, other))
+
+
+def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -> set[str]:
     """The names of the matrices that get 8 bits although the recipe says 4."""
     matrices = [t for t in tensors if len(t.tensor.shape) > 1]
     kept = set()
@@ -170,7 +181,7 @@ def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -
         kept |= _most_sensitive(
             [t for t in matrices if t.name not in kept], ratio, traced=choices.match_runtime
         )
-    return [t.name for t in matrices if t.name in kept]
+    return kept
 
 
 def _most_sensitive(tensors: Sequence[OutputTensor], ratio: float, *, traced: bool) -> set[str]:

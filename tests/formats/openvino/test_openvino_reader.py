@@ -245,6 +245,20 @@ def test_blocks_that_another_runtime_can_hold(tmp_path, stored, to, quant, optio
             np.testing.assert_array_equal(phiconv.read(second[role]), phiconv.read(tensor), str(role))
 
 
+@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
+def test_blocks_of_llama_cpp_are_taken_over(tmp_path, name):
+    """Those of embedding and head, too, though the recipe has 8 bits for them."""
+    pure, first, last = phiconv.Choices(pure=True), tmp_path / "a.gguf", tmp_path / "b.gguf"
+    phiconv.convert(FIXTURES / name, first, quant="Q4_0", choices=pure)
+    phiconv.convert(first, tmp_path / "m", to="openvino", quant="int4-sym-g32", repack_only=True)
+    phiconv.convert(tmp_path / "m", last, quant="Q4_0", repack_only=True)
+    stored, again = (phiconv.open_model(path).stored for path in (first, last))
+    assert stored.keys() == again.keys()
+    for tensor, weights in stored.items():
+        assert again[tensor].encoding == weights.encoding
+        np.testing.assert_array_equal(phiconv.read(again[tensor]), phiconv.read(weights), tensor)
+
+
 def test_8_bit_floats_of_mlx_are_taken_over(tmp_path):
     phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "m", to="mlx", quant="mxfp8")
     phiconv.convert(tmp_path / "m", tmp_path / "x", to="openvino", quant="mxfp8", repack_only=True)
