@@ -6,7 +6,7 @@ sub-block are found. The exact search takes 16 to 37 steps. Each makes codes, so
 that are best for these, and measures their error weight by weight; each starts from the minimum of the best
 one before it. Here
 
-- the steps are 3 to 6, and farther apart: near its least, the error changes little;
+- the steps are 2 to 6, and farther apart: near its least, the error changes little;
 - all start at the lowest weight, so that it is subtracted once. In its place, one step more makes codes from
   the best scale and minimum of all, nearer than any of the first, and solves for these again;
 - no error is measured. For the best scale and minimum of given codes, it is the sum of squares less
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import Q4_K, Q5_K, Blocks
+from phiconv.quantizers.buffering import unbuffered
 from phiconv.quantizers.kquant import affine_blocks
 from phiconv.quantizers.scratch import scratch
 from phiconv.quantizers.search import AffineFit, AffineSearch, Rounding, dot, fit_affine, parts, total
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["q4_k", "q5_k"]
 
 # Fewer steps reach as little error without importance weights, where the exact search is the coarser one.
-_Q4_K, _Q4_K_BY_IMPORTANCE = AffineSearch(15, -1.2, 0.4, 4), AffineSearch(15, -1.2, 0.4, 5)
-_Q5_K, _Q5_K_BY_IMPORTANCE = AffineSearch(31, -1, 0.6, 2), AffineSearch(31, -1.2, 0.4, 4)
+_Q4_K, _Q4_K_BY_IMPORTANCE = AffineSearch(15, -1.35, 0.55, 3), AffineSearch(15, -1.2, 0.4, 5)
+_Q5_K, _Q5_K_BY_IMPORTANCE = AffineSearch(31, -0.7, 0.7, 1), AffineSearch(31, -1.2, 0.4, 4)
 
 _SPREAD = np.float32(0.01)
 """The least variance of codes, against their mean square, for which sums in float32 are trusted."""
@@ -68,6 +69,7 @@ def q5_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     return affine_blocks(values, importance, Q5_K, partial(_fit, steps))
 
 
+@unbuffered
 def _fit(steps: AffineSearch, x: FloatArray, weights: FloatArray, exact: AffineSearch) -> AffineFit:
     """Scales and minima of small weighted error.
 
