@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding, FloatArray
 
-__all__ = ["repack", "repackable"]
+__all__ = ["repack", "repackable", "stays"]
 
 
 def repackable(stored: Encoding, target: Encoding) -> bool:
@@ -49,6 +49,18 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
         kinds = ((e.has_minimum, e.has_zero_point, e.offset) for e in (stored, target))
         return len(set(kinds)) == 1
     return _is_symmetric(stored) and _least(stored) == _least(target)
+
+
+def stays(stored: Encoding, own: Encoding | None, chosen: Encoding | None) -> bool:
+    """Whether blocks can be had in a recipe's own encoding, and not in the one that it chose for a tensor.
+
+    Then they stay what they are: more bits than are stored would be for nothing. None is no block encoding.
+    """
+    return (
+        own is not None
+        and repackable(stored, own)
+        and not (chosen is not None and repackable(stored, chosen))
+    )
 
 
 def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:

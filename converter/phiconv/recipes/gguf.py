@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding
 from phiconv.quantizers import QUANTIZERS
-from phiconv.quantizers.repack import repackable
+from phiconv.quantizers.repack import stays
 from phiconv.recipes.gguf_rules import RULES, Place
 from phiconv_formats.gguf.types import GGML_TYPES
 
@@ -156,9 +156,7 @@ def _encoding(tensor: OutputTensor, category: str, mixer: _Mixer, choices: Choic
     if choices.pure or default in {"F32", "F16", "BF16"}:
         return own
     mixed = encoding_of(_fitting(mixer.choose(tensor, category), columns))
-    if not choices.allow_requantize and repackable(stored, own) and not repackable(stored, mixed):
-        return own  # more bits than are stored would be for nothing
-    return mixed
+    return own if not choices.allow_requantize and stays(stored, own, mixed) else mixed
 
 
 def _asked(tensor: OutputTensor, category: str, choices: Choices) -> Encoding | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import BF16, F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
-from phiconv.quantizers.repack import repackable
+from phiconv.quantizers.repack import stays
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,8 +195,8 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choic
         return F32  # the graph computes in it
     encoding = _by_rule(tensor, scheme, model, match_runtime=choices.match_runtime)
     stored = tensor.tensor.encoding
-    if not repackable(stored, encoding) and repackable(stored, scheme.encoding):
-        encoding = scheme.encoding  # more bits than are stored would be for nothing
+    if stays(stored, scheme.encoding, encoding):
+        encoding = scheme.encoding
     for pattern, name in choices.tensor_types:
         if pattern.search(tensor.name):
             encoding = _scheme(name)

@@ -23,7 +23,7 @@ from phiconv.ir import (
     openvino_affine,
     openvino_nf4,
 )
-from phiconv.quantizers.repack import repackable
+from phiconv.quantizers.repack import stays
 from phiconv.recipes.sensitivity import EPSILON, EPSILON_16, sensitivities
 
 if TYPE_CHECKING:
@@ -160,10 +160,8 @@ def _encoding(scheme: Scheme, tensor: OutputTensor) -> Encoding:
 
 
 def _is_stored_so(tensor: OutputTensor, scheme: Scheme, backup: Scheme) -> bool:
-    """Whether a matrix has blocks of the recipe's own type: 8 bits would be for nothing."""
-    stored = tensor.tensor.encoding
-    own, other = (s.encoding(tensor.tensor.columns) for s in (scheme, backup))
-    return own is not None and repackable(stored, own) and not (other and repackable(stored, other))
+    """Whether a matrix has blocks of the recipe's own type, which 8 bits would not make better."""
+    return stays(tensor.tensor.encoding, *(s.encoding(tensor.tensor.columns) for s in (scheme, backup)))
 
 
 def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -> set[str]:

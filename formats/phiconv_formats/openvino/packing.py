@@ -10,6 +10,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import UsageError, WeightError
+from phiconv_formats.bit_stream import pack_halves, unpack_halves
 from phiconv_formats.openvino.graph import ELEMENT_BITS
 
 if TYPE_CHECKING:
@@ -79,14 +80,14 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
         return (_bytes(encoded),)
     kind = _type(encoded.encoding)
     codes = _bytes(encoded.words().T)
-    codes = _halves(codes) if ELEMENT_BITS[kind] == 4 else codes
+    codes = pack_halves(codes) if ELEMENT_BITS[kind] == 4 else codes
     if kind == "i4":  # two's complement, where codes in memory count from -8
         codes ^= np.uint8(0x88)
     if kind in _MICROSCALING:
         return codes, _exponents(encoded, kind)
     if encoded.zero_points is None:
         return codes, _bytes(encoded.scales)
-    zero_points = _halves(encoded.zero_points) if kind == "u4" else _bytes(encoded.zero_points)
+    zero_points = pack_halves(encoded.zero_points) if kind == "u4" else _bytes(encoded.zero_points)
     return codes, _bytes(encoded.scales), zero_points
 
 
@@ -132,14 +133,14 @@ def unpack(
         Blocks in memory of their own.
     """
     bits = encoding.bits if isinstance(encoding, ir.BlockEncoding) else len(encoding.table).bit_length() - 1
-    words = _pairs(codes) if bits == 4 else codes
+    words = unpack_halves(codes) if bits == 4 else codes
     words = words.view("<u4").reshape(-1, encoding.block_size // 4).T
     quads: Any = np.ascontiguousarray(words)[..., None].view(np.uint8)
     if isinstance(encoding, ir.CodebookEncoding):
         return ir.Blocks(encoding, quads, _codebook_scales(encoding, quads, scales))
     numbers: Any = scales.view(encoding.scale_type.dtype).copy()
     if zero_points is not None:
-        zeros = _pairs(zero_points)[: len(numbers)] if bits == 4 else zero_points.copy()
+        zeros = unpack_halves(zero_points)[: len(numbers)] if bits == 4 else zero_points.copy()
         return ir.Blocks(encoding, quads, numbers, zero_points=zeros)
     if bits == 4:
         quads ^= np.uint8(8)
@@ -169,15 +170,6 @@ def _bytes(values: NDArray[np.generic]) -> Bytes:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
-def _halves(codes: Bytes) -> Bytes:
-    """Two codes a byte; behind the last one of an odd number comes 0."""
-    if codes.size % 2:
-        codes = np.append(codes, np.uint8(0))
-    pairs = codes.view("<u2")
-    packed: Bytes = (pairs | pairs >> 4).astype(np.uint8)
-    return packed
-
-
 def _exponents(blocks: ir.Blocks, kind: str) -> Bytes:
     """E8M0 bytes of powers of two, ``2.0 ** (byte - bias)``; 255 of what is not finite."""
     finite = np.isfinite(blocks.scales)
@@ -190,14 +182,6 @@ def _has_no_number(quads: NDArray[Any]) -> NDArray[np.bool_]:
     """Which blocks have one of the two E4M3 codes that stand for none."""
     found: NDArray[np.bool_] = ((quads & 127) == 127).any(axis=(0, 2))
     return found
-
-
-def _pairs(data: Bytes) -> Bytes:
-    """The two codes of every byte, the lower half first."""
-    codes = np.empty((data.size, 2), np.uint8)
-    np.bitwise_and(data, 15, out=codes[:, 0])
-    np.right_shift(data, 4, out=codes[:, 1])
-    return codes.reshape(-1)
 
 
 def _codebook_scales(encoding: ir.CodebookEncoding, quads: Bytes, scales: Bytes) -> NDArray[Any]:
