@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .files import read_small_file
-from .strict_json import load_json_object
-from .tokenizer_writer import tokenizer_files
+from phiconv_formats.files import read_small_file
+from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.tokenizer_writer import tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path

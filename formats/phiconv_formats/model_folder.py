@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from phiconv.model import ModelCard
-
-from .strict_json import load_json_object
-from .tokenizer_files import read_tokenizer
+from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv import ir
-
-from .bit_stream import pack_halves, unpack_halves
+from phiconv_formats.bit_stream import pack_halves, unpack_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from .files import InputFile
+    from phiconv_formats.files import InputFile
 
 __all__ = ["AssembledRows", "FileRows", "HalfByteRows", "as_floats", "read_rows"]
 

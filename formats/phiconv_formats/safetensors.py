@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, MissingFileError, printable
-
-from .files import InputFile
-from .rows import FileRows
-from .strict_json import load_json_object, parse_json
+from phiconv_formats.files import InputFile
+from phiconv_formats.rows import FileRows
+from phiconv_formats.strict_json import load_json_object, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv.errors import ConfigError
 from phiconv.tokenizer import ROLES
-
-from .tokenizer_json import expect
+from phiconv_formats.tokenizer_json import expect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

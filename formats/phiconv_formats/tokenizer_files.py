@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, MalformedFileError, MissingFileError, printable
 from phiconv.tokenizer import GPT2_SPLIT, AddedToken, Kind, SentencePieceOptions, Split, Tokenizer, TokenType
-
-from .files import read_small_file
-from .sentencepiece_model import read_sentencepiece_model
-from .special_tokens import find_eos_ids, find_special_ids, read_special_tokens
-from .strict_json import load_json_object
-from .tokenizer_json import (
+from phiconv_formats.files import read_small_file
+from phiconv_formats.sentencepiece_model import read_sentencepiece_model
+from phiconv_formats.special_tokens import find_eos_ids, find_special_ids, read_special_tokens
+from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.tokenizer_json import (
     MAX_BYTES,
     WRONG_FILES,
     TokenizerJson,

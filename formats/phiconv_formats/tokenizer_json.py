@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenizer import GPT2_SPLIT, SPLITS, AddedToken, Kind, SentencePieceOptions, Split, SplitName
-
-from .strict_json import load_json_object
+from phiconv_formats.strict_json import load_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -17,8 +17,7 @@ from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv.importance import ImportanceMatrix
 from phiconv_formats.files import InputFile, read_small_file
-
-from .reader import open_gguf
+from phiconv_formats.gguf.reader import open_gguf
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
-
-    from .reader import GgufFile
+    from phiconv_formats.gguf.reader import GgufFile
 
 __all__ = ["read_imatrix"]
 

@@ -21,8 +21,7 @@ from gguf.constants import Keys
 
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenizer import TokenType
-
-from .values import GgufValue, ValueType
+from phiconv_formats.gguf.values import GgufValue, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

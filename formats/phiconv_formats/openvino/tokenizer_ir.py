@@ -14,10 +14,9 @@ import struct
 from typing import TYPE_CHECKING, Literal
 
 from phiconv.tokenizer import SentencePieceOptions, TokenType
-
-from .ir_document import Document, Port
-from .tokenizer_patterns import added_tokens_expression, split_expression
-from .tokenizer_tables import decoder_strings, encoder_tables
+from phiconv_formats.openvino.ir_document import Document, Port
+from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
+from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
