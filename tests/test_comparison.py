@@ -18,7 +18,7 @@ import phiconv
 from phiconv.cli import main
 from phiconv.comparison import Difference
 from phiconv.errors import InputError, UnsupportedModelError
-from phiconv.model import Role
+from phiconv.ir.model import Role
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

@@ -15,7 +15,7 @@ from phiconv.calibration import column_sums
 from phiconv.errors import OutputExistsError, UsageError, WeightError
 from phiconv.evaluation import evaluate, windows
 from phiconv.interpreter import compute
-from phiconv.model import Role
+from phiconv.ir.model import Role
 from phiconv.tokenization import encode
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices

@@ -12,7 +12,7 @@ import phiconv
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.forward import Attention, MixtureOfExperts, Recorder, check_weights, output_matrix
-from phiconv.model import Role, Rope
+from phiconv.ir.model import Role, Rope
 
 KINDS = ("phi", "phi2", "phi3", "phi3-gqa", "phi4mini", "phimoe", "phimoe-stacked", "phimoe-tiny")
 

@@ -12,7 +12,7 @@ import phiconv
 from phiconv import interpreter, ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, UsageError
 from phiconv.interpreter import compute
-from phiconv.model import Role
+from phiconv.ir.model import Role
 from references import FIXTURES, RANDOM, open_reference, random_model, relative_l2
 
 TRAINED = ("tiny-phi3", "tiny-phi4mini")

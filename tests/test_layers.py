@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from phiconv import layers
 from phiconv.forward import MixtureOfExperts
-from phiconv.model import Rope
+from phiconv.ir.model import Rope
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 

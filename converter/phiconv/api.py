@@ -11,7 +11,7 @@ from phiconv import pipeline
 from phiconv.comparison import Comparison, compare
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
-from phiconv.model import Model
+from phiconv.ir.model import Model
 from phiconv.planning import Plan, make_plan
 from phiconv.quality import Evaluation, calibrate, evaluate, generate, logits
 from phiconv.quantizers import decode

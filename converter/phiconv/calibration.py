@@ -12,8 +12,8 @@ import numpy as np
 
 from phiconv.errors import WeightError
 from phiconv.evaluation import passes, windows
-from phiconv.importance import ColumnSums
 from phiconv.interpreter import compute
+from phiconv.ir.importance import ColumnSums
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from phiconv.evaluation import Progress
     from phiconv.interpreter import Watch
+    from phiconv.ir.model import Model, Role
     from phiconv.layers import Array
-    from phiconv.model import Model, Role
 
 __all__ = ["column_sums"]
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError, printable
 from phiconv.ir import RawEncoding
-from phiconv.model import Model, Role
+from phiconv.ir.model import Model, Role
 from phiconv.pipeline import TILE
 from phiconv.quantizers import decode
 from phiconv.source import open_model

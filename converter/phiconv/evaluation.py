@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from phiconv.interpreter import Logits, Precision, Watch
+    from phiconv.ir.model import Model, Role
     from phiconv.layers import Array
-    from phiconv.model import Model, Role
 
 __all__ = ["Divergence", "Evaluation", "Progress", "evaluate", "passes", "windows"]
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from phiconv.errors import MalformedFileError
-from phiconv.model import Role
+from phiconv.ir.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from phiconv.model import Hyperparameters, Rope
+    from phiconv.ir.model import Hyperparameters, Rope
 
 __all__ = [
     "ATTENTION_ROLES",

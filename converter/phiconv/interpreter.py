@@ -16,7 +16,7 @@ from phiconv import layers, threads
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.forward import ATTENTION_ROLES, check_weights, output_matrix
-from phiconv.model import Role
+from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from phiconv.forward import Activation, Attention, MixtureOfExperts
     from phiconv.ir import Tensor
+    from phiconv.ir.model import Model
     from phiconv.layers import Array
-    from phiconv.model import Model
 
 __all__ = ["Logits", "Precision", "Watch", "compute"]
 

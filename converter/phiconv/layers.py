@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.forward import Activation, MixtureOfExperts
-    from phiconv.model import Rope
+    from phiconv.ir.model import Rope
 
 __all__ = [
     "ACTIVATIONS",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Encoding
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
     from phiconv_formats import Format
     from phiconv_formats.output import OutputTensor, Package, Stream
 

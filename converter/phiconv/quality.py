@@ -11,7 +11,7 @@ from phiconv import calibration, evaluation
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.evaluation import Evaluation
 from phiconv.interpreter import compute
-from phiconv.model import Model
+from phiconv.ir.model import Model
 from phiconv.outputs import partial_files
 from phiconv.source import open_model
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices

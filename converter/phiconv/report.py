@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from phiconv.api import Result
     from phiconv.ir import Tensor
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
     from phiconv.pipeline import Progress
     from phiconv.planning import Plan
 

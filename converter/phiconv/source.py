@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import architectures
 from phiconv.architectures.config import Config
-from phiconv.model import Model
+from phiconv.ir.model import Model
 from phiconv_formats import find_reader
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Bytes on disk: one module or package per format, and the one list of them.
 
-A reader turns a path into a `phiconv.model.Checkpoint`; a writer turns a `phiconv.model.Model` into a
+A reader turns a path into a `phiconv.ir.model.Checkpoint`; a writer turns a `phiconv.ir.model.Model` into a
 `phiconv_formats.output.Package`, which the pipeline carries out. Formats are imported when first used.
 """
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
-    from phiconv.model import Checkpoint, Model
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Checkpoint, Model
     from phiconv_formats.output import OutputTensor, Package, RuntimeSettings
 
 __all__ = ["FORMATS", "Format", "Reader", "Writer", "find_reader", "find_target"]

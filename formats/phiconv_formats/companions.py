@@ -16,7 +16,7 @@ from phiconv_formats.tokenizer_writer import tokenizer_files
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
 
 __all__ = ["companion_files", "json_bytes", "model_config", "own_config"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.errors import InputError, MissingFileError, printable
-from phiconv.model import Checkpoint
+from phiconv.ir.model import Checkpoint
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.model_folder import optional_json, with_folder
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded

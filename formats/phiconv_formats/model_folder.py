@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from phiconv.model import ModelCard
+from phiconv.ir.model import ModelCard
 from phiconv_formats.strict_json import load_json_object
 from phiconv_formats.tokenizer_files import read_tokenizer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from phiconv.model import Checkpoint
+    from phiconv.ir.model import Checkpoint
     from phiconv.tokenizer import Tokenizer
 
 __all__ = ["optional_json", "with_folder"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
-    from phiconv.model import Role
+    from phiconv.ir.model import Role
 
 __all__ = ["OutputFile", "OutputTensor", "Package", "RuntimeSettings", "Segment", "Stream"]
 

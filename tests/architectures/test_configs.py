@@ -13,7 +13,7 @@ import phiconv
 from phiconv.architectures import find
 from phiconv.architectures.config import Config
 from phiconv.errors import ConfigError, MalformedFileError, UnsupportedModelError
-from phiconv.model import Experts
+from phiconv.ir.model import Experts
 
 PATH = Path("model/config.json")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from phiconv import ir
-from phiconv.codebooks import grid
+from phiconv.ir.codebooks import grid
 from phiconv.quantizers import decode, encode
 from phiconv.quantizers.neighbours import grid_of
 from phiconv.quantizers.tiles import column_sums

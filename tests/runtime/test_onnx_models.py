@@ -12,7 +12,7 @@ import pytest
 
 import phiconv
 from phiconv import ir
-from phiconv.model import Role
+from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 from phiconv.recipes.onnx import DEFAULTS
 from phiconv_formats.onnx import packing

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import phiconv
-from phiconv.importance import ImportanceMatrix
+from phiconv.ir.importance import ImportanceMatrix
 from phiconv.recipes import override
 from phiconv.recipes.gguf import DEFAULTS
 from phiconv_formats.gguf.imatrix import read_imatrix

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from phiconv.architectures.weights import Weight
     from phiconv.forward import Forward
     from phiconv.ir import Tensor
-    from phiconv.model import HubTensor, Hyperparameters, Role
+    from phiconv.ir.model import HubTensor, Hyperparameters, Role
 
 __all__ = ["ARCHITECTURES", "Architecture", "find", "hub_tensors", "read_weights"]
 

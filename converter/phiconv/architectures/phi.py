@@ -9,7 +9,7 @@ from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import plain
 from phiconv.errors import UnsupportedModelError
 from phiconv.forward import Attention
-from phiconv.model import Hyperparameters, Role
+from phiconv.ir.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

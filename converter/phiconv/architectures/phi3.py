@@ -11,7 +11,7 @@ from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import Piece, Weight, plain
 from phiconv.forward import Attention
-from phiconv.model import Hyperparameters, Role
+from phiconv.ir.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -14,7 +14,7 @@ from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import Piece, Weight, plain
 from phiconv.forward import Attention, MixtureOfExperts
-from phiconv.model import Experts, Hyperparameters, Role
+from phiconv.ir.model import Experts, Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.ir import RawEncoding, Tensor, concatenate
-from phiconv.model import HubTensor, RoleRows
+from phiconv.ir.model import HubTensor, RoleRows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from phiconv.model import Role
+    from phiconv.ir.model import Role
 
 __all__ = ["Piece", "Weight", "bind", "layout", "plain"]
 

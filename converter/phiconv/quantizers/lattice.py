@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.codebooks import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from phiconv.ir import F16, Blocks
+from phiconv.ir.codebooks import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
 from phiconv.quantizers.floats import narrow, widen
 from phiconv.quantizers.groups import error_weights, groups
 from phiconv.quantizers.neighbours import Grid, grid_of
@@ -29,8 +29,8 @@ from phiconv.quantizers.tiles import column_sums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from phiconv.codebooks import CodebookEncoding
     from phiconv.ir import FloatArray
+    from phiconv.ir.codebooks import CodebookEncoding
 
 __all__ = ["iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs"]
 

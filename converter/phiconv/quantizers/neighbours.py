@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv.codebooks import grid
+from phiconv.ir.codebooks import grid
 from phiconv.quantizers.scratch import scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from phiconv.codebooks import CodebookEncoding
     from phiconv.ir import FloatArray
+    from phiconv.ir.codebooks import CodebookEncoding
 
 __all__ = ["Grid", "grid_of"]
 

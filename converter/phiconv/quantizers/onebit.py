@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from phiconv.codebooks import IQ1_M, IQ1_S
 from phiconv.ir import F16, Blocks
+from phiconv.ir.codebooks import IQ1_M, IQ1_S
 from phiconv.quantizers.floats import narrow, widen
 from phiconv.quantizers.groups import error_weights, groups
 from phiconv.quantizers.neighbours import Grid, grid_of
@@ -31,8 +31,8 @@ from phiconv.quantizers.tiles import column_sums
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from phiconv.codebooks import CodebookEncoding
     from phiconv.ir import FloatArray
+    from phiconv.ir.codebooks import CodebookEncoding
 
 __all__ = ["iq1_m", "iq1_s"]
 

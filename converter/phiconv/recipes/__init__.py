@@ -12,9 +12,9 @@ from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Effort, Encoding, FloatEncoding
-    from phiconv.model import Model
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Model
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "find_recipe", "override"]

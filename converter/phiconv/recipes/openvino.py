@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phiconv.ir import Encoding
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
     from phiconv.recipes import Choices
     from phiconv_formats.output import OutputTensor
 

@@ -10,7 +10,7 @@ from phiconv_formats.gguf.writer import package
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from phiconv.model import Checkpoint, Model
+    from phiconv.ir.model import Checkpoint, Model
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["GgufWriter", "open_checkpoint"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gguf.constants import Keys
 
 from phiconv import ir
-from phiconv.model import Checkpoint, ModelCard
+from phiconv.ir.model import Checkpoint, ModelCard
 from phiconv_formats.gguf.config import generation_config, model_config
 from phiconv_formats.gguf.entries import Entries
 from phiconv_formats.gguf.names import ARCHITECTURE_NAMES

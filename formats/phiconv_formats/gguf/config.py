@@ -13,7 +13,7 @@ from gguf.constants import Keys
 
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.ir import FloatEncoding
-from phiconv.model import Rope
+from phiconv.ir.model import Rope
 from phiconv_formats.gguf.entries import shortest
 
 if TYPE_CHECKING:

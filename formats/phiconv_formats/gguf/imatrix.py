@@ -15,7 +15,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError
-from phiconv.importance import ImportanceMatrix
+from phiconv.ir.importance import ImportanceMatrix
 from phiconv_formats.files import InputFile, read_small_file
 from phiconv_formats.gguf.reader import open_gguf
 

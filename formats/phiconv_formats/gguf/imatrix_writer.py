@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from phiconv.importance import ColumnSums
-    from phiconv.model import Model, Role
+    from phiconv.ir.importance import ColumnSums
+    from phiconv.ir.model import Model, Role
 
 __all__ = ["imatrix_file", "measured_matrices"]
 

@@ -20,8 +20,8 @@ from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from phiconv.importance import ImportanceMatrix
-    from phiconv.model import Hyperparameters, Model, ModelCard
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Hyperparameters, Model, ModelCard
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["file_metadata"]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
+from phiconv.ir.model import Role
 from phiconv.joining import join
-from phiconv.model import Role
 from phiconv_formats.output import OutputTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
 
 __all__ = ["ARCHITECTURE_NAMES", "output_tensors", "runtime_notes"]
 

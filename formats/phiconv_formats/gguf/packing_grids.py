@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from phiconv import ir
-from phiconv.codebooks import grid
 from phiconv.errors import UsageError
+from phiconv.ir.codebooks import grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable

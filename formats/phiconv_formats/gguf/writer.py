@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoded, Encoding
-    from phiconv.model import Model
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Model
     from phiconv_formats.output import OutputTensor, RuntimeSettings
 
 __all__ = ["FILE_TYPES", "package"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv.model import Rope
+from phiconv.ir.model import Rope
 from phiconv_formats.companions import own_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv.model import Hyperparameters, Model
+    from phiconv.ir.model import Hyperparameters, Model
 
 __all__ = ["check_model", "encoding_of", "make_config", "quantization_of", "runtime_notes"]
 

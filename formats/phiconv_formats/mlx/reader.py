@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from phiconv.model import Checkpoint
+    from phiconv.ir.model import Checkpoint
 
 __all__ = ["as_checkpoint", "is_mlx"]
 

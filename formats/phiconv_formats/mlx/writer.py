@@ -23,9 +23,9 @@ from phiconv_formats.splitting import MOST_SHARDS, shard_names, split
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
-    from phiconv.model import Model
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Model
     from phiconv_formats.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]

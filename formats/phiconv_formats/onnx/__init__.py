@@ -9,7 +9,7 @@ from phiconv_formats.onnx.reader import open_checkpoint
 from phiconv_formats.onnx.writer import package
 
 if TYPE_CHECKING:
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["OnnxWriter", "open_checkpoint"]

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from phiconv.interleaving import deinterleave
+from phiconv.ir.interleaving import deinterleave
 from phiconv_formats.onnx.initializers import FLOATS
 
 if TYPE_CHECKING:

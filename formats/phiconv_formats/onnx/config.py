@@ -14,7 +14,7 @@ from phiconv_formats.onnx.rotary import has_two_tables
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv.model import Hyperparameters, Model
+    from phiconv.ir.model import Hyperparameters, Model
     from phiconv_formats.onnx.targets import Target
 
 __all__ = ["check_model", "make_config", "runtime_notes"]

@@ -26,7 +26,7 @@ from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
     from phiconv.forward import Activation, Attention, MixtureOfExperts
-    from phiconv.model import Model, Role, Rope
+    from phiconv.ir.model import Model, Role, Rope
     from phiconv_formats.onnx.store import Store
     from phiconv_formats.output import RuntimeSettings
 

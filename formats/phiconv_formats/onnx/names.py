@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, cast
 
 from phiconv.errors import UnsupportedModelError
 from phiconv.forward import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
-from phiconv.interleaving import interleave
+from phiconv.ir.interleaving import interleave
+from phiconv.ir.model import Role
 from phiconv.joining import alike, join
-from phiconv.model import Role
 from phiconv_formats.onnx.rotary import rotary_tables
 from phiconv_formats.output import OutputTensor
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from phiconv import ir
     from phiconv.forward import Call, Forward
-    from phiconv.model import Model, Rope
+    from phiconv.ir.model import Model, Rope
 
 __all__ = [
     "EMBEDDING",

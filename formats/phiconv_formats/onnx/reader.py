@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, MissingFileError, printable
-from phiconv.model import Checkpoint
+from phiconv.ir.model import Checkpoint
 from phiconv_formats.files import InputFile
 from phiconv_formats.model_folder import optional_json, with_folder
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights

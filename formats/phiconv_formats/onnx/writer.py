@@ -21,9 +21,9 @@ from phiconv_formats.tokenizer_writer import tokenizer_files
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
-    from phiconv.model import Model
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Model
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["package"]

@@ -9,7 +9,7 @@ from phiconv_formats.openvino.reader import open_checkpoint
 from phiconv_formats.openvino.writer import package
 
 if TYPE_CHECKING:
-    from phiconv.model import Model
+    from phiconv.ir.model import Model
     from phiconv_formats.output import OutputTensor
 
 __all__ = ["OpenVinoWriter", "open_checkpoint"]

@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError, UnsupportedModelError, printable
-from phiconv.model import Checkpoint
+from phiconv.ir.model import Checkpoint
 from phiconv_formats.files import InputFile
 from phiconv_formats.model_folder import optional_json, with_folder
 from phiconv_formats.openvino.decompression import Chains

@@ -17,7 +17,7 @@ from phiconv_formats.output import Segment, Stream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv.model import Role
+    from phiconv.ir.model import Role
     from phiconv_formats.openvino.graph import Graph, Place, Value
     from phiconv_formats.output import OutputTensor
 

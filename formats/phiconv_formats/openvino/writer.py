@@ -23,9 +23,9 @@ from phiconv_formats.output import OutputFile, Package
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from phiconv.importance import ImportanceMatrix
     from phiconv.ir import Encoding
-    from phiconv.model import Model
+    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.model import Model
     from phiconv.tokenizer import Tokenizer
     from phiconv_formats.output import OutputTensor, RuntimeSettings
 

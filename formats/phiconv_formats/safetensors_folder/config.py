@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv.model import Hyperparameters, Model
+    from phiconv.ir.model import Hyperparameters, Model
 
 __all__ = ["make_config"]
 

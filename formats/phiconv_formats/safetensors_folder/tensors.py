@@ -11,7 +11,7 @@ from phiconv_formats.output import OutputTensor
 from phiconv_formats.safetensors import METADATA_KEY
 
 if TYPE_CHECKING:
-    from phiconv.model import HubTensor, Model
+    from phiconv.ir.model import HubTensor, Model
 
 __all__ = ["output_tensors"]
 

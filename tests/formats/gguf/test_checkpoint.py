@@ -11,7 +11,7 @@ import pytest
 
 import phiconv
 from phiconv.errors import ConfigError, InputError, MalformedFileError
-from phiconv.model import Role
+from phiconv.ir.model import Role
 from phiconv.tokenizer import Split, TokenType
 from phiconv_formats.gguf.config import _fraction
 from phiconv_formats.gguf.entries import shortest

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 import phiconv
 from phiconv import ir
-from phiconv.model import Rope
+from phiconv.ir.model import Rope
 from phiconv.recipes.onnx import DEFAULTS
 from phiconv_formats.files import InputFile
 from phiconv_formats.onnx.graph_reader import read_graph

@@ -10,7 +10,7 @@ import pytest
 
 import phiconv
 from phiconv import ir
-from phiconv.model import Rope
+from phiconv.ir.model import Rope
 
 EXPORTS = sorted((Path(__file__).resolve().parents[3] / "fixtures" / "openvino").glob("*.npz"))
 

@@ -1,10 +1,4 @@
-"""The format-neutral tensor.
-
-How it is stored (``Encoding``), a piece of it in memory (``Blocks``), and a whole that is read lazily
-(``Tensor``). Nothing here knows a file format, a model or a runtime. A reader makes `Tensor` objects from a
-`Source`; a quantizer turns float values into `Blocks`; a format's packer turns `Blocks` into its own bytes
-and back.
-"""
+"""A piece of a tensor in memory (`Blocks`), and a whole that is read lazily (`Tensor`)."""
 
 from __future__ import annotations
 
@@ -14,58 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from phiconv.codebooks import (
-    IQ1_M,
-    IQ1_S,
-    IQ2_S,
-    IQ2_XS,
-    IQ2_XXS,
-    IQ3_S,
-    IQ3_XXS,
-    IQ4_NL,
-    IQ4_XS,
-    MLX_MXFP4,
-    MLX_MXFP8,
-    MLX_NVFP4,
-    MXFP4,
-    NVFP4,
-    OPENVINO_MXFP4,
-    OPENVINO_MXFP8,
-    OPENVINO_NF4,
-    TQ1_0,
-    TQ2_0,
-    CodebookEncoding,
-    openvino_nf4,
-)
-from phiconv.encodings import (
-    BF16,
-    F16,
-    F32,
-    F64,
-    MLX_AFFINE,
-    ONNX_AFFINE,
-    Q2_K,
-    Q3_K,
-    Q4_0,
-    Q4_1,
-    Q4_K,
-    Q5_0,
-    Q5_1,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    AnyBlockEncoding,
-    BlockEncoding,
-    Encoding,
-    FloatEncoding,
-    MixedEncoding,
-    RawEncoding,
-    SuperBlockEncoding,
-    mlx_affine,
-    onnx_affine,
-    openvino_affine,
-    same_meaning,
-)
+from phiconv.ir.encodings import F32, AnyBlockEncoding, Encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -73,63 +16,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "BF16",
-    "F16",
-    "F32",
-    "F64",
-    "IQ1_M",
-    "IQ1_S",
-    "IQ2_S",
-    "IQ2_XS",
-    "IQ2_XXS",
-    "IQ3_S",
-    "IQ3_XXS",
-    "IQ4_NL",
-    "IQ4_XS",
-    "MLX_AFFINE",
-    "MLX_MXFP4",
-    "MLX_MXFP8",
-    "MLX_NVFP4",
-    "MXFP4",
-    "NVFP4",
-    "ONNX_AFFINE",
-    "OPENVINO_MXFP4",
-    "OPENVINO_MXFP8",
-    "OPENVINO_NF4",
-    "Q2_K",
-    "Q3_K",
-    "Q4_0",
-    "Q4_1",
-    "Q4_K",
-    "Q5_0",
-    "Q5_1",
-    "Q5_K",
-    "Q6_K",
-    "Q8_0",
-    "TQ1_0",
-    "TQ2_0",
-    "AnyBlockEncoding",
-    "BlockEncoding",
     "Blocks",
-    "CodebookEncoding",
     "Effort",
     "Encoded",
-    "Encoding",
     "FloatArray",
-    "FloatEncoding",
-    "MixedEncoding",
-    "RawEncoding",
     "Run",
     "Source",
-    "SuperBlockEncoding",
     "Tensor",
     "concatenate",
     "constant",
-    "mlx_affine",
-    "onnx_affine",
-    "openvino_affine",
-    "openvino_nf4",
-    "same_meaning",
     "stack",
 ]
 

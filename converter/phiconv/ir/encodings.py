@@ -1,4 +1,4 @@
-"""What stored numbers mean: floats, blocks with a scale, super-blocks; see also `phiconv.codebooks`."""
+"""What stored numbers mean: floats, blocks with a scale, super-blocks; see also `phiconv.ir.codebooks`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
-from phiconv.codebooks import CodebookEncoding
+from phiconv.ir.codebooks import CodebookEncoding
 
 __all__ = [
     "BF16",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memory_rows import MemoryRows, in_memory
 from phiconv import ir
-from phiconv.interleaving import deinterleave, interleave
+from phiconv.ir.interleaving import deinterleave, interleave
 from phiconv.quantizers import decode, encode
 
 

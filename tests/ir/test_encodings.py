@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from phiconv import codebooks, encodings, ir
-from phiconv.ir import same_meaning
+from phiconv import ir
+from phiconv.ir import codebooks, encodings, same_meaning
 
 NAMED = [
     value
