@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phiconv.charsmap import Charsmap
 from phiconv.errors import ConfigError
+from phiconv.tokenization.charsmap import Charsmap
 
 
 def charsmap(units, replacements=b"x\0"):

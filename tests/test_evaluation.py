@@ -16,7 +16,7 @@ from phiconv.errors import OutputExistsError, UsageError, WeightError
 from phiconv.evaluation import evaluate, windows
 from phiconv.interpreter import compute
 from phiconv.ir.model import Role
-from phiconv.tokenization import encode
+from phiconv.tokenization.encoder import encode
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices
 from phiconv_formats.gguf.reader import open_gguf

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOTS = (ROOT / "converter", ROOT / "formats")
 
 BASE = {"phiconv.ir.codebooks", "phiconv.ir.encodings", "phiconv.errors", "phiconv.ir"}
-DATA = {*BASE, "phiconv.ir.importance", "phiconv.ir.model", "phiconv.tokenizer"}
+DATA = {*BASE, "phiconv.ir.importance", "phiconv.ir.model", "phiconv.tokenization.tokenizer"}
 
 # Which modules of ours a module may import. A package stands for all that is in it, and may import itself;
 # imports for types only count too.
@@ -20,25 +20,28 @@ ARROWS: dict[str, set[str]] = {
     "phiconv._version": set(),
     "phiconv.ir.codebooks": set(),
     "phiconv.errors": set(),
-    "phiconv.tokenizer": set(),
-    "phiconv.added_tokens": {"phiconv.characters", "phiconv.tokenizer"},
-    "phiconv.bpe": set(),
-    "phiconv.characters": set(),
-    "phiconv.charsmap": {"phiconv.errors"},
-    "phiconv.tokenization": {
-        "phiconv.added_tokens",
-        "phiconv.bpe",
-        "phiconv.characters",
-        "phiconv.charsmap",
+    "phiconv.tokenization.tokenizer": set(),
+    "phiconv.tokenization.added_tokens": {
+        "phiconv.tokenization.characters",
+        "phiconv.tokenization.tokenizer",
+    },
+    "phiconv.tokenization.bpe": set(),
+    "phiconv.tokenization.characters": set(),
+    "phiconv.tokenization.charsmap": {"phiconv.errors"},
+    "phiconv.tokenization.encoder": {
+        "phiconv.tokenization.added_tokens",
+        "phiconv.tokenization.bpe",
+        "phiconv.tokenization.characters",
+        "phiconv.tokenization.charsmap",
         "phiconv.errors",
-        "phiconv.tokenizer",
+        "phiconv.tokenization.tokenizer",
     },
     "phiconv.ir.encodings": {"phiconv.ir.codebooks"},
     "phiconv.ir": {"phiconv.ir.codebooks", "phiconv.ir.encodings", "phiconv.errors"},
     "phiconv.ir.importance": BASE,
     "phiconv.ir.interleaving": {"phiconv.ir"},
     "phiconv.joining": {"phiconv.ir", "phiconv.quantizers"},
-    "phiconv.ir.model": {*BASE, "phiconv.tokenizer"},
+    "phiconv.ir.model": {*BASE, "phiconv.tokenization.tokenizer"},
     "phiconv.forward": {"phiconv.errors", "phiconv.ir.model"},
     "phiconv_formats": {
         *DATA,
@@ -91,7 +94,7 @@ ARROWS: dict[str, set[str]] = {
         "phiconv.layers",
         "phiconv.outputs",
         "phiconv.source",
-        "phiconv.tokenization",
+        "phiconv.tokenization.encoder",
         "phiconv_formats",
     },
     "phiconv.api": {
@@ -132,7 +135,7 @@ ARROWS: dict[str, set[str]] = {
         "phiconv.api",
         "phiconv.report",
         "phiconv.report_quality",
-        "phiconv.tokenization",
+        "phiconv.tokenization.encoder",
     },
     "phiconv.cli": {
         "phiconv._version",

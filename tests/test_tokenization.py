@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phiconv import bpe
-from phiconv.characters import OTHER, PROPERTIES, SIZE, WORD, kinds
 from phiconv.errors import UnsupportedModelError
-from phiconv.tokenization import byte_alphabet, decode, encode
-from phiconv.tokenizer import SPLITS, Split, Tokenizer, TokenType
+from phiconv.tokenization import bpe, byte_alphabet, decode, encode
+from phiconv.tokenization.characters import OTHER, PROPERTIES, SIZE, WORD, kinds
+from phiconv.tokenization.tokenizer import SPLITS, Split, Tokenizer, TokenType
 from phiconv_formats.tokenizer_files import read_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -113,7 +113,7 @@ def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, q
 def generate(path: Path, prompt: str, count: int, as_json: bool) -> None:
     """Continue a text with the likeliest tokens, to see whether a model works."""
     from phiconv import api
-    from phiconv.tokenization import decode
+    from phiconv.tokenization.encoder import decode
 
     model = api.open_model(path)
     ids: list[int] = []

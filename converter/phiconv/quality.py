@@ -181,6 +181,6 @@ def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:
         return text
     if model.tokenizer is None:
         raise MissingFileError("the model has no tokenizer", path=model.path)
-    from phiconv.tokenization import encode
+    from phiconv.tokenization.encoder import encode
 
     return [*([] if bos is None else [bos]), *encode(model.tokenizer, text)]

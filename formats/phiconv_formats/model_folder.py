@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from phiconv.ir.model import Checkpoint
-    from phiconv.tokenizer import Tokenizer
+    from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = ["optional_json", "with_folder"]
 

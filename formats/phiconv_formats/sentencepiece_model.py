@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from phiconv.errors import ConfigError, MalformedFileError
-from phiconv.tokenizer import SentencePieceOptions, TokenType
+from phiconv.tokenization.tokenizer import SentencePieceOptions, TokenType
 from phiconv_formats.files import read_small_file
 
 if TYPE_CHECKING:

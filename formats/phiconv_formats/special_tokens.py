@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv.errors import ConfigError
-from phiconv.tokenizer import ROLES
+from phiconv.tokenization.tokenizer import ROLES
 from phiconv_formats.tokenizer_json import expect
 
 if TYPE_CHECKING:

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, MalformedFileError, MissingFileError, printable
-from phiconv.tokenizer import GPT2_SPLIT, AddedToken, Kind, SentencePieceOptions, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import (
+    GPT2_SPLIT,
+    AddedToken,
+    Kind,
+    SentencePieceOptions,
+    Split,
+    Tokenizer,
+    TokenType,
+)
 from phiconv_formats.files import read_small_file
 from phiconv_formats.sentencepiece_model import read_sentencepiece_model
 from phiconv_formats.special_tokens import find_eos_ids, find_special_ids, read_special_tokens

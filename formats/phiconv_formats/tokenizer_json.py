@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from phiconv.errors import ConfigError, printable
-from phiconv.tokenizer import GPT2_SPLIT, SPLITS, AddedToken, Kind, SentencePieceOptions, Split, SplitName
+from phiconv.tokenization.tokenizer import (
+    GPT2_SPLIT,
+    SPLITS,
+    AddedToken,
+    Kind,
+    SentencePieceOptions,
+    Split,
+    SplitName,
+)
 from phiconv_formats.strict_json import load_json_object
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
-from phiconv.tokenizer import ROLES, TokenType
+from phiconv.tokenization.tokenizer import ROLES, TokenType
 from phiconv_formats.tokenizer_json import REGEX_OF_SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer
+    from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer
 
 __all__ = ["merges_of_scores", "tokenizer_files"]
 

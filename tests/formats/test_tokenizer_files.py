@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from phiconv.errors import ConfigError, MalformedFileError, MissingFileError
-from phiconv.tokenizer import TokenType
+from phiconv.tokenization.tokenizer import TokenType
 from phiconv_formats import tokenizer_json
 from phiconv_formats.sentencepiece_model import read_sentencepiece_model
 from phiconv_formats.tokenizer_files import read_tokenizer

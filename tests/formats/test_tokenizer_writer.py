@@ -9,7 +9,7 @@ import pytest
 
 import phiconv
 from phiconv.errors import ConfigError, UnsupportedModelError
-from phiconv.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
 from phiconv_formats.tokenizer_files import read_tokenizer
 from phiconv_formats.tokenizer_writer import tokenizer_files
 

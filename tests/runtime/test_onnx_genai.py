@@ -64,7 +64,7 @@ def test_genai_generates_with_a_quantized_model(genai, model_folder, tmp_path, k
 def test_genai_tokenizes_and_fills_in_the_chat_template(genai, tmp_path):
     convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
     tokenizer = genai.Tokenizer(genai.Model(str(tmp_path / "m")))
-    from phiconv.tokenization import encode
+    from phiconv.tokenization.encoder import encode
 
     text = "Once upon a time, 12 * 34 = 408?"
     own = phiconv.open_model(FIXTURES / "tiny-phi3").tokenizer

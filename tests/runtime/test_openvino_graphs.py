@@ -12,7 +12,7 @@ import pytest
 import phiconv
 from phiconv import ir
 from phiconv.quantizers import decode, encode
-from phiconv.tokenization import decode as decode_ids
+from phiconv.tokenization.encoder import decode as decode_ids
 from phiconv_formats.openvino.names import group_of, output_tensors
 
 pytestmark = pytest.mark.runtime

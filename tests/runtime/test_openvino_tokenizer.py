@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phiconv.tokenization import decode, encode
-from phiconv.tokenizer import SPLITS, AddedToken, Split
+from phiconv.tokenization.encoder import decode, encode
+from phiconv.tokenization.tokenizer import SPLITS, AddedToken, Split
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.tokenizer_files import read_tokenizer
 

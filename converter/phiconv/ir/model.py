@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Tensor
-    from phiconv.tokenizer import Tokenizer
+    from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = [
     "Checkpoint",

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from gguf.constants import Keys
 
 from phiconv.errors import ConfigError, printable
-from phiconv.tokenizer import TokenType
+from phiconv.tokenization.tokenizer import TokenType
 from phiconv_formats.gguf.values import GgufValue, ValueType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from phiconv.tokenizer import SplitName, Tokenizer
+    from phiconv.tokenization.tokenizer import SplitName, Tokenizer
 
 __all__ = ["ADD_KEYS", "ID_KEYS", "SPLIT_OF_PRE", "name_for_runtime", "strips_after", "tokenizer_metadata"]
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from gguf.constants import Keys
 
 from phiconv.errors import UnsupportedModelError, printable
-from phiconv.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
 from phiconv_formats.gguf.vocabulary import ADD_KEYS, ID_KEYS, SPLIT_OF_PRE, strips_after
 from phiconv_formats.tokenizer_json import check_vocabulary, parse_merges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv.tokenizer import Kind
+    from phiconv.tokenization.tokenizer import Kind
     from phiconv_formats.gguf.entries import Entries
 
 __all__ = ["read_vocabulary"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Literal
 
-from phiconv.tokenizer import SentencePieceOptions, TokenType
+from phiconv.tokenization.tokenizer import SentencePieceOptions, TokenType
 from phiconv_formats.openvino.ir_document import Document, Port
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
@@ -21,7 +21,7 @@ from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_t
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from phiconv.tokenizer import Tokenizer
+    from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = ["MAX_LENGTH", "tokenizer_ir"]
 

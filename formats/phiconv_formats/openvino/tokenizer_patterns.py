@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UnsupportedModelError, printable
-from phiconv.tokenizer import SPLITS
+from phiconv.tokenization.tokenizer import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv.tokenizer import AddedToken, Split, Tokenizer
+    from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer
 
 __all__ = ["MAX_ADDED", "MAX_EXPRESSION", "WHITE_SPACE", "added_tokens_expression", "split_expression"]
 

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
-from phiconv.tokenizer import SentencePieceOptions, byte_alphabet
+from phiconv.tokenization.tokenizer import SentencePieceOptions, byte_alphabet
 from phiconv_formats.tokenizer_writer import merges_of_scores
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from phiconv.tokenizer import Tokenizer
+    from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = ["EncoderTables", "decoder_strings", "encoder_tables"]
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv.tokenizer import Tokenizer
+    from phiconv.tokenization.tokenizer import Tokenizer
     from phiconv_formats.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]

@@ -12,7 +12,7 @@ import pytest
 import phiconv
 from phiconv.errors import ConfigError, InputError, MalformedFileError
 from phiconv.ir.model import Role
-from phiconv.tokenizer import Split, TokenType
+from phiconv.tokenization.tokenizer import Split, TokenType
 from phiconv_formats.gguf.config import _fraction
 from phiconv_formats.gguf.entries import shortest
 from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_tensor_info

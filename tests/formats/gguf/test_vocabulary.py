@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phiconv.errors import ConfigError
-from phiconv.tokenizer import AddedToken, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer, TokenType
 from phiconv_formats.gguf.values import ValueType
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 from phiconv_formats.tokenizer_files import read_tokenizer

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phiconv.added_tokens import AddedTokens
-from phiconv.characters import PROPERTIES, SIZE, kinds
 from phiconv.errors import ConfigError, UnsupportedModelError
-from phiconv.tokenization import decode, encode
-from phiconv.tokenizer import SPLITS, AddedToken, SentencePieceOptions, Split, TokenType
+from phiconv.tokenization.added_tokens import AddedTokens
+from phiconv.tokenization.characters import PROPERTIES, SIZE, kinds
+from phiconv.tokenization.encoder import decode, encode
+from phiconv.tokenization.tokenizer import SPLITS, AddedToken, SentencePieceOptions, Split, TokenType
 from phiconv_formats.openvino.tokenizer_ir import MAX_LENGTH, tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables

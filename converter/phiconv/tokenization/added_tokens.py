@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from phiconv.characters import kinds
+from phiconv.tokenization.characters import kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from phiconv.tokenizer import AddedToken
+    from phiconv.tokenization.tokenizer import AddedToken
 
 __all__ = ["AddedTokens"]
 

@@ -11,12 +11,19 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from phiconv import bpe
-from phiconv.added_tokens import AddedTokens
-from phiconv.characters import kinds, kinds_expression
-from phiconv.charsmap import Charsmap
 from phiconv.errors import UnsupportedModelError
-from phiconv.tokenizer import SPLITS, SentencePieceOptions, Split, Tokenizer, TokenType, byte_alphabet
+from phiconv.tokenization import bpe
+from phiconv.tokenization.added_tokens import AddedTokens
+from phiconv.tokenization.characters import kinds, kinds_expression
+from phiconv.tokenization.charsmap import Charsmap
+from phiconv.tokenization.tokenizer import (
+    SPLITS,
+    SentencePieceOptions,
+    Split,
+    Tokenizer,
+    TokenType,
+    byte_alphabet,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
