@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import phiconv
-from phiconv import interpreter, ir
+from phiconv import ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, UsageError
-from phiconv.interpreter import compute
+from phiconv.forward import interpreter
+from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
 from references import FIXTURES, RANDOM, open_reference, random_model, relative_l2
 

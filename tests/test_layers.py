@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phiconv import layers
-from phiconv.forward import MixtureOfExperts
+from phiconv.forward import layers
+from phiconv.forward.ops import MixtureOfExperts
 from phiconv.ir.model import Rope
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)

@@ -117,5 +117,5 @@ def test_evaluation_stays_offline(tmp_path):
         "64",
     ]
     modules = loaded_by(f"from phiconv.cli import main\nmain({arguments!r}, standalone_mode=False)")
-    assert "phiconv.interpreter" in modules
+    assert "phiconv.forward.interpreter" in modules
     assert not modules & FORBIDDEN

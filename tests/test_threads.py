@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from phiconv import threads
+from phiconv.forward import threads
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 
 from phiconv.errors import WeightError
 from phiconv.evaluation import passes, windows
-from phiconv.interpreter import compute
+from phiconv.forward.interpreter import compute
 from phiconv.ir.importance import ColumnSums
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from phiconv.evaluation import Progress
-    from phiconv.interpreter import Watch
+    from phiconv.forward.interpreter import Watch
+    from phiconv.forward.layers import Array
     from phiconv.ir.model import Model, Role
-    from phiconv.layers import Array
 
 __all__ = ["column_sums"]
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from phiconv.errors import UsageError, WeightError
-from phiconv.interpreter import compute
+from phiconv.forward.interpreter import compute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-    from phiconv.interpreter import Logits, Precision, Watch
+    from phiconv.forward.interpreter import Logits, Precision, Watch
+    from phiconv.forward.layers import Array
     from phiconv.ir.model import Model, Role
-    from phiconv.layers import Array
 
 __all__ = ["Divergence", "Evaluation", "Progress", "evaluate", "passes", "windows"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from phiconv import calibration, evaluation
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.evaluation import Evaluation
-from phiconv.interpreter import compute
+from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Model
 from phiconv.outputs import partial_files
 from phiconv.source import open_model
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from phiconv.evaluation import Progress
-    from phiconv.interpreter import Precision
-    from phiconv.layers import Array
+    from phiconv.forward.interpreter import Precision
+    from phiconv.forward.layers import Array
 
 __all__ = ["Evaluation", "calibrate", "evaluate", "generate", "logits"]
 

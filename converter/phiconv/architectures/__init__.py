@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from phiconv.architectures.config import Config
     from phiconv.architectures.weights import Weight
-    from phiconv.forward import Forward
+    from phiconv.forward.ops import Forward
     from phiconv.ir import Tensor
     from phiconv.ir.model import HubTensor, Hyperparameters, Role
 

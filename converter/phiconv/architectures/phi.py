@@ -8,7 +8,7 @@ from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import plain
 from phiconv.errors import UnsupportedModelError
-from phiconv.forward import Attention
+from phiconv.forward.ops import Attention
 from phiconv.ir.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from phiconv.architectures.config import Config
     from phiconv.architectures.weights import Weight
-    from phiconv.forward import Ops, R, V
+    from phiconv.forward.ops import Ops, R, V
 
 __all__ = ["forward", "parse", "weights"]
 

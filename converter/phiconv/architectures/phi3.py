@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from phiconv.architectures.common import attention_sizes
 from phiconv.architectures.rope import parse_rope
 from phiconv.architectures.weights import Piece, Weight, plain
-from phiconv.forward import Attention
+from phiconv.forward.ops import Attention
 from phiconv.ir.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from phiconv.architectures.config import Config
-    from phiconv.forward import Ops, R, V
+    from phiconv.forward.ops import Ops, R, V
 
 __all__ = ["forward", "parse", "weights"]
 

@@ -224,8 +224,8 @@ class Model:
         tokenizer: None where there is none.
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
-        forward: What the decoder computes, see `phiconv.forward.Forward`; None exactly where ``architecture``
-            is.
+        forward: What the decoder computes, see `phiconv.forward.ops.Forward`; None exactly where
+            ``architecture`` is.
     """
 
     path: Path

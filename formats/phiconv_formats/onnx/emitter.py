@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto
 
 from phiconv import ir
-from phiconv.forward import ATTENTION_ROLES, output_matrix
+from phiconv.forward.ops import ATTENTION_ROLES, output_matrix
 from phiconv_formats.onnx.experts import mixture
 from phiconv_formats.onnx.graph import CONTRIB, DATA_TYPES, Graph
 from phiconv_formats.onnx.integers import is_standard
@@ -25,7 +25,7 @@ from phiconv_formats.onnx.standard import float_product, product, rows
 from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
-    from phiconv.forward import Activation, Attention, MixtureOfExperts
+    from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
     from phiconv.ir.model import Model, Role, Rope
     from phiconv_formats.onnx.store import Store
     from phiconv_formats.output import RuntimeSettings
@@ -51,7 +51,7 @@ Value: TypeAlias = str | Sum
 
 
 class OnnxOps:
-    """Emits nodes (see `phiconv.forward.Ops`). A value has shape (batch, length, width)."""
+    """Emits nodes (see `phiconv.forward.ops.Ops`). A value has shape (batch, length, width)."""
 
     def __init__(self, model: Model, store: Store, settings: RuntimeSettings) -> None:
         assert model.hyperparameters is not None  # noqa: S101 - output_tensors has looked

@@ -21,7 +21,7 @@ from phiconv_formats.onnx.integers import is_standard
 from phiconv_formats.onnx.names import expert_name, matrix_name
 
 if TYPE_CHECKING:
-    from phiconv.forward import MixtureOfExperts
+    from phiconv.forward.ops import MixtureOfExperts
     from phiconv_formats.onnx.emitter import OnnxOps
     from phiconv_formats.onnx.graph import Graph
 

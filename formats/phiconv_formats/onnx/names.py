@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from phiconv.errors import UnsupportedModelError
-from phiconv.forward import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
+from phiconv.forward.ops import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
 from phiconv.ir.interleaving import interleave
 from phiconv.ir.model import Role
 from phiconv.joining import alike, join
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv import ir
-    from phiconv.forward import Call, Forward
+    from phiconv.forward.ops import Call, Forward
     from phiconv.ir.model import Model, Rope
 
 __all__ = [

@@ -9,7 +9,7 @@ from phiconv_formats.openvino.inputs import dimension
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv.forward import Attention
+    from phiconv.forward.ops import Attention
     from phiconv.ir.model import Rope
     from phiconv_formats.openvino.graph import Graph, Value
     from phiconv_formats.openvino.inputs import Inputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.forward import ATTENTION_ROLES, EXPERT_ROLES, output_matrix
+from phiconv.forward.ops import ATTENTION_ROLES, EXPERT_ROLES, output_matrix
 from phiconv.ir.model import Role
 from phiconv_formats.openvino.attention import AttentionEmitter
 from phiconv_formats.openvino.experts import emit_experts
@@ -17,7 +17,7 @@ from phiconv_formats.openvino.inputs import Inputs
 from phiconv_formats.openvino.names import group_of
 
 if TYPE_CHECKING:
-    from phiconv.forward import Activation, Attention, MixtureOfExperts
+    from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
     from phiconv.ir.model import Model
     from phiconv_formats.openvino.graph import Graph, Value
     from phiconv_formats.openvino.weights import Weights

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from phiconv.forward import Activation, MixtureOfExperts
+    from phiconv.forward.ops import Activation, MixtureOfExperts
     from phiconv_formats.openvino.graph import Graph, Value
 
 __all__ = ["emit_experts"]

@@ -11,9 +11,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import phiconv
-from phiconv import ir, layers
+from phiconv import ir
 from phiconv.errors import PhiconvError
-from phiconv.forward import MixtureOfExperts
+from phiconv.forward import layers
+from phiconv.forward.ops import MixtureOfExperts
 from phiconv.recipes import override
 from phiconv_formats.onnx.experts import sparse_mixer
 from phiconv_formats.onnx.graph import Graph

@@ -8,14 +8,13 @@ values: a call computes whole sequences.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from phiconv import layers, threads
-from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError, UsageError
-from phiconv.forward import ATTENTION_ROLES, check_weights, output_matrix
+from phiconv.forward import layers, threads
+from phiconv.forward.ops import ATTENTION_ROLES, check_weights, output_matrix
 from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from phiconv.forward import Activation, Attention, MixtureOfExperts
+    from phiconv.forward.layers import Array
+    from phiconv.forward.ops import Activation, Attention, Forward, MixtureOfExperts
     from phiconv.ir import Tensor
     from phiconv.ir.model import Model
-    from phiconv.layers import Array
 
 __all__ = ["Logits", "Precision", "Watch", "compute"]
 
@@ -73,13 +72,13 @@ def compute(
         MalformedFileError: Its weights are not those that its architecture uses.
         UsageError: The ids are not of that shape, or not in the vocabulary.
     """
-    if model.architecture is None or model.hyperparameters is None:
+    if model.forward is None or model.hyperparameters is None:
         raise UnsupportedModelError(
             "these are plain tensors and no model that can be computed",
             path=model.path,
             hint="config.json must be beside them",
         )
-    forward, hp = ARCHITECTURES[model.architecture].forward, model.hyperparameters
+    forward, hp = cast("Forward", model.forward), model.hyperparameters
     check_weights(forward, hp, model.tensors, model.path)
     ops = NumpyOps(model.tensors, token_ids(ids, hp.vocab_size), np.dtype(precision), watch)
     # What NaN and infinity in the weights make of the logits is the caller's business.

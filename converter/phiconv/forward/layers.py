@@ -1,4 +1,4 @@
-"""The arithmetic of a decoder's layers: pure functions on NumPy arrays, for `phiconv.interpreter`.
+"""The arithmetic of a decoder's layers: pure functions on NumPy arrays, for `phiconv.forward.interpreter`.
 
 Every result has the dtype of its input, float32 or float64.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from phiconv.forward import Activation, MixtureOfExperts
+    from phiconv.forward.ops import Activation, MixtureOfExperts
     from phiconv.ir.model import Rope
 
 __all__ = [
@@ -57,7 +57,7 @@ def gelu_tanh(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"silu": silu, "gelu_tanh": gelu_tanh}
-"""By the names of `phiconv.forward.Activation`; the result is a new array."""
+"""By the names of `phiconv.forward.ops.Activation`; the result is a new array."""
 
 
 def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
