@@ -104,7 +104,7 @@ def _interleaved(
 
 def _threads(options: argparse.Namespace, quantize: Callable[..., None], tiles: int = 4) -> list[Row]:
     """Wall time of the same tiles in one thread and in two; for phiconv also in two processes."""
-    from phiconv import processes
+    from phiconv.conversion import processes
 
     programs = zip(*(_pair("Q4_K", options.source, quantize, seed) for seed in range(2)), strict=True)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phiconv import checks, ir
+from phiconv import ir
+from phiconv.conversion import checks
 from phiconv.quantizers import encode
 
 f32 = np.float32

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import phiconv
-from phiconv import ir, pipeline
+from phiconv import ir
+from phiconv.conversion import pipeline
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.output import OutputFile, Package, Segment, Stream
 
@@ -220,7 +221,7 @@ def test_too_little_space_is_known_before_the_work(tmp_path, monkeypatch):
 SLOW_CONVERSION = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from phiconv import pipeline
+from phiconv.conversion import pipeline
 pipeline._SPAN = pipeline.TILE = 1 << 14
 real = pipeline._convert_span
 def slow(*arguments):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import phiconv
-from phiconv import pipeline, processes
+from phiconv.conversion import pipeline, processes
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-phi3"
 
@@ -63,7 +63,7 @@ def test_processes_are_for_searches(quant, jobs, enough, expected, monkeypatch, 
 # Each task of a worker takes a while, and there are many.
 SLOW_CONVERSION = """
 import signal, sys, time
-from phiconv import pipeline
+from phiconv.conversion import pipeline
 convert = pipeline._convert_span
 
 def slow(*arguments):

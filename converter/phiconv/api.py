@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phiconv import pipeline
 from phiconv.comparison import Comparison, compare
+from phiconv.conversion import pipeline
+from phiconv.conversion.planning import Plan, make_plan
+from phiconv.conversion.source import open_model
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
-from phiconv.planning import Plan, make_plan
 from phiconv.quality import Evaluation, calibrate, evaluate, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
-from phiconv.source import open_model
 from phiconv_formats.gguf.imatrix import read_imatrix
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from os import PathLike
 
+    from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
-    from phiconv.pipeline import Progress, TensorReport
 
 __all__ = [
     "Choices",

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from phiconv.conversion.pipeline import TILE
+from phiconv.conversion.source import open_model
 from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError, printable
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model, Role
-from phiconv.pipeline import TILE
 from phiconv.quantizers import decode
-from phiconv.source import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from phiconv.conversion.pipeline import Progress
     from phiconv.ir import Tensor
-    from phiconv.pipeline import Progress
 
 __all__ = ["Comparison", "Difference", "TensorDifference", "compare"]
 

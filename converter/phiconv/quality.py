@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv import calibration, evaluation
+from phiconv.conversion.outputs import partial_files
+from phiconv.conversion.source import open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.evaluation import Evaluation
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Model
-from phiconv.outputs import partial_files
-from phiconv.source import open_model
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:

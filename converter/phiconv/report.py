@@ -9,18 +9,18 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from phiconv.conversion.pipeline import worth_processes
 from phiconv.errors import printable
-from phiconv.pipeline import worth_processes
 from phiconv.units import count_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from phiconv.api import Result
+    from phiconv.conversion.pipeline import Progress
+    from phiconv.conversion.planning import Plan
     from phiconv.ir import Tensor
     from phiconv.ir.model import Model
-    from phiconv.pipeline import Progress
-    from phiconv.planning import Plan
 
 __all__ = [
     "inspect_lines",

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from phiconv import checks, ir
+from phiconv import ir
+from phiconv.conversion import checks
 from phiconv.quantizers import decode, encode
 
 f32 = np.float32

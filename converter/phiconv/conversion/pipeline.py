@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from phiconv import checks
+from phiconv.conversion import checks
+from phiconv.conversion.outputs import partial_files
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import Blocks, FloatEncoding
-from phiconv.outputs import partial_files
 from phiconv.quantizers import SEARCHING, decode, encode
 from phiconv.quantizers.floats import narrow
 from phiconv.quantizers.repack import repack, repackable
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from phiconv.conversion.outputs import PartialFile
     from phiconv.ir import BlockEncoding, Encoded
-    from phiconv.outputs import PartialFile
     from phiconv_formats.output import Package, Stream
 
 __all__ = ["Progress", "TensorReport", "run", "worth_processes"]
@@ -93,7 +93,7 @@ def run(
         folder: Where it goes; it must exist.
         executor: Any executor; by default a pool of ``jobs`` threads.
         jobs: Number of threads, and twice as many tasks are under way at once; by default one per processor.
-        processes: The pool is one of processes where quantizing takes long, see `phiconv.processes`.
+        processes: The pool is one of processes where quantizing takes long, see `phiconv.conversion.processes`.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Called from this thread after each task.
@@ -130,7 +130,7 @@ def run(
 def _own_pool(package: Package, jobs: int, *, processes: bool) -> Executor:
     """Threads, which are there at once; or processes, each of which has Python's lock to itself."""
     if processes and jobs > 1 and worth_processes(package):
-        from phiconv.processes import pool  # takes as long to import as a small model to convert
+        from phiconv.conversion.processes import pool  # takes as long to import as a small model to convert
 
         return pool(jobs)
     return ThreadPoolExecutor(jobs, thread_name_prefix="phiconv")
