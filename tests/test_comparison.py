@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 import phiconv
 from phiconv.cli import main
-from phiconv.comparison import Difference
 from phiconv.errors import InputError, UnsupportedModelError
 from phiconv.ir.model import Role
+from phiconv.quality.comparison import Difference
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

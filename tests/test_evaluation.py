@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import phiconv
-from phiconv.calibration import column_sums
 from phiconv.errors import OutputExistsError, UsageError, WeightError
-from phiconv.evaluation import evaluate, windows
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
+from phiconv.quality.calibration import column_sums
+from phiconv.quality.evaluation import evaluate, windows
 from phiconv.tokenization.encoder import encode
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices
@@ -110,7 +110,7 @@ def test_windows():
 def test_batches_do_not_change_the_figures(reference, monkeypatch):
     model, ids = phiconv.open_model(TINY), reference["input_ids"][:3]
     expected = evaluate(model, ids, context=64)
-    monkeypatch.setattr("phiconv.evaluation._TOKENS", 128)
+    monkeypatch.setattr("phiconv.quality.evaluation._TOKENS", 128)
     monkeypatch.setattr("phiconv.forward.interpreter._CHUNK", 10000)
     assert evaluate(model, ids, context=64).loss == pytest.approx(expected.loss, rel=1e-6)
 

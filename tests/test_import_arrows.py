@@ -67,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "phiconv_formats",
     },
     "phiconv.conversion.processes": set(),
-    "phiconv.comparison": {
+    "phiconv.quality.comparison": {
         *BASE,
         "phiconv.ir.model",
         "phiconv.conversion.pipeline",
@@ -84,17 +84,17 @@ ARROWS: dict[str, set[str]] = {
         "phiconv.quantizers",
         "phiconv.forward.threads",
     },
-    "phiconv.evaluation": {*DATA, "phiconv.forward.interpreter", "phiconv.forward.layers"},
-    "phiconv.calibration": {
+    "phiconv.quality.evaluation": {*DATA, "phiconv.forward.interpreter", "phiconv.forward.layers"},
+    "phiconv.quality.calibration": {
         *DATA,
-        "phiconv.evaluation",
+        "phiconv.quality.evaluation",
         "phiconv.forward.interpreter",
         "phiconv.forward.layers",
     },
-    "phiconv.quality": {
+    "phiconv.quality.text": {
         *DATA,
-        "phiconv.calibration",
-        "phiconv.evaluation",
+        "phiconv.quality.calibration",
+        "phiconv.quality.evaluation",
         "phiconv.forward.interpreter",
         "phiconv.forward.layers",
         "phiconv.conversion.outputs",
@@ -104,10 +104,10 @@ ARROWS: dict[str, set[str]] = {
     },
     "phiconv.api": {
         *DATA,
-        "phiconv.comparison",
+        "phiconv.quality.comparison",
         "phiconv.conversion.pipeline",
         "phiconv.conversion.planning",
-        "phiconv.quality",
+        "phiconv.quality.text",
         "phiconv.quantizers",
         "phiconv.recipes",
         "phiconv.conversion.source",
@@ -123,7 +123,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "phiconv.report_formats": {"phiconv.architectures", "phiconv.recipes", "phiconv_formats"},
     "phiconv.report_comparison": {
-        "phiconv.comparison",
+        "phiconv.quality.comparison",
         "phiconv.errors",
         "phiconv.report",
         "phiconv.units",

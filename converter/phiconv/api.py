@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phiconv.comparison import Comparison, compare
 from phiconv.conversion import pipeline
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.source import open_model
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
-from phiconv.quality import Evaluation, calibrate, evaluate, generate, logits
+from phiconv.quality.comparison import Comparison, compare
+from phiconv.quality.text import Evaluation, calibrate, evaluate, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv_formats.gguf.imatrix import read_imatrix

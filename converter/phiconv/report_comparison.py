@@ -10,7 +10,7 @@ from phiconv.report import shape_text, table
 from phiconv.units import count_text
 
 if TYPE_CHECKING:
-    from phiconv.comparison import Comparison, Difference
+    from phiconv.quality.comparison import Comparison, Difference
 
 __all__ = ["comparison_lines", "comparison_object"]
 

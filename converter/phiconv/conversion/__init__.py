@@ -1,1 +1,1 @@
-"""From a source to a destination: opening, planning, streaming the weights, files that appear when complete."""
+"""From a source to a destination: opening, planning, streaming the weights; nothing half-written."""

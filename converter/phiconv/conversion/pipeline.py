@@ -93,7 +93,7 @@ def run(
         folder: Where it goes; it must exist.
         executor: Any executor; by default a pool of ``jobs`` threads.
         jobs: Number of threads, and twice as many tasks are under way at once; by default one per processor.
-        processes: The pool is one of processes where quantizing takes long, see `phiconv.conversion.processes`.
+        processes: The pool is one of processes where quantizing takes long, see `processes`.
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Called from this thread after each task.

@@ -1,8 +1,8 @@
 """What a decoder computes, in ten operations, and nothing of how or where it is computed.
 
 An architecture describes its decoder once, as a short function over `Ops`. Whoever implements `Ops`
-interprets it: `interpreter` computes with NumPy, a writer emits the nodes of a graph, and `Recorder` writes the
-calls down, so that a model can be checked before a byte of it is read.
+interprets it: `interpreter` computes with NumPy, a writer emits the nodes of a graph, and `Recorder` writes
+the calls down, so that a model can be checked before a byte of it is read.
 
 The vocabulary stays high: attention and a mixture of experts are one operation each, because no smaller ones
 mean the same to every runtime. So it has no reshape and no softmax, no positions, masks or caches, no dtypes,

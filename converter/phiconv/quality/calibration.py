@@ -1,7 +1,7 @@
 """Measures what goes into a model's matrices while it reads a text: the making of an importance matrix.
 
-The sums are those of llama.cpp's llama-imatrix: over windows of the text as in `phiconv.evaluation`, the
-squares of every input of a matrix by column, and for a stack of experts by expert, over its own tokens only.
+The sums are those of llama.cpp's llama-imatrix: over windows of the text as in `evaluation`, the squares
+of every input of a matrix by column, and for a stack of experts by expert, over its own tokens only.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv.errors import WeightError
-from phiconv.evaluation import passes, windows
 from phiconv.forward.interpreter import compute
 from phiconv.ir.importance import ColumnSums
+from phiconv.quality.evaluation import passes, windows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from numpy.typing import ArrayLike, NDArray
 
-    from phiconv.evaluation import Progress
     from phiconv.forward.interpreter import Watch
     from phiconv.forward.layers import Array
     from phiconv.ir.model import Model, Role
+    from phiconv.quality.evaluation import Progress
 
 __all__ = ["column_sums"]
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv import calibration, evaluation
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.source import open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
-from phiconv.evaluation import Evaluation
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Model
+from phiconv.quality import calibration, evaluation
+from phiconv.quality.evaluation import Evaluation
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from phiconv.evaluation import Progress
     from phiconv.forward.interpreter import Precision
     from phiconv.forward.layers import Array
+    from phiconv.quality.evaluation import Progress
 
 __all__ = ["Evaluation", "calibrate", "evaluate", "generate", "logits"]
 

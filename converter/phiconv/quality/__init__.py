@@ -1,0 +1,1 @@
+"""How good a model is: perplexity, divergence, importance matrices, and the error of every tensor."""
