@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from phiconv.cli.report_formats import families, formats_lines
 from phiconv.recipes import TARGETS
-from phiconv.report_formats import families, formats_lines
 
 
 def test_every_recipe_is_named():

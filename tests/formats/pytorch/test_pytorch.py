@@ -201,7 +201,7 @@ def test_a_changed_file_is_noticed(make_pytorch, tmp_path):
 
 
 def test_inspect_and_plain_tensors(make_pytorch, tmp_path):
-    from phiconv.report import inspect_lines
+    from phiconv.cli.report import inspect_lines
 
     shutil.copy(BY_TORCH / "types.pt", tmp_path)
     lines = inspect_lines(phiconv.open_model(tmp_path / "types.pt"))

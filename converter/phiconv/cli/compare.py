@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli_common import JOBS, JSON, PATH, QUIET, reporting
+from phiconv.cli.common import JOBS, JSON, PATH, QUIET, reporting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +26,8 @@ __all__ = ["compare"]
 def compare(a: Path, b: Path, tensors: bool, as_json: bool, jobs: int | None, quiet: bool) -> None:
     """Show how far the weights of B are from those of A, whatever their formats."""
     from phiconv import api
-    from phiconv.report import progress_display
-    from phiconv.report_comparison import comparison_lines, comparison_object
+    from phiconv.cli.report import progress_display
+    from phiconv.cli.report_comparison import comparison_lines, comparison_object
 
     with progress_display(quiet=quiet) as progress:
         found = api.compare(a, b, jobs=jobs, progress=progress)

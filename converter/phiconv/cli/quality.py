@@ -61,8 +61,8 @@ def evaluate(
 ) -> None:
     """Compute how well a model predicts a text: perplexity, and divergence from a reference."""
     from phiconv import api
-    from phiconv.report import progress_display
-    from phiconv.report_quality import evaluation_lines, evaluation_object, read_text
+    from phiconv.cli.report import progress_display
+    from phiconv.cli.report_quality import evaluation_lines, evaluation_object, read_text
 
     words = read_text(text)
     with progress_display(quiet=quiet) as progress:
@@ -86,8 +86,8 @@ def evaluate(
 def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, quiet: bool) -> None:
     """Measure an importance matrix on a text, as llama-imatrix does."""
     from phiconv import api
-    from phiconv.report import progress_display
-    from phiconv.report_quality import read_text
+    from phiconv.cli.report import progress_display
+    from phiconv.cli.report_quality import read_text
 
     words = read_text(text)
     with progress_display(quiet=quiet) as progress:

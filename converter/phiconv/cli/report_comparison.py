@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from phiconv.cli.report import shape_text, table
 from phiconv.errors import printable
-from phiconv.report import shape_text, table
 from phiconv.units import count_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
-from phiconv.cli_common import JSON, PATH
+from phiconv.cli.common import JSON, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable

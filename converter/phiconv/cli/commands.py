@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 import click
 from click_default_group import DefaultGroup
 
-from phiconv import cli_quality
 from phiconv._version import __version__
-from phiconv.cli_common import JOBS, JSON, PATH, QUIET, reporting
-from phiconv.cli_compare import compare
-from phiconv.cli_options import conversion_options
+from phiconv.cli import quality as cli_quality
+from phiconv.cli.common import JOBS, JSON, PATH, QUIET, reporting
+from phiconv.cli.compare import compare
+from phiconv.cli.options import conversion_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ def convert(
 ) -> None:
     """Convert a model (the default command)."""
     from phiconv import api
-    from phiconv.report import progress_display
+    from phiconv.cli.report import progress_display
 
     with progress_display(quiet=quiet) as progress:
         result = api.convert(
@@ -115,7 +115,7 @@ def _choices(*, tensor_types: tuple[str, ...], **others: Any) -> Choices:
 
 
 def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
-    from phiconv.report import result_lines, result_object
+    from phiconv.cli.report import result_lines, result_object
 
     if as_json:
         click.echo(json.dumps(result_object(result), indent=2))
@@ -142,7 +142,7 @@ def plan(
 ) -> None:
     """Show what a conversion would write, without reading a weight."""
     from phiconv import api
-    from phiconv.report import plan_lines, plan_object
+    from phiconv.cli.report import plan_lines, plan_object
 
     made: Plan = api.plan(
         source,
@@ -165,7 +165,7 @@ def plan(
 def inspect(path: Path, tensors: bool, as_json: bool) -> None:
     """Show what is in a model: architecture, tensors, types, tokenizer, chat template."""
     from phiconv import api
-    from phiconv.report import inspect_lines, inspect_object
+    from phiconv.cli.report import inspect_lines, inspect_object
 
     model = api.open_model(path)
     if as_json:
@@ -179,7 +179,7 @@ def inspect(path: Path, tensors: bool, as_json: bool) -> None:
 @reporting
 def formats(as_json: bool) -> None:
     """List formats, presets, quantizations and supported models."""
-    from phiconv.report_formats import formats_lines, formats_object
+    from phiconv.cli.report_formats import formats_lines, formats_object
 
     click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
 
