@@ -14,8 +14,8 @@ from memory_rows import in_memory
 from mixed_types import mixed_types
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv.joining import alike, join
 from phiconv.quantizers import decode
+from phiconv.quantizers.joining import alike, join
 
 IDS = np.arange(5, 29).reshape(1, 24)
 

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 from phiconv import ir
 from phiconv.ir.codebooks import grid
 from phiconv.quantizers import decode, encode
-from phiconv.quantizers.neighbours import grid_of
-from phiconv.quantizers.tiles import column_sums
+from phiconv.quantizers.ggml.neighbours import grid_of
+from phiconv.quantizers.numerics.tiles import column_sums
 
 f32 = np.float32
 

@@ -9,7 +9,8 @@ import pytest
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import FAST, QUANTIZERS, decode, encode, kquant
+from phiconv.quantizers import FAST, QUANTIZERS, decode, encode
+from phiconv.quantizers.ggml import kquant
 from phiconv_formats.gguf.packing import pack, unpack
 
 f32 = np.float32

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding
-from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.numerics.floats import narrow, widen
 
 TYPES = [F16, BF16, F32]
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)

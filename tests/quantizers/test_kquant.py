@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phiconv import ir
-from phiconv.quantizers import decode, encode, search
+from phiconv.quantizers import decode, encode
+from phiconv.quantizers.ggml import search
 
 f32 = np.float32
 

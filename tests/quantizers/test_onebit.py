@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from phiconv import ir
 from phiconv.ir.codebooks import grid
 from phiconv.quantizers import decode, encode
-from phiconv.quantizers.splits import best_split
+from phiconv.quantizers.ggml.splits import best_split
 
 f32 = np.float32
 

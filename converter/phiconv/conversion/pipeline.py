@@ -20,7 +20,7 @@ from phiconv.conversion.outputs import partial_files
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import Blocks, FloatEncoding
 from phiconv.quantizers import SEARCHING, decode, encode
-from phiconv.quantizers.floats import narrow
+from phiconv.quantizers.numerics.floats import narrow
 from phiconv.quantizers.repack import repack, repackable
 
 if TYPE_CHECKING:

@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv.quantizers import (
-    affine,
-    codebook,
-    fast,
-    grouped,
-    kquant,
-    lattice,
-    least_squares,
-    matmul_nbits,
-    microscaling,
-    nearest,
-    nncf,
-    nonlinear,
-    onebit,
-    weighted,
-)
-from phiconv.quantizers.floats import narrow, widen
+from phiconv.quantizers.decoding import decode
+from phiconv.quantizers.ggml import affine, codebook, fast, kquant, lattice, nonlinear, onebit, weighted
+from phiconv.quantizers.mlx import affine as mlx_affine
+from phiconv.quantizers.mlx import microscaling
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.onnxruntime import least_squares, matmul_nbits, python_tools
+from phiconv.quantizers.openvino import nncf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +32,9 @@ second argument is what the error of a weight counts, by its column, or None."""
 _ONNX = {
     "default": matmul_nbits.default,
     "qdq": matmul_nbits.qdq,
-    "gather": nearest.gather,
-    "qmoe": nearest.qmoe,
-    "rtn": nearest.rtn,
+    "gather": python_tools.gather,
+    "qmoe": python_tools.qmoe,
+    "rtn": python_tools.rtn,
     "k_quant": least_squares.k_quant,
 }
 
@@ -72,7 +62,7 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
     ir.IQ2_S: lattice.iq2_s,
     ir.IQ3_XXS: lattice.iq3_xxs,
     ir.IQ3_S: lattice.iq3_s,
-    **{encoding: partial(grouped.affine, encoding=encoding) for encoding in ir.MLX_AFFINE},
+    **{encoding: partial(mlx_affine.affine, encoding=encoding) for encoding in ir.MLX_AFFINE},
     ir.MLX_MXFP4: microscaling.mxfp4,
     ir.MLX_MXFP8: microscaling.mxfp8,
     ir.MLX_NVFP4: microscaling.nvfp4,
@@ -137,24 +127,3 @@ def _quantizer(encoding: ir.AnyBlockEncoding) -> Quantizer | None:
     ):
         return partial(nncf.symmetric if not encoding.has_zero_point else nncf.asymmetric, encoding=encoding)
     return QUANTIZERS.get(encoding)
-
-
-def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
-    """The weights that rows stand for.
-
-    Args:
-        encoded: Rows in a stored float type, or their blocks.
-        columns: Weights in a row.
-
-    Returns:
-        float32, shape (rows, columns); a float64 is rounded to it.
-    """
-    if not isinstance(encoded, ir.Blocks):
-        weights = widen(encoded)
-    elif isinstance(encoded.encoding, ir.CodebookEncoding):
-        weights = codebook.dequantize(encoded)
-    elif isinstance(encoded.encoding, ir.SuperBlockEncoding):
-        weights = kquant.dequantize(encoded)
-    else:
-        weights = affine.dequantize(encoded)
-    return weights.reshape(-1, columns) if columns else weights  # -1 means nothing there

@@ -18,7 +18,7 @@ import numpy as np
 
 from phiconv.errors import UsageError, WeightError
 from phiconv.ir import BF16, F16, F32, BlockEncoding, Blocks, same_meaning
-from phiconv.quantizers.floats import narrow
+from phiconv.quantizers.numerics.floats import narrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir.model import Role
-from phiconv.joining import join
+from phiconv.quantizers.joining import join
 from phiconv_formats.output import OutputTensor
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.forward.ops import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
 from phiconv.ir.interleaving import interleave
 from phiconv.ir.model import Role
-from phiconv.joining import alike, join
+from phiconv.quantizers.joining import alike, join
 from phiconv_formats.onnx.rotary import rotary_tables
 from phiconv_formats.output import OutputTensor
 

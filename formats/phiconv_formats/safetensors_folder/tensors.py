@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv.joining import join
+from phiconv.quantizers.joining import join
 from phiconv_formats.output import OutputTensor
 from phiconv_formats.safetensors import METADATA_KEY
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.quantizers.floats import widen
-from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.numerics.floats import widen
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

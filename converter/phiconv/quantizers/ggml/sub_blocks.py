@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv.quantizers.tiles import column_sums
+from phiconv.quantizers.numerics.tiles import column_sums
 
 if TYPE_CHECKING:
     from phiconv.ir import FloatArray

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

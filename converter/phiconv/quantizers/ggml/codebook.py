@@ -15,61 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import F16, MXFP4, NVFP4, TQ1_0, TQ2_0, Blocks, CodebookEncoding
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, from_quads, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import narrow
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.small_floats import e2m1_codes, take_signs
+from phiconv.quantizers.numerics.tiles import block_max, block_min, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
-__all__ = ["dequantize", "e2m1_codes", "mxfp4", "nvfp4", "take_signs", "tq1_0", "tq2_0"]
-
-
-@np.errstate(all="ignore")
-def dequantize(blocks: Blocks) -> FloatArray:
-    """The weights of any blocks of a codebook, ``scale [* sub_scale] * table[code]``: a float32 vector."""
-    encoding = blocks.encoding
-    if not isinstance(encoding, CodebookEncoding):
-        raise TypeError(encoding.name)
-    x = _values(blocks.codes, encoding)
-    scales: NDArray[Any] = widen(blocks.scales)
-    if blocks.sub_scales is None:
-        x *= spread(scales)
-    else:
-        products = scales * blocks.sub_scales.astype(np.float32)
-        quads_per_scale = x.shape[0] // len(products)
-        for sub, product in enumerate(products):
-            x[sub * quads_per_scale : (sub + 1) * quads_per_scale] *= spread(product)
-    return from_quads(x)
-
-
-def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
-    """The value of every code; of codes of 4 bits, two at a time."""
-    if len(encoding.table) > 16:
-        values: FloatArray = np.array(encoding.table, np.float32)[codes]
-        return values
-    pairs = codes.view(np.uint16)
-    keys = scratch("keys", pairs.shape, np.uint16)
-    np.right_shift(pairs, 4, out=keys)
-    keys |= pairs
-    keys &= 255
-    # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
-    indices = scratch("indices", pairs.shape, np.intp)
-    np.copyto(indices, keys)
-    result = np.empty(codes.shape, np.float32)
-    _pairs_of_values(encoding.table).take(indices, mode="clip", out=result.view(np.complex64))
-    return result
-
-
-@cache
-def _pairs_of_values(table: tuple[float, ...]) -> NDArray[np.complex64]:
-    """Two values, only copied as one, by the bits of the first one's code and, above, of the second one's."""
-    values = np.zeros(16, np.float32)
-    values[: len(table)] = table
-    codes = np.arange(256)
-    return np.stack([values[codes & 15], values[codes >> 4]], axis=-1).view(np.complex64)[:, 0]
+__all__ = ["mxfp4", "nvfp4", "tq1_0", "tq2_0"]
 
 
 # -------------------------------------------------------------------------------------------------- ternary
@@ -151,41 +107,6 @@ def _by_error(x: FloatArray, scale: FloatArray) -> NDArray[np.uint8]:
     values = np.array(NVFP4.table, np.float32)
     errors = np.abs(values * scale[:, None, None] - x[..., None])
     return np.asarray(errors.argmin(axis=-1), np.uint8)
-
-
-def take_signs(x: FloatArray) -> NDArray[np.uint8]:
-    """Makes weights magnitudes.
-
-    Returns:
-        1 where one was negative, or 0, in memory that the next call overwrites.
-    """
-    negative: NDArray[np.uint8] = scratch("negative", x.shape, np.uint8)
-    np.less(x, np.float32(0), out=negative.view(np.bool_))
-    np.abs(x, out=x)
-    return negative
-
-
-def e2m1_codes(x: FloatArray, negative: NDArray[np.uint8], between: Any) -> NDArray[np.uint8]:
-    """E2M1 codes of weights by the thresholds between magnitudes; a weight on one belongs below it.
-
-    Args:
-        x: Magnitudes, shape (block_size / 4, n, 4).
-        negative: 1 where the weight is negative, or 0; overwritten.
-        between: The seven thresholds: numbers, or arrays of shape (n, 4).
-
-    Returns:
-        Codes of the same shape; that of a negative zero is 0.
-    """
-    above = scratch("above", x.shape, np.bool_)
-    codes: NDArray[np.uint8] = np.greater(x, between[0]).view(np.uint8)
-    # A negative code is 8 more, but where the magnitude is 0.
-    negative &= codes
-    for threshold in between[1:]:
-        codes += np.greater(x, threshold, out=above).view(np.uint8)
-    words = negative.view(np.uint32)
-    words <<= 3
-    codes |= negative
-    return codes
 
 
 def _floor_log2(x: FloatArray) -> NDArray[np.int32]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from phiconv.ir import Blocks
-from phiconv.quantizers.floats import narrow
-from phiconv.quantizers.nearest import double_codes
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import narrow
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import block_max, block_min, scratch_quads, spread
+from phiconv.quantizers.onnxruntime.python_tools import double_codes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from phiconv.ir import F16, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Blocks, SuperBlockEncoding
-from phiconv.quantizers.descent import descend, fit_positive
-from phiconv.quantizers.elements import elements, spread_importance, to_quads
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.search import TINY, AffineSearch, extreme, fit_affine, fit_linear, nearest, total
-from phiconv.quantizers.tiles import from_quads, spread
+from phiconv.quantizers.ggml.descent import descend, fit_positive
+from phiconv.quantizers.ggml.elements import elements, spread_importance, to_quads
+from phiconv.quantizers.ggml.search import TINY, AffineSearch, extreme, fit_affine, fit_linear, nearest, total
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +32,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
-    from phiconv.quantizers.search import AffineFit, LinearFit
+    from phiconv.quantizers.ggml.search import AffineFit, LinearFit
 
-__all__ = ["affine_blocks", "dequantize", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+__all__ = ["affine_blocks", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -104,29 +103,6 @@ def q6_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     fit = fit._replace(zero=fit.zero | np.tile(zero, Q6_K.sub_blocks))
     found = partial(_searched, x, fit, Q6_K.offset)
     return _linear_blocks(x, Q6_K, scale, sub_scales, found)
-
-
-def dequantize(blocks: Blocks) -> FloatArray:
-    """The weights of blocks of a `SuperBlockEncoding`, in their order: a float32 vector."""
-    encoding, sub_scales, sub_minima = blocks.encoding, blocks.sub_scales, blocks.sub_minima
-    if not isinstance(encoding, SuperBlockEncoding) or sub_scales is None:
-        raise TypeError(f"{encoding.name} has no sub-blocks")
-    result: FloatArray = blocks.codes.astype(np.float32)
-    x = result.reshape(encoding.sub_blocks, encoding.sub_block_size // 4, len(blocks), 4)
-    with np.errstate(all="ignore"):
-        if encoding.offset:
-            x -= encoding.offset
-        x *= _spread(widen(blocks.scales) * sub_scales)
-        if blocks.minima is not None and sub_minima is not None:
-            x -= _spread(widen(blocks.minima) * sub_minima)
-    return from_quads(result)
-
-
-def _spread(per_sub_block: FloatArray) -> FloatArray:
-    """A value per sub-block, (sub-blocks, n), to be used against a tile (sub-blocks, size / 4, n, 4)."""
-    parts, n = per_sub_block.shape
-    lanes: FloatArray = spread(per_sub_block.reshape(-1)).reshape(parts, 1, n, 4)
-    return lanes
 
 
 class _Rounded(NamedTuple):

@@ -19,12 +19,12 @@ import numpy as np
 
 from phiconv.ir import F16, Blocks
 from phiconv.ir.codebooks import IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.groups import error_weights, groups
-from phiconv.quantizers.neighbours import Grid, grid_of
-from phiconv.quantizers.positive import positive_scale
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import column_sums
+from phiconv.quantizers.ggml.neighbours import Grid, grid_of
+from phiconv.quantizers.ggml.positive import positive_scale
+from phiconv.quantizers.ggml.sub_blocks import error_weights, groups
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import column_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

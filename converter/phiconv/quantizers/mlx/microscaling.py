@@ -19,33 +19,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import MLX_MXFP4, MLX_MXFP8, MLX_NVFP4, Blocks
-from phiconv.quantizers.codebook import e2m1_codes, take_signs
-from phiconv.quantizers.floats import widen
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import widen
+from phiconv.quantizers.numerics.small_floats import e2m1_codes, e4m3_codes, take_signs
+from phiconv.quantizers.numerics.tiles import block_max, block_min, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
-__all__ = ["e4m3_codes", "mxfp4", "mxfp8", "nvfp4"]
+__all__ = ["mxfp4", "mxfp8", "nvfp4"]
 
 _LARGEST_E2M1 = np.float32(6)
 _LARGEST_E4M3 = np.float32(448)
 _BETWEEN_E2M1 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
 """The middles between neighbouring magnitudes 0, 0.5, 1, 1.5, 2, 3, 4 and 6."""
-
-_SMALLEST_E4M3 = np.uint32((127 - 6) << 23)
-"""The bits of 2**-6, the smallest normal E4M3."""
-
-_INFINITY = np.uint32(255 << 23)
-"""The bits of infinity; larger ones are NaN."""
-
-_LARGEST_E4M3_CODE = np.uint8(0x7E)
-
-_CHUNK = 1 << 16
-"""Weights at a time, so that what lies between two NumPy operations stays in a core's own caches."""
 
 
 @np.errstate(all="ignore")
@@ -107,44 +95,3 @@ def _exponent(largest: FloatArray, number: np.float32, dtype: np.dtype[Any]) -> 
 def _marked(scale: FloatArray, largest: FloatArray) -> FloatArray:
     """The scales, but infinity or NaN where a weight is."""
     return np.where(np.isfinite(largest), scale, largest)
-
-
-def e4m3_codes(x: FloatArray) -> NDArray[np.uint8]:
-    """The nearest E4M3 numbers of magnitudes up to 900; halves to the even code, too large becomes 448.
-
-    Args:
-        x: C-contiguous, any shape.
-
-    Returns:
-        Codes of the same shape; those of negative weights have the highest bit, that of -0 as well.
-    """
-    codes = np.empty(x.shape, np.uint8)
-    weights, target = x.reshape(-1), codes.reshape(-1)
-    for start in range(0, x.size, _CHUNK):
-        _round_to_e4m3(weights[start : start + _CHUNK], target[start : start + _CHUNK])
-    return codes
-
-
-def _round_to_e4m3(x: FloatArray, target: NDArray[np.uint8]) -> None:
-    """Rounds a vector by one float32 addition, as `floats` does to float16.
-
-    The spacing of E4M3 numbers at ``|x|`` is ``2**(e - 3)``, where ``e`` is the exponent of ``x`` but at
-    least -6: that of float32 numbers at ``power = 2**(e + 20)``. The low bits of their sum count the
-    spacings: 8 to 16 of them, fewer for a subnormal. With ``e + 6`` added as the exponent above three bits of
-    mantissa that is the code: the leading 8 of a normal number is the carry into its exponent. It all happens
-    in the lowest byte of a word, where what stands above it does not matter.
-    """
-    magnitude, exponent, power = scratch("e4m3", (3, x.size), np.uint32)
-    total = np.abs(x, out=magnitude.view(np.float32))
-    np.bitwise_and(magnitude, 0x7F800000, out=exponent)
-    np.clip(exponent, _SMALLEST_E4M3, _INFINITY, out=exponent)
-    np.add(exponent, 20 << 23, out=power)
-    total += power.view(np.float32)
-    exponent >>= 20
-    magnitude += exponent
-    magnitude -= (127 - 6) << 3
-    np.copyto(target, magnitude, casting="unsafe")
-    np.clip(target, np.uint8(0), _LARGEST_E4M3_CODE, out=target)
-    sign = np.right_shift(x.view(np.uint32), 24, out=power).astype(np.uint8)
-    sign &= 0x80
-    target |= sign

@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockEncoding, Blocks
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, first_equal, from_quads, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import narrow
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import (
+    block_max,
+    block_min,
+    first_equal,
+    scratch_quads,
+    spread,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
-__all__ = ["dequantize", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
+__all__ = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
 
 
 @np.errstate(all="ignore")
@@ -63,26 +69,6 @@ def q4_1(values: NDArray[Any]) -> Blocks:
 def q5_1(values: NDArray[Any]) -> Blocks:
     """Quantizes to 5 bits above a minimum, see `_asymmetric`."""
     return _asymmetric(values, Q5_1)
-
-
-def dequantize(blocks: Blocks) -> FloatArray:
-    """The weights of any blocks, in their order: a float32 vector.
-
-    They are ``scale * (code - offset) + minimum``, or ``scale * (code - zero_point)``.
-    """
-    encoding = blocks.encoding
-    if not isinstance(encoding, BlockEncoding):
-        raise TypeError(encoding.name)
-    x: FloatArray = blocks.codes.astype(np.float32)
-    with np.errstate(all="ignore"):
-        if encoding.offset:
-            x -= encoding.offset
-        if blocks.zero_points is not None:
-            x -= spread(blocks.zero_points.astype(np.float32))
-        x *= spread(widen(blocks.scales))
-        if blocks.minima is not None:
-            x += spread(widen(blocks.minima))
-    return from_quads(x)
 
 
 @np.errstate(all="ignore")

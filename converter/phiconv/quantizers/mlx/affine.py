@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import Blocks
-from phiconv.quantizers.floats import narrow
-from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import narrow
+from phiconv.quantizers.numerics.tiles import block_max, block_min, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

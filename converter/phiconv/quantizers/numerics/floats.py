@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import BF16, F16, F32
-from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

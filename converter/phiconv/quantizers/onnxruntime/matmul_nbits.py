@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import BF16, Blocks
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import block_max, block_min, first_equal, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import block_max, block_min, first_equal, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import F16, Q4_0, Q4_1, Q5_0, Q5_1, BlockEncoding, Blocks
-from phiconv.quantizers import affine
-from phiconv.quantizers.elements import elements, spread_importance, to_quads
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.search import AffineSearch, fit_affine, fit_linear
+from phiconv.quantizers.ggml import affine
+from phiconv.quantizers.ggml.elements import elements, spread_importance, to_quads
+from phiconv.quantizers.ggml.search import AffineSearch, fit_affine, fit_linear
+from phiconv.quantizers.numerics.floats import narrow, widen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from phiconv.quantizers.buffering import unbuffered
-from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.numerics.buffering import unbuffered
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import F16, OPENVINO_MXFP4, OPENVINO_MXFP8, Blocks
-from phiconv.quantizers.codebook import e2m1_codes
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.microscaling import e4m3_codes
-from phiconv.quantizers.tiles import block_max, block_min, scratch_quads, spread
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.numerics.small_floats import e2m1_codes, e4m3_codes
+from phiconv.quantizers.numerics.tiles import block_max, block_min, scratch_quads, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv.ir.codebooks import grid
-from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

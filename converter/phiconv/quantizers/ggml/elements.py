@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phiconv.quantizers.floats import widen
-from phiconv.quantizers.scratch import scratch
+from phiconv.quantizers.numerics.floats import widen
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

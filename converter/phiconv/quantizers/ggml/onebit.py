@@ -21,12 +21,12 @@ import numpy as np
 
 from phiconv.ir import F16, Blocks
 from phiconv.ir.codebooks import IQ1_M, IQ1_S
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.groups import error_weights, groups
-from phiconv.quantizers.neighbours import Grid, grid_of
-from phiconv.quantizers.search import nearest
-from phiconv.quantizers.splits import MINUS, PLUS, best_split
-from phiconv.quantizers.tiles import column_sums
+from phiconv.quantizers.ggml.neighbours import Grid, grid_of
+from phiconv.quantizers.ggml.search import nearest
+from phiconv.quantizers.ggml.splits import MINUS, PLUS, best_split
+from phiconv.quantizers.ggml.sub_blocks import error_weights, groups
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.numerics.tiles import column_sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.search import TINY, dot, extreme, nearest
+from phiconv.quantizers.ggml.search import TINY, dot, extreme, nearest
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

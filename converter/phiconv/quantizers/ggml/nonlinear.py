@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import F16, IQ4_NL, IQ4_XS, Blocks
-from phiconv.quantizers.floats import narrow, widen
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.tiles import column_sums
+from phiconv.quantizers.numerics.floats import narrow, widen
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import column_sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.ir import Q4_K, Q5_K, Blocks
-from phiconv.quantizers.buffering import unbuffered
-from phiconv.quantizers.kquant import affine_blocks
-from phiconv.quantizers.scratch import scratch
-from phiconv.quantizers.search import AffineFit, AffineSearch, Rounding, dot, fit_affine, parts, total
+from phiconv.quantizers.ggml.kquant import affine_blocks
+from phiconv.quantizers.ggml.search import AffineFit, AffineSearch, Rounding, dot, fit_affine, parts, total
+from phiconv.quantizers.numerics.buffering import unbuffered
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,0 +1,130 @@
+"""The weights that stored numbers stand for: one formula for each kind of blocks, for all runtimes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from phiconv import ir
+from phiconv.ir import BlockEncoding, Blocks, CodebookEncoding, SuperBlockEncoding
+from phiconv.quantizers.numerics.floats import widen
+from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import from_quads, spread
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from phiconv.ir import FloatArray
+
+__all__ = ["decode"]
+
+
+def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
+    """The weights that rows stand for.
+
+    Args:
+        encoded: Rows in a stored float type, or their blocks.
+        columns: Weights in a row.
+
+    Returns:
+        float32, shape (rows, columns); a float64 is rounded to it.
+    """
+    if not isinstance(encoded, ir.Blocks):
+        weights = widen(encoded)
+    elif isinstance(encoded.encoding, ir.CodebookEncoding):
+        weights = _codebook(encoded)
+    elif isinstance(encoded.encoding, ir.SuperBlockEncoding):
+        weights = _super_blocks(encoded)
+    else:
+        weights = _affine(encoded)
+    return weights.reshape(-1, columns) if columns else weights  # -1 means nothing there
+
+
+def _affine(blocks: Blocks) -> FloatArray:
+    """The weights of any blocks, in their order: a float32 vector.
+
+    They are ``scale * (code - offset) + minimum``, or ``scale * (code - zero_point)``.
+    """
+    encoding = blocks.encoding
+    if not isinstance(encoding, BlockEncoding):
+        raise TypeError(encoding.name)
+    x: FloatArray = blocks.codes.astype(np.float32)
+    with np.errstate(all="ignore"):
+        if encoding.offset:
+            x -= encoding.offset
+        if blocks.zero_points is not None:
+            x -= spread(blocks.zero_points.astype(np.float32))
+        x *= spread(widen(blocks.scales))
+        if blocks.minima is not None:
+            x += spread(widen(blocks.minima))
+    return from_quads(x)
+
+
+def _super_blocks(blocks: Blocks) -> FloatArray:
+    """The weights of blocks of a `SuperBlockEncoding`, in their order: a float32 vector."""
+    encoding, sub_scales, sub_minima = blocks.encoding, blocks.sub_scales, blocks.sub_minima
+    if not isinstance(encoding, SuperBlockEncoding) or sub_scales is None:
+        raise TypeError(f"{encoding.name} has no sub-blocks")
+    result: FloatArray = blocks.codes.astype(np.float32)
+    x = result.reshape(encoding.sub_blocks, encoding.sub_block_size // 4, len(blocks), 4)
+    with np.errstate(all="ignore"):
+        if encoding.offset:
+            x -= encoding.offset
+        x *= _spread(widen(blocks.scales) * sub_scales)
+        if blocks.minima is not None and sub_minima is not None:
+            x -= _spread(widen(blocks.minima) * sub_minima)
+    return from_quads(result)
+
+
+@np.errstate(all="ignore")
+def _codebook(blocks: Blocks) -> FloatArray:
+    """The weights of any blocks of a codebook, ``scale [* sub_scale] * table[code]``: a float32 vector."""
+    encoding = blocks.encoding
+    if not isinstance(encoding, CodebookEncoding):
+        raise TypeError(encoding.name)
+    x = _values(blocks.codes, encoding)
+    scales: NDArray[Any] = widen(blocks.scales)
+    if blocks.sub_scales is None:
+        x *= spread(scales)
+    else:
+        products = scales * blocks.sub_scales.astype(np.float32)
+        quads_per_scale = x.shape[0] // len(products)
+        for sub, product in enumerate(products):
+            x[sub * quads_per_scale : (sub + 1) * quads_per_scale] *= spread(product)
+    return from_quads(x)
+
+
+def _spread(per_sub_block: FloatArray) -> FloatArray:
+    """A value per sub-block, (sub-blocks, n), to be used against a tile (sub-blocks, size / 4, n, 4)."""
+    parts, n = per_sub_block.shape
+    lanes: FloatArray = spread(per_sub_block.reshape(-1)).reshape(parts, 1, n, 4)
+    return lanes
+
+
+def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
+    """The value of every code; of codes of 4 bits, two at a time."""
+    if len(encoding.table) > 16:
+        values: FloatArray = np.array(encoding.table, np.float32)[codes]
+        return values
+    pairs = codes.view(np.uint16)
+    keys = scratch("keys", pairs.shape, np.uint16)
+    np.right_shift(pairs, 4, out=keys)
+    keys |= pairs
+    keys &= 255
+    # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
+    indices = scratch("indices", pairs.shape, np.intp)
+    np.copyto(indices, keys)
+    result = np.empty(codes.shape, np.float32)
+    _pairs_of_values(encoding.table).take(indices, mode="clip", out=result.view(np.complex64))
+    return result
+
+
+@cache
+def _pairs_of_values(table: tuple[float, ...]) -> NDArray[np.complex64]:
+    """Two values, only copied as one, by the bits of the first one's code and, above, of the second one's."""
+    values = np.zeros(16, np.float32)
+    values[: len(table)] = table
+    codes = np.arange(256)
+    return np.stack([values[codes & 15], values[codes >> 4]], axis=-1).view(np.complex64)[:, 0]

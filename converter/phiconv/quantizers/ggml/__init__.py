@@ -1,0 +1,1 @@
+"""llama.cpp: the bytes of ggml's quantizers."""

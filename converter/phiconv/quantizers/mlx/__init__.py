@@ -1,0 +1,1 @@
+"""MLX: the numbers of ``mx.quantize``."""

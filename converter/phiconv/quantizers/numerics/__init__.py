@@ -1,0 +1,1 @@
+"""What the quantizers of all runtimes count with: layouts of tiles, exact conversions of floats, memory."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: the numbers of its own quantizers and of its Python tools'."""

@@ -1,0 +1,1 @@
+"""OpenVINO: the numbers of NNCF, its compression library."""
