@@ -258,7 +258,11 @@ def test_the_table_has_no_circle_and_no_ghost():
         ),
         ("phiconv_formats.gguf.writer", "from phiconv import recipes", "imports phiconv.recipes"),
         ("phiconv_formats.gguf.writer", "import phiconv", "imports phiconv"),
-        ("phiconv_formats.rows", "def f():\n    from phiconv.quantizers import encode", "phiconv.quantizers"),
+        (
+            "phiconv_formats.shared.rows",
+            "def f():\n    from phiconv.quantizers import encode",
+            "phiconv.quantizers",
+        ),
         ("phiconv.quantizers.ggml.affine", "from phiconv.ir.model import Model", "imports phiconv.ir.model"),
         ("phiconv.ir", "import phiconv_formats.gguf.types", "imports phiconv_formats.gguf.types"),
         ("phiconv.errors", "from .ir import Tensor", "imports phiconv.ir"),
@@ -291,5 +295,5 @@ def test_the_checker_lets_pass(name, text):
 
 def test_relative_imports_of_a_package():
     text = "from .reader import open_gguf\nfrom ..files import InputFile\nfrom . import types"
-    expected = {"phiconv_formats.gguf.reader", "phiconv_formats.files", "phiconv_formats.gguf.types"}
+    expected = {"phiconv_formats.gguf.reader", "phiconv_formats.shared.files", "phiconv_formats.gguf.types"}
     assert imports("phiconv_formats.gguf", text, set(modules()), is_package=True) == expected

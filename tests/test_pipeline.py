@@ -19,7 +19,7 @@ import phiconv
 from phiconv import ir
 from phiconv.conversion import pipeline
 from phiconv_formats.gguf.packing import pack
-from phiconv_formats.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-phi3"
 

@@ -1,7 +1,7 @@
 """Bytes on disk: one module or package per format, and the one list of them.
 
 A reader turns a path into a `phiconv.ir.model.Checkpoint`; a writer turns a `phiconv.ir.model.Model` into a
-`phiconv_formats.output.Package`, which the pipeline carries out. Formats are imported when first used.
+`phiconv_formats.shared.output.Package`, which the pipeline carries out. Formats are imported when first used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Checkpoint, Model
-    from phiconv_formats.output import OutputTensor, Package, RuntimeSettings
+    from phiconv_formats.shared.output import OutputTensor, Package, RuntimeSettings
 
 __all__ = ["FORMATS", "Format", "Reader", "Writer", "find_reader", "find_target"]
 

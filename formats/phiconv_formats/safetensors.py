@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, MissingFileError, printable
-from phiconv_formats.files import InputFile
-from phiconv_formats.rows import FileRows
-from phiconv_formats.strict_json import load_json_object, parse_json
+from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.rows import FileRows
+from phiconv_formats.shared.strict_json import load_json_object, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

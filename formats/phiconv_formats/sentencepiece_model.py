@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.tokenization.tokenizer import SentencePieceOptions, TokenType
-from phiconv_formats.files import read_small_file
+from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ from phiconv.tokenization.tokenizer import (
     Split,
     SplitName,
 )
-from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.shared.strict_json import load_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,9 +12,9 @@ import pytest
 
 from phiconv import ir
 from phiconv.errors import InputError, MalformedFileError, MissingFileError
-from phiconv_formats import files
-from phiconv_formats.files import InputFile, read_small_file
-from phiconv_formats.rows import FileRows
+from phiconv_formats.shared import files
+from phiconv_formats.shared.files import InputFile, read_small_file
+from phiconv_formats.shared.rows import FileRows
 
 DATA = bytes(range(256)) * 40
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phiconv.errors import MalformedFileError
-from phiconv_formats.strict_json import load_json, load_json_object, parse_json
+from phiconv_formats.shared.strict_json import load_json, load_json_object, parse_json
 
 
 def parse(data):

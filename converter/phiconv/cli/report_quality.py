@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import InputError
-from phiconv_formats.files import read_small_file
+from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Buffer, Iterator, Sequence  # type: ignore[attr-defined]
     from pathlib import Path
 
-    from phiconv_formats.output import OutputFile
+    from phiconv_formats.shared.output import OutputFile
 
 __all__ = ["PartialFile", "partial_files"]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from phiconv.conversion.outputs import PartialFile
     from phiconv.ir import BlockEncoding, Encoded
-    from phiconv_formats.output import Package, Stream
+    from phiconv_formats.shared.output import Package, Stream
 
 __all__ = ["Progress", "TensorReport", "run", "worth_processes"]
 

@@ -17,7 +17,7 @@ from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
 from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
-from phiconv_formats.output import RuntimeSettings
+from phiconv_formats.shared.output import RuntimeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv_formats import Format
-    from phiconv_formats.output import OutputTensor, Package, Stream
+    from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
 __all__ = ["LOSSLESS", "Action", "Plan", "TensorPlan", "action_of", "make_plan"]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Effort, Encoding, FloatEncoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "find_recipe", "override"]
 

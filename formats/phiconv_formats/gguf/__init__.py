@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir.model import Checkpoint, Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["GgufWriter", "open_checkpoint"]
 

@@ -16,8 +16,8 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv.ir.importance import ImportanceMatrix
-from phiconv_formats.files import InputFile, read_small_file
 from phiconv_formats.gguf.reader import open_gguf
+from phiconv_formats.shared.files import InputFile, read_small_file
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -14,7 +14,7 @@ from phiconv_formats.gguf.values import (
     serialize_kv,
     serialize_tensor_info,
 )
-from phiconv_formats.output import OutputFile
+from phiconv_formats.shared.output import OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

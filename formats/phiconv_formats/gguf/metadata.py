@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Hyperparameters, Model, ModelCard
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["file_metadata"]
 

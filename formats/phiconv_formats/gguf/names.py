@@ -13,7 +13,7 @@ from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import join
-from phiconv_formats.output import OutputTensor
+from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

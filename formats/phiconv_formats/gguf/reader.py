@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError, printable
-from phiconv_formats.files import InputFile
 from phiconv_formats.gguf.packing import unpack
 from phiconv_formats.gguf.types import GGML_TYPES, GgmlType
 from phiconv_formats.gguf.values import GgufValue, HeaderReader, ValueType
-from phiconv_formats.rows import FileRows, read_rows
+from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.rows import FileRows, read_rows
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -18,7 +18,7 @@ from phiconv.errors import MalformedFileError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from phiconv_formats.files import InputFile
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = [
     "GgufValue",

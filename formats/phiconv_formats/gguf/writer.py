@@ -17,8 +17,8 @@ from phiconv_formats.gguf.names import runtime_notes
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
 from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
-from phiconv_formats.output import OutputFile, Package, Segment, Stream
-from phiconv_formats.splitting import split
+from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.shared.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoded, Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.output import OutputTensor, RuntimeSettings
+    from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
 
 __all__ = ["FILE_TYPES", "package"]
 

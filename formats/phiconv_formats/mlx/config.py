@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir.model import Rope
-from phiconv_formats.companions import own_config
+from phiconv_formats.folders.companions import own_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
-from phiconv_formats.bit_stream import pack_codes, unpack_codes
+from phiconv_formats.shared.bit_stream import pack_codes, unpack_codes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,7 +15,7 @@ from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv_formats.mlx.config import encoding_of
 from phiconv_formats.mlx.packing import row_bytes, unpack
-from phiconv_formats.rows import AssembledRows
+from phiconv_formats.shared.rows import AssembledRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

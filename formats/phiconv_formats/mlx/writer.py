@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv._version import __version__
-from phiconv_formats.companions import companion_files, json_bytes
+from phiconv_formats.folders.companions import companion_files, json_bytes
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
 from phiconv_formats.mlx.packing import pack, row_bytes
-from phiconv_formats.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.safetensors import DTYPE_OF_ENCODING, lay_out
-from phiconv_formats.splitting import MOST_SHARDS, shard_names, split
+from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.shared.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.output import OutputTensor, RuntimeSettings
+    from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]
 

@@ -10,7 +10,7 @@ from phiconv_formats.onnx.writer import package
 
 if TYPE_CHECKING:
     from phiconv.ir.model import Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["OnnxWriter", "open_checkpoint"]
 

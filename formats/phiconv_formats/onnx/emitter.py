@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
     from phiconv.ir.model import Model, Role, Rope
     from phiconv_formats.onnx.store import Store
-    from phiconv_formats.output import RuntimeSettings
+    from phiconv_formats.shared.output import RuntimeSettings
 
 __all__ = ["OnnxOps"]
 

@@ -15,7 +15,7 @@ from phiconv_formats.onnx.wire import Field, WireReader
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv_formats.files import InputFile
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["GraphFile", "Node", "StoredTensor", "read_graph"]
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, printable
-from phiconv_formats.files import InputFile
-from phiconv_formats.rows import FileRows
+from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.rows import FileRows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
-from phiconv_formats.bit_stream import pack_codes, pack_halves, unpack_codes, unpack_halves
+from phiconv_formats.shared.bit_stream import pack_codes, pack_halves, unpack_codes, unpack_halves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ import numpy as np
 
 from phiconv.errors import MalformedFileError
 from phiconv_formats.onnx.packing import unpack_columns
-from phiconv_formats.rows import as_floats
+from phiconv_formats.shared.rows import as_floats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv import ir
-    from phiconv_formats.rows import FileRows
+    from phiconv_formats.shared.rows import FileRows
 
 __all__ = ["BlockColumns", "FloatColumns", "unpack_narrowed"]
 

@@ -15,7 +15,7 @@ from phiconv.ir.interleaving import interleave
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import alike, join
 from phiconv_formats.onnx.rotary import rotary_tables
-from phiconv_formats.output import OutputTensor
+from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

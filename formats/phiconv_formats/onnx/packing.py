@@ -23,7 +23,7 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
-from phiconv_formats.bit_stream import pack_codes, pack_halves, unpack_codes, unpack_halves
+from phiconv_formats.shared.bit_stream import pack_codes, pack_halves, unpack_codes, unpack_halves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, MissingFileError, printable
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.files import InputFile
-from phiconv_formats.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.initializers import Initializers, is_plain_name
 from phiconv_formats.onnx.source_config import derived_config, find_heads, generation_config
 from phiconv_formats.onnx.stored_matrices import find_matrices
+from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,7 +20,7 @@ from phiconv import ir
 from phiconv_formats.onnx.graph import DATA_TYPES
 from phiconv_formats.onnx.integers import element_type, is_standard, pack_integers, row_sizes
 from phiconv_formats.onnx.packing import pack, row_bytes
-from phiconv_formats.output import Segment, Stream
+from phiconv_formats.shared.output import Segment, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv_formats.onnx.graph import Graph
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["SCALE_TYPE", "Store"]
 

@@ -20,7 +20,7 @@ from phiconv_formats.onnx.integers import element_type, row_sizes, unpack_intege
 from phiconv_formats.onnx.matrix_rows import BlockColumns, FloatColumns, unpack_narrowed
 from phiconv_formats.onnx.packing import row_bytes, unpack
 from phiconv_formats.onnx.store import SCALE_TYPE
-from phiconv_formats.rows import AssembledRows, FileRows, HalfByteRows
+from phiconv_formats.shared.rows import AssembledRows, FileRows, HalfByteRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

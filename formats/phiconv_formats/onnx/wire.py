@@ -13,7 +13,7 @@ from phiconv.errors import MalformedFileError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from phiconv_formats.files import InputFile
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["Field", "WireReader"]
 

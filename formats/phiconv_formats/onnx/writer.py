@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv_formats.companions import companion_files, json_bytes, model_config
+from phiconv_formats.folders.companions import companion_files, json_bytes, model_config
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
-from phiconv_formats.output import OutputFile, Package, RuntimeSettings
+from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
 from phiconv_formats.tokenizer_writer import tokenizer_files
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["package"]
 

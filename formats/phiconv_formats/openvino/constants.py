@@ -12,14 +12,14 @@ from phiconv import ir
 from phiconv.errors import MalformedFileError, printable
 from phiconv_formats.openvino.graph import ELEMENT_BITS
 from phiconv_formats.openvino.ir_graph import integer
-from phiconv_formats.rows import FileRows, HalfByteRows
+from phiconv_formats.shared.rows import FileRows, HalfByteRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from phiconv_formats.files import InputFile
     from phiconv_formats.openvino.ir_graph import Layer
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["Constant", "float_tensor", "numbers", "read_constant"]
 

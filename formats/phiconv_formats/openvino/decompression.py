@@ -19,11 +19,11 @@ from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv_formats.openvino.constants import Constant, float_tensor, numbers, read_constant
 from phiconv_formats.openvino.packing import encoding_of, unpack
-from phiconv_formats.rows import AssembledRows
+from phiconv_formats.shared.rows import AssembledRows
 
 if TYPE_CHECKING:
-    from phiconv_formats.files import InputFile
     from phiconv_formats.openvino.ir_graph import IrGraph, Layer
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["Chain", "Chains"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from xml.parsers import expat
 
 from phiconv.errors import MalformedFileError, printable
-from phiconv_formats.files import InputFile
+from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,8 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import UsageError, WeightError
-from phiconv_formats.bit_stream import pack_halves, unpack_halves
 from phiconv_formats.openvino.graph import ELEMENT_BITS
+from phiconv_formats.shared.bit_stream import pack_halves, unpack_halves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

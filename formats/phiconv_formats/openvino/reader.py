@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError, UnsupportedModelError, printable
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.files import InputFile
-from phiconv_formats.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.openvino.decompression import Chains
 from phiconv_formats.openvino.ir_graph import read_graph
+from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from phiconv import ir
 from phiconv_formats.openvino.graph import ELEMENT_BITS
 from phiconv_formats.openvino.packing import pack, parts_of
-from phiconv_formats.output import Segment, Stream
+from phiconv_formats.shared.output import Segment, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phiconv.ir.model import Role
     from phiconv_formats.openvino.graph import Graph, Place, Value
-    from phiconv_formats.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["Weights"]
 

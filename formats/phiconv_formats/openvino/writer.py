@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from phiconv import ir
 from phiconv._version import __version__
 from phiconv.errors import UsageError
-from phiconv_formats.companions import companion_files, json_bytes, model_config
+from phiconv_formats.folders.companions import companion_files, json_bytes, model_config
 from phiconv_formats.openvino.emitter import emit_decoder
 from phiconv_formats.openvino.graph import ELEMENT_BITS, Graph
 from phiconv_formats.openvino.packing import parts_of
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.openvino.weights import Weights
-from phiconv_formats.output import OutputFile, Package
+from phiconv_formats.shared.output import OutputFile, Package
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
     from phiconv.tokenization.tokenizer import Tokenizer
-    from phiconv_formats.output import OutputTensor, RuntimeSettings
+    from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]
 

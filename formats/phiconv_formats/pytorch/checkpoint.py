@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, UnsupportedModelError, printable
-from phiconv_formats.files import InputFile
 from phiconv_formats.pytorch import legacy
 from phiconv_formats.pytorch.machine import run
 from phiconv_formats.pytorch.opcodes import Stream
@@ -13,6 +12,7 @@ from phiconv_formats.pytorch.records import TensorRecord
 from phiconv_formats.pytorch.storage import Region, itemsize, tensor_of
 from phiconv_formats.pytorch.zip_archive import read_directory, read_entry
 from phiconv_formats.safetensors import Archive, open_sharded
+from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
     from os import PathLike

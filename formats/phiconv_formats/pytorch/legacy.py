@@ -16,9 +16,9 @@ from phiconv_formats.pytorch.storage import Region, itemsize
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv_formats.files import InputFile
     from phiconv_formats.pytorch.machine import Pickled
     from phiconv_formats.pytorch.records import StorageRecord
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["find_storages", "read_pickles"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, printable
 from phiconv_formats.pytorch.zip_archive import check_crc
-from phiconv_formats.rows import as_floats, read_rows
+from phiconv_formats.shared.rows import as_floats, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from phiconv_formats.files import InputFile
     from phiconv_formats.pytorch.records import TensorRecord
     from phiconv_formats.pytorch.zip_archive import ZipEntry
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["Region", "tensor_of"]
 

@@ -15,7 +15,7 @@ from phiconv.errors import MalformedFileError, UnsupportedModelError, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from phiconv_formats.files import InputFile
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["ZipEntry", "check_crc", "read_directory", "read_entry"]
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv_formats.companions import companion_files, json_bytes
-from phiconv_formats.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.folders.companions import companion_files, json_bytes
 from phiconv_formats.safetensors import DTYPE_OF_ENCODING, lay_out
 from phiconv_formats.safetensors_folder.config import make_config
-from phiconv_formats.splitting import MOST_SHARDS, shard_names, split
+from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.shared.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoded, Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.output import OutputTensor, RuntimeSettings
+    from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]
 

@@ -16,9 +16,9 @@ import phiconv
 from phiconv import ir
 from phiconv.ir.model import Rope
 from phiconv.recipes.onnx import DEFAULTS
-from phiconv_formats.files import InputFile
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.rotary import find_theta, rotary_tables
+from phiconv_formats.shared.files import InputFile
 
 sys.path.insert(0, str(Path(__file__).parent))
 from builder_folder import rewrite

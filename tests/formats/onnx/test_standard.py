@@ -23,7 +23,7 @@ from phiconv_formats.onnx.graph import DATA_TYPES, Graph
 from phiconv_formats.onnx.integers import element_type, pack_integers, row_sizes, unpack_integers
 from phiconv_formats.onnx.standard import product, rows
 from phiconv_formats.onnx.store import Store
-from phiconv_formats.output import OutputTensor
+from phiconv_formats.shared.output import OutputTensor
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 ENCODINGS = ir.ONNX_AFFINE["qdq"]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv import ir
-from phiconv_formats.bit_stream import pack_halves, unpack_halves
+from phiconv_formats.shared.bit_stream import pack_halves, unpack_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from phiconv_formats.files import InputFile
+    from phiconv_formats.shared.files import InputFile
 
 __all__ = ["AssembledRows", "FileRows", "HalfByteRows", "as_floats", "read_rows"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from phiconv.ir.model import ModelCard
-from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:

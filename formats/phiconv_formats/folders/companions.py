@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from phiconv_formats.files import read_small_file
-from phiconv_formats.strict_json import load_json_object
+from phiconv_formats.shared.files import read_small_file
+from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizer_writer import tokenizer_files
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from phiconv.errors import MalformedFileError, printable
-from phiconv_formats.files import read_small_file
+from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
     from os import PathLike

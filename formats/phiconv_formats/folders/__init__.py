@@ -1,0 +1,1 @@
+"""What stands in a model folder beside the weights, read and written."""
