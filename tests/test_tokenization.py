@@ -17,7 +17,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.tokenization import bpe, byte_alphabet, decode, encode
 from phiconv.tokenization.characters import OTHER, PROPERTIES, SIZE, WORD, kinds
 from phiconv.tokenization.tokenizer import SPLITS, Split, Tokenizer, TokenType
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

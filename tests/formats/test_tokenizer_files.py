@@ -11,9 +11,9 @@ import pytest
 
 from phiconv.errors import ConfigError, MalformedFileError, MissingFileError
 from phiconv.tokenization.tokenizer import TokenType
-from phiconv_formats import tokenizer_json
-from phiconv_formats.sentencepiece_model import read_sentencepiece_model
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers import tokenizer_json
+from phiconv_formats.tokenizers.folder import read_tokenizer
+from phiconv_formats.tokenizers.sentencepiece_model import read_sentencepiece_model
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 PHI3, PHI4MINI = FIXTURES / "tiny-phi3", FIXTURES / "tiny-phi4mini"

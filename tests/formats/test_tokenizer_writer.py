@@ -10,8 +10,8 @@ import pytest
 import phiconv
 from phiconv.errors import ConfigError, UnsupportedModelError
 from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
-from phiconv_formats.tokenizer_files import read_tokenizer
-from phiconv_formats.tokenizer_writer import tokenizer_files
+from phiconv_formats.tokenizers.folder import read_tokenizer
+from phiconv_formats.tokenizers.writer import tokenizer_files
 
 N, C, U = TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from phiconv.errors import PhiconvError
 from phiconv_formats.gguf.values import serialize
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 SETTINGS = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "generation_config.json")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from phiconv.tokenization.encoder import decode, encode
 from phiconv.tokenization.tokenizer import SPLITS, AddedToken, Split
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 pytestmark = pytest.mark.runtime
 

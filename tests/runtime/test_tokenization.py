@@ -13,7 +13,7 @@ import pytest
 
 from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_header, serialize_kv
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 pytestmark = pytest.mark.runtime
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import phiconv
-from phiconv_formats.tokenizer_writer import tokenizer_files
+from phiconv_formats.tokenizers.writer import tokenizer_files
 
 pytestmark = pytest.mark.runtime
 

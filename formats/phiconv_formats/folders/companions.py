@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
-from phiconv_formats.tokenizer_writer import tokenizer_files
+from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.ir.model import ModelCard
 from phiconv_formats.shared.strict_json import load_json_object
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from gguf.constants import Keys
 from phiconv.errors import UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
 from phiconv_formats.gguf.vocabulary import ADD_KEYS, ID_KEYS, SPLIT_OF_PRE, strips_after
-from phiconv_formats.tokenizer_json import check_vocabulary, parse_merges
+from phiconv_formats.tokenizers.tokenizer_json import check_vocabulary, parse_merges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
-from phiconv_formats.tokenizer_writer import tokenizer_files
+from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

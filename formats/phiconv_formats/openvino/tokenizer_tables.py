@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import SentencePieceOptions, byte_alphabet
-from phiconv_formats.tokenizer_writer import merges_of_scores
+from phiconv_formats.tokenizers.writer import merges_of_scores
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

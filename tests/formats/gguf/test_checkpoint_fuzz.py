@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import phiconv
 from phiconv.errors import PhiconvError
 from phiconv_formats.gguf.values import GgufValue, ValueType
-from phiconv_formats.tokenizer_writer import tokenizer_files
+from phiconv_formats.tokenizers.writer import tokenizer_files
 
 KINDS = ("phi", "phi4mini", "phimoe")
 

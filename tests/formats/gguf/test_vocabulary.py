@@ -12,7 +12,7 @@ from phiconv.errors import ConfigError
 from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer, TokenType
 from phiconv_formats.gguf.values import ValueType
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 N, C, U = TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED

@@ -22,7 +22,7 @@ from phiconv.tokenization.tokenizer import SPLITS, AddedToken, SentencePieceOpti
 from phiconv_formats.openvino.tokenizer_ir import MAX_LENGTH, tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
-from phiconv_formats.tokenizer_files import read_tokenizer
+from phiconv_formats.tokenizers.folder import read_tokenizer
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 PAGE = (FIXTURES / "test.txt").read_text(encoding="utf-8")

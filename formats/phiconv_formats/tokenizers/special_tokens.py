@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv.errors import ConfigError
 from phiconv.tokenization.tokenizer import ROLES
-from phiconv_formats.tokenizer_json import expect
+from phiconv_formats.tokenizers.tokenizer_json import expect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

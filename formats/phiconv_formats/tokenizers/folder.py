@@ -28,11 +28,11 @@ from phiconv.tokenization.tokenizer import (
     Tokenizer,
     TokenType,
 )
-from phiconv_formats.sentencepiece_model import read_sentencepiece_model
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
-from phiconv_formats.special_tokens import find_eos_ids, find_special_ids, read_special_tokens
-from phiconv_formats.tokenizer_json import (
+from phiconv_formats.tokenizers.sentencepiece_model import read_sentencepiece_model
+from phiconv_formats.tokenizers.special_tokens import find_eos_ids, find_special_ids, read_special_tokens
+from phiconv_formats.tokenizers.tokenizer_json import (
     MAX_BYTES,
     WRONG_FILES,
     TokenizerJson,

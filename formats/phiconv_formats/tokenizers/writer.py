@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import ROLES, TokenType
-from phiconv_formats.tokenizer_json import REGEX_OF_SPLIT
+from phiconv_formats.tokenizers.tokenizer_json import REGEX_OF_SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
