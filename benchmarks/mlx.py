@@ -52,7 +52,7 @@ def different(first: Path, second: Path) -> str:
     ours, theirs = tensors(first), tensors(second)
     if ours.keys() != theirs.keys():
         return f"DIFFER: {len(ours.keys() ^ theirs.keys())} names"
-    from phiconv_formats.safetensors import open_safetensors
+    from phiconv_formats.shared.safetensors import open_safetensors
 
     archives = {path: open_safetensors(path).tensors for path in {*ours.values(), *theirs.values()}}
     wrong = 0

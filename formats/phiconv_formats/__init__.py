@@ -79,13 +79,13 @@ class Format:
 
 
 def _huggingface_reader() -> Reader:
-    from phiconv_formats.huggingface import open_checkpoint
+    from phiconv_formats.huggingface.checkpoint import open_checkpoint
 
     return open_checkpoint
 
 
 def _folder_writer() -> Writer:
-    from phiconv_formats.safetensors_folder import FolderWriter
+    from phiconv_formats.huggingface import FolderWriter
 
     return FolderWriter()
 
@@ -100,12 +100,6 @@ def _gguf_writer() -> Writer:
     from phiconv_formats.gguf import GgufWriter
 
     return GgufWriter()
-
-
-def _mlx_reader() -> Reader:
-    from phiconv_formats.mlx import open_checkpoint
-
-    return open_checkpoint
 
 
 def _mlx_writer() -> Writer:
@@ -162,7 +156,7 @@ FORMATS = {
             "mlx",
             "a folder for Apple MLX (mlx-lm, LM Studio)",
             (),
-            reader=_mlx_reader,
+            reader=_huggingface_reader,
             writer=_mlx_writer,
             folder=True,
         ),

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import phiconv
 from phiconv import ir
 from phiconv.errors import MissingFileError, PhiconvError, UnsupportedModelError
-from phiconv_formats.safetensors import load_weight_map, open_safetensors, open_sharded
+from phiconv_formats.shared.safetensors import load_weight_map, open_safetensors, open_sharded
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 

@@ -10,7 +10,7 @@ import pytest
 
 import phiconv
 from phiconv.recipes import override
-from phiconv_formats.safetensors import open_safetensors
+from phiconv_formats.shared.safetensors import open_safetensors
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 KINDS = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import phiconv
-from phiconv_formats.safetensors import open_safetensors
+from phiconv_formats.shared.safetensors import open_safetensors
 from references import FIXTURES, open_reference, relative_l2
 
 pytestmark = [

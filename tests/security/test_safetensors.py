@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from phiconv.errors import InputError, MalformedFileError, MissingFileError
-from phiconv_formats.safetensors import open_safetensors, open_sharded
+from phiconv_formats.shared.safetensors import open_safetensors, open_sharded
 
 BIG = 1 << 62
 

@@ -8,12 +8,10 @@ from phiconv_formats.mlx.names import output_tensors
 from phiconv_formats.mlx.writer import package
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from phiconv.ir.model import Checkpoint, Model
+    from phiconv.ir.model import Model
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["MlxWriter", "open_checkpoint"]
+__all__ = ["MlxWriter"]
 
 
 class MlxWriter:
@@ -24,10 +22,3 @@ class MlxWriter:
     def tensors(self, model: Model) -> list[OutputTensor]:
         """What mlx-lm wants stored, in its order."""
         return output_tensors(model)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens an MLX folder, or a .safetensors file of one."""
-    from phiconv_formats.huggingface import open_checkpoint as open_folder
-
-    return open_folder(path)

@@ -16,8 +16,8 @@ from phiconv._version import __version__
 from phiconv_formats.folders.companions import companion_files, json_bytes
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
 from phiconv_formats.mlx.packing import pack, row_bytes
-from phiconv_formats.safetensors import DTYPE_OF_ENCODING, lay_out
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING, lay_out
 from phiconv_formats.shared.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from phiconv_formats.pytorch.opcodes import Stream
 from phiconv_formats.pytorch.records import TensorRecord
 from phiconv_formats.pytorch.storage import Region, itemsize, tensor_of
 from phiconv_formats.pytorch.zip_archive import read_directory, read_entry
-from phiconv_formats.safetensors import Archive, open_sharded
 from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.safetensors import Archive, open_sharded
 
 if TYPE_CHECKING:
     from os import PathLike

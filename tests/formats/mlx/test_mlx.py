@@ -16,7 +16,7 @@ import pytest
 import phiconv
 from phiconv.errors import PhiconvError
 from phiconv.recipes import override
-from phiconv_formats.safetensors import open_safetensors
+from phiconv_formats.shared.safetensors import open_safetensors
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 

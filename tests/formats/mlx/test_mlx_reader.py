@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import phiconv
 from phiconv.errors import PhiconvError
-from phiconv_formats.safetensors import open_safetensors
+from phiconv_formats.shared.safetensors import open_safetensors
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 KINDS = ["phi", "phi2", "phi3", "phi4mini", "phi4mini-transformers5", "phimoe", "phimoe-stacked"]

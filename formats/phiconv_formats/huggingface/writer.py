@@ -10,9 +10,9 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv_formats.folders.companions import companion_files, json_bytes
-from phiconv_formats.safetensors import DTYPE_OF_ENCODING, lay_out
-from phiconv_formats.safetensors_folder.config import make_config
+from phiconv_formats.huggingface.config import make_config
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
+from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING, lay_out
 from phiconv_formats.shared.splitting import MOST_SHARDS, shard_names, split
 
 if TYPE_CHECKING:

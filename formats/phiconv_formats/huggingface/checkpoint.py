@@ -13,7 +13,7 @@ from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
-from phiconv_formats.safetensors import open_safetensors, open_sharded
+from phiconv_formats.shared.safetensors import open_safetensors, open_sharded
 from phiconv_formats.shared.strict_json import load_json_object
 
 if TYPE_CHECKING:

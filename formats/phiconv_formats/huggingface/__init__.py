@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from phiconv_formats.safetensors_folder.tensors import output_tensors
-from phiconv_formats.safetensors_folder.writer import package
+from phiconv_formats.huggingface.tensors import output_tensors
+from phiconv_formats.huggingface.writer import package
 
 __all__ = ["FolderWriter"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.quantizers.joining import join
-from phiconv_formats.safetensors import METADATA_KEY
 from phiconv_formats.shared.output import OutputTensor
+from phiconv_formats.shared.safetensors import METADATA_KEY
 
 if TYPE_CHECKING:
     from phiconv.ir.model import HubTensor, Model
