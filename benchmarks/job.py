@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_RELEASE = Path(__file__).resolve().parents[1] / "tests" / "runtime" / "llama_release.py"
+_RELEASE = Path(__file__).resolve().parents[1] / "tests" / "helpers" / "llama_release.py"
 _BLOCK = 1 << 20  # bytes compared at once
 _SAMPLING = 0.02  # seconds
 

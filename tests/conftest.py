@@ -8,16 +8,17 @@ import os
 import struct
 import time
 import tracemalloc
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+from paths import FIXTURES
 from phiconv.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
 settings.register_profile("phiconv", deadline=None, derandomize="CI" in os.environ)
@@ -68,7 +69,7 @@ def write_safetensors(tmp_path: Path) -> Callable[..., Path]:
 
 def script(name: str) -> ModuleType:
     """A script of fixtures/, as a module."""
-    path = Path(__file__).resolve().parent.parent / "fixtures" / f"{name}.py"
+    path = FIXTURES / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -107,11 +108,11 @@ def model_folder(
     make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
     """The folder of one kind of random model, or of a trained one of fixtures/; not to be written to."""
-    fixtures, root = Path(__file__).resolve().parent.parent / "fixtures", tmp_path_factory.mktemp("models")
+    root = tmp_path_factory.mktemp("models")
 
     def find(kind: str) -> Path:
-        if (fixtures / kind / "config.json").exists():
-            return fixtures / kind
+        if (FIXTURES / kind / "config.json").exists():
+            return FIXTURES / kind
         folder = root / kind
         return folder if folder.exists() else make_model(folder, kind, seed=7)
 

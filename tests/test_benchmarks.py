@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import ROOT
 from phiconv import ir
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gguf.py"
+SCRIPT = ROOT / "benchmarks" / "gguf.py"
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 
@@ -132,7 +132,7 @@ def test_tiles_hold_bfloat16_values():
 
 
 def test_tables_are_aligned():
-    from benchmarks.gguf import table
+    from benchmarks.printing import table
 
     rows = [{"step": "a", "cpu": 1.0, "n": None}, {"step": "long", "cpu": 12.345, "n": None}]
     assert table(rows).splitlines() == ["step  CPU s  n", "a      1.00  -", "long  12.35  -"]

@@ -6,14 +6,12 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import phiconv
+from paths import ROOT
 from phiconv import api, errors
-
-ROOT = Path(__file__).resolve().parents[1]
 
 # Nothing that could reach a network, start a process or run a model's code, and none of the large libraries.
 FORBIDDEN = {

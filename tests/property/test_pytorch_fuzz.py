@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import phiconv
+from paths import FIXTURES
 from phiconv.errors import PhiconvError
 from phiconv_formats.pytorch.machine import run
 from phiconv_formats.pytorch.opcodes import Stream
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 FILES = ["views.pt", "views_legacy.pt", "parameters.pt", "state_dict_4.pth", "types.pt"]
 
 # Opcodes that fit together often enough to get somewhere.

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paths import FIXTURES
 from phiconv.errors import PhiconvError
 from phiconv_formats.gguf.values import serialize
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 SETTINGS = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "generation_config.json")
 
 WORDS = ["<s>", "\u2581", "ByteLevel", "Sequence", "Metaspace", "a b"]

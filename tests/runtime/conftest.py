@@ -1,4 +1,4 @@
-"""The real ggml, as the `xllamacpp` package brings it."""
+"""The real runtimes; a test is skipped by name where one cannot be had."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from llama_runtime import open_llama
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from numpy.typing import NDArray
 
@@ -53,3 +56,25 @@ def ggml_quantize(ggml: ctypes.CDLL) -> Callable[..., NDArray[np.uint8]]:
         return packed
 
     return quantize
+
+
+@pytest.fixture(scope="session")
+def llama(ggml: ctypes.CDLL) -> ctypes.CDLL:
+    """llama.cpp, ready to load files."""
+    return open_llama(ggml)
+
+
+@pytest.fixture(scope="session")
+def mlx_lm() -> ModuleType:
+    """The real mlx-lm, on the processor."""
+    found = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed", exc_type=ImportError)
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+    return found
+
+
+@pytest.fixture(scope="session")
+def ort() -> ModuleType:
+    """The real ONNX Runtime."""
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 import phiconv
+from mlx_runtime import run_logits
+from paths import FIXTURES
 from phiconv_formats.shared.safetensors import open_safetensors
-from references import FIXTURES, open_reference, relative_l2
+from references import open_reference, relative_l2
 
 pytestmark = [
     pytest.mark.runtime,
@@ -19,19 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 KINDS = ["phi", "phi-fp16", "phi2", "phi3", "phi3-gqa", "phi3-sharded", "phi4", "phi4mini", "phimoe"]
 NEW_STYLE = ["phi4mini-transformers5", "phimoe-transformers5"]
-
-
-@pytest.fixture(scope="module")
-def mlx_lm():
-    """The real mlx-lm, on the processor."""
-    found = pytest.importorskip("mlx_lm", reason="mlx-lm is not installed", exc_type=ImportError)
-    import mlx.core as mx
-
-    mx.set_default_device(mx.cpu)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +108,6 @@ def test_matrices_that_do_not_divide_stay_floats_as_there(convert, tmp_path, mod
 
 
 # ----------------------------------------------------------------------------------------------- the runtime
-
-
-def run_logits(mlx_lm, folder, ids):
-    """Logits of the runtime, computed in float32; loading is strict."""
-    import mlx.core as mx
-    from mlx_lm.utils import load_model
-
-    model, _ = load_model(folder)
-    model.set_dtype(mx.float32)
-    logits = model(mx.array(np.asarray(ids, np.int32))[None])[0]
-    return np.array(logits.astype(mx.float32))
 
 
 # Where the runtime is right: no longrope below the original context, no sliding window inside the text.

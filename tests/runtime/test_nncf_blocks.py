@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import encode
 from phiconv_formats.openvino.packing import pack
@@ -17,7 +17,6 @@ pytest.importorskip("openvino", reason="OpenVINO is not installed", exc_type=Imp
 
 pytestmark = pytest.mark.runtime
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 SHAPE = (96, 384)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import decode, encode
 from phiconv.quantizers.repack import repack
@@ -41,7 +41,7 @@ every_encoding = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def quantize():
     """The quantizers of ONNX Runtime, as the golden checksums were made."""
-    path = Path(__file__).resolve().parents[2] / "fixtures" / "make_golden_onnx.py"
+    path = FIXTURES / "make_golden_onnx.py"
     spec = importlib.util.spec_from_file_location("make_golden_onnx", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

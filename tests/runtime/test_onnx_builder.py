@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import phiconv
+from paths import ROOT
 
 pytestmark = pytest.mark.runtime
 
@@ -31,7 +31,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def builder():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).resolve().parents[2])
+        patch.syspath_prepend(ROOT)
         from benchmarks import onnx, onnx_builder
 
         if reason := onnx.why_not(PEER):

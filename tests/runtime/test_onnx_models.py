@@ -11,20 +11,16 @@ import onnx
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 from phiconv.recipes.onnx import DEFAULTS
 from phiconv_formats.onnx import packing
 from phiconv_formats.onnx.integers import is_standard, unpack_integers
-from references import FIXTURES, RANDOM, open_reference, random_model, relative_l2
+from references import RANDOM, open_reference, random_model, relative_l2
 
 pytestmark = pytest.mark.runtime
-
-
-@pytest.fixture(scope="module")
-def ort():
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 def convert(source, folder, quant, **choices):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import decode, encode
 from phiconv.tokenization.encoder import decode as decode_ids
@@ -17,7 +17,6 @@ from phiconv_formats.openvino.names import group_of, output_tensors
 
 pytestmark = pytest.mark.runtime
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 STRICT = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paths import FIXTURES
 from phiconv.tokenization.encoder import decode, encode
 from phiconv.tokenization.tokenizer import SPLITS, AddedToken, Split
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
@@ -18,7 +18,6 @@ from phiconv_formats.tokenizers.folder import read_tokenizer
 
 pytestmark = pytest.mark.runtime
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 PAGE = (FIXTURES / "test.txt").read_text(encoding="utf-8")
 SPELLINGS = {f"{name} {i}": Split(name, text) for i, (text, name) in enumerate(SPLITS.items())}
 FLAGS = {"strips": [{"lstrip": True, "rstrip": True}, {"lstrip": True}], "normalized": [{"normalized": True}]}

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 
 import phiconv
-from phiconv import ir
-from references import FIXTURES, relative_l2
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "formats" / "onnx"))
 from builder_folder import rewrite
-from test_llama_logits import Runtime, llama
-from test_mlx_folders import mlx_lm, run_logits
+from llama_runtime import Runtime
+from mlx_runtime import run_logits
+from paths import FIXTURES
+from phiconv import ir
+from references import relative_l2
 
 pytestmark = [
     pytest.mark.runtime,
@@ -26,12 +21,6 @@ pytestmark = [
 ]
 
 TRAINED = ["tiny-phi3", "tiny-phi4mini"]
-__all__ = ["llama", "mlx_lm"]
-
-
-@pytest.fixture(scope="module")
-def ort():
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 def onnx_logits(ort, folder, ids):

@@ -7,17 +7,16 @@ import importlib.metadata
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from paths import FIXTURES
 from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_header, serialize_kv
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
 pytestmark = pytest.mark.runtime
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
 # The structure below is that of this release; another one may have moved its members.
 LAYOUT_OF = "2026.10.11549"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
 pytestmark = pytest.mark.runtime
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 TEXTS = [
     (FIXTURES / "test.txt").read_text(encoding="utf-8"),
     "naïve café Ünïcödé ŁÓDŹ 東京特許許可局 한국어 ภาษาไทย مرحبا हिन्दी",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import phiconv
+from paths import ROOT
 from phiconv.ir.importance import ImportanceMatrix
 from phiconv.recipes import override
 from phiconv.recipes.gguf import DEFAULTS
@@ -19,7 +20,6 @@ from phiconv_formats.gguf.imatrix import read_imatrix
 
 pytestmark = pytest.mark.runtime
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = [r for r in DEFAULTS if r not in {"F32", "F16", "BF16"}]
 NEED_IMPORTANCE = {"Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"}
 KINDS = [
@@ -72,7 +72,7 @@ def check(llama_libraries, tmp_path):
             choices = phiconv.Choices(importance=imatrix, **ours)
             phiconv.convert(model, tmp_path / f"{name}.gguf", quant=recipe, choices=choices)
         (tmp_path / "jobs.json").write_text(json.dumps(todo))
-        command = [sys.executable, ROOT / "tests/runtime/llama_release.py", llama_libraries]
+        command = [sys.executable, ROOT / "tests/helpers/llama_release.py", llama_libraries]
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         done = subprocess.run(
             [*command, tmp_path / "jobs.json"], capture_output=True, text=True, env=environment, check=False

@@ -12,9 +12,9 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from make_hostile import CATALOGUE, make_hostile
 
 import phiconv
+from make_hostile import CATALOGUE, make_hostile
 from phiconv.errors import (
     ConfigError,
     InputError,

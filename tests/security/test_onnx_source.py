@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from pathlib import Path
 
 import onnx
 import pytest
@@ -13,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import phiconv
+from paths import FIXTURES
 from phiconv.errors import PhiconvError
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 NAME = "model.layers.0.mlp.down_proj.MatMul.weight"
 
 

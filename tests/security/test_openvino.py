@@ -6,16 +6,15 @@ import contextlib
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import phiconv
+from paths import FIXTURES
 from phiconv.errors import InputError, MalformedFileError, MissingFileError, UnsupportedModelError
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 HUGE = 10**17
 
 BOMB = (

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.quantizers import QUANTIZERS, encode
 from phiconv.recipes.gguf import DEFAULTS
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.types import GGML_TYPES
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden.json").read_text())
 ENCODINGS = {t.name.upper(): t.encoding for t in GGML_TYPES.values() if t.encoding in QUANTIZERS}
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from paths import FIXTURES
 from phiconv.errors import ConfigError
 from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer, TokenType
 from phiconv_formats.gguf.values import ValueType
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 N, C, U = TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED
 
 BYTE_BPE = Tokenizer(

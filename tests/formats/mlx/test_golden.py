@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import encode
 from phiconv_formats.mlx.packing import pack
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden_mlx.json").read_text())
 ENCODINGS = {e.name: e for e in (*ir.MLX_AFFINE, ir.MLX_MXFP4, ir.MLX_MXFP8, ir.MLX_NVFP4)}
 TYPES = {"f16": ir.F16, "bf16": ir.BF16, "f32": ir.F32}

@@ -8,17 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.errors import PhiconvError
 from phiconv.recipes import override
 from phiconv_formats.shared.safetensors import open_safetensors
-
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 
 
 def convert(source, target, quant, **options):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import phiconv
+from paths import FIXTURES
 from phiconv.errors import PhiconvError
 from phiconv_formats.shared.safetensors import open_safetensors
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 KINDS = ["phi", "phi2", "phi3", "phi4mini", "phi4mini-transformers5", "phimoe", "phimoe-stacked"]
 
 

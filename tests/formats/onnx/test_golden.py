@@ -6,17 +6,16 @@ import hashlib
 import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import encode
 from phiconv_formats.onnx import packing
 from phiconv_formats.onnx.integers import pack_integers
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden_onnx.json").read_text())
 ENCODINGS = [(method, e) for method, encodings in ir.ONNX_AFFINE.items() for e in encodings]
 

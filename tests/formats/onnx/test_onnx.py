@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.errors import PhiconvError
 from phiconv.forward import layers
@@ -19,7 +19,6 @@ from phiconv.recipes import override
 from phiconv_formats.onnx.experts import sparse_mixer
 from phiconv_formats.onnx.graph import Graph
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 KINDS = ["phi", "phi2", "phi3-gqa", "phi4mini", "phimoe-stacked"]
 
 

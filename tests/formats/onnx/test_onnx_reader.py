@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 import phiconv
+from builder_folder import rewrite
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.ir.model import Rope
 from phiconv.recipes.onnx import DEFAULTS
@@ -20,10 +20,6 @@ from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.rotary import find_theta, rotary_tables
 from phiconv_formats.shared.files import InputFile
 
-sys.path.insert(0, str(Path(__file__).parent))
-from builder_folder import rewrite
-
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 KINDS = ["phi", "phi2", "phi3-gqa", "phi3-su", "phi4", "phi4mini", "phi4mini-transformers5", "phimoe-stacked"]
 FLOATS = ("f32", "f16", "bf16")
 # Not every block size with every method: they differ in sizes alone.

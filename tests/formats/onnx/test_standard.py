@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 import phiconv
 from memory_rows import in_memory
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.errors import MalformedFileError, PhiconvError, UsageError
 from phiconv.quantizers import decode, encode
@@ -25,7 +25,6 @@ from phiconv_formats.onnx.standard import product, rows
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.shared.output import OutputTensor
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 ENCODINGS = ir.ONNX_AFFINE["qdq"]
 few = settings(max_examples=4, deadline=None)
 every_encoding = pytest.mark.parametrize("encoding", ENCODINGS, ids=lambda e: e.name)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import encode
 from phiconv_formats.openvino.packing import pack
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "golden_nncf.json").read_text())
 TYPES = {"f16": ir.F16, "bf16": ir.BF16, "f32": ir.F32}
 ENCODINGS = {

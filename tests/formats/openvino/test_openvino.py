@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.conversion.pipeline import TILE
 from phiconv.errors import PhiconvError
 from phiconv.recipes import override
-
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 
 
 def convert(source, target, quant, **options):

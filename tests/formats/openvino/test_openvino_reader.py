@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import decode, encode
 from phiconv.recipes import override
 from phiconv_formats.openvino.packing import encoding_of, pack, parts_of, unpack
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 KINDS = ["phi", "phi2", "phi3", "phi4mini", "phi4mini-transformers5", "phimoe", "phimoe-stacked"]
 RECIPES = [
     *("int4-asym", "int4-asym-g64", "int4-asym-g32", "int4-asym-channel", "int8-asym"),

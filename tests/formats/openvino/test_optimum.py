@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.ir.model import Rope
 
-EXPORTS = sorted((Path(__file__).resolve().parents[3] / "fixtures" / "openvino").glob("*.npz"))
+EXPORTS = sorted((FIXTURES / "openvino").glob("*.npz"))
 
 
 @pytest.fixture

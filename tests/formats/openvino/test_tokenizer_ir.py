@@ -8,12 +8,12 @@ import struct
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paths import FIXTURES
 from phiconv.errors import ConfigError, UnsupportedModelError
 from phiconv.tokenization.added_tokens import AddedTokens
 from phiconv.tokenization.characters import PROPERTIES, SIZE, kinds
@@ -24,7 +24,6 @@ from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression,
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 PAGE = (FIXTURES / "test.txt").read_text(encoding="utf-8")
 NAMES = ("tiny-phi3", "tiny-phi4mini")
 

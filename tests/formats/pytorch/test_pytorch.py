@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv_formats.pytorch import open_pytorch
 from phiconv_formats.pytorch.storage import StridedRows
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 BY_TORCH = FIXTURES / "pytorch"
 FORMS = ["zip", "legacy", "nested", "transposed", "shared", "big-endian", "sharded"]
 

@@ -7,21 +7,21 @@ import json
 import random
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paths import ROOT
 from phiconv.errors import UnsupportedModelError
-from phiconv.tokenization import bpe, byte_alphabet, decode, encode
+from phiconv.tokenization import bpe
 from phiconv.tokenization.characters import OTHER, PROPERTIES, SIZE, WORD, kinds
+from phiconv.tokenization.encoder import byte_alphabet, decode, encode
 from phiconv.tokenization.tokenizer import SPLITS, Split, Tokenizer, TokenType
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 
-ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "fixtures"
 PAGE = (FIXTURES / "test.txt").read_text(encoding="utf-8")
 

@@ -15,9 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 import phiconv
+from paths import FIXTURES
 from phiconv.cli import main
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-phi3"
+FIXTURE = FIXTURES / "tiny-phi3"
 PHI4MINI = FIXTURE.parent / "tiny-phi4mini"
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paths import FIXTURES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 _MOE_ROPE = {"long_mscale": 1.3, "short_mscale": 1.243163121016122, "original_max_position_embeddings": 512}
 

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import phiconv
+from paths import FIXTURES
 from phiconv.cli import main
 from phiconv_formats.gguf.imatrix import read_imatrix
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "tiny-phi3"
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.errors import OutputExistsError, UsageError, WeightError
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
@@ -21,7 +21,6 @@ from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices
 from phiconv_formats.gguf.reader import open_gguf
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 TINY = FIXTURES / "tiny-phi3"
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.conversion import pipeline, processes
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-phi3"
+FIXTURE = FIXTURES / "tiny-phi3"
 
 QUANTS = {"gguf": "Q4_K_M", "mlx": "4bit", "onnx": "int4", "openvino": "int4", "safetensors": "f16"}
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.conversion import pipeline
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-phi3"
+FIXTURE = FIXTURES / "tiny-phi3"
 
 
 class ArraySource:

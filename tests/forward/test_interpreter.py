@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, UsageError
 from phiconv.forward import interpreter
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
-from references import FIXTURES, RANDOM, open_reference, random_model, relative_l2
+from references import RANDOM, open_reference, random_model, relative_l2
 
 TRAINED = ("tiny-phi3", "tiny-phi4mini")
 

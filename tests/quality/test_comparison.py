@@ -7,7 +7,6 @@ import math
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,11 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import phiconv
+from paths import FIXTURES
 from phiconv.cli import main
 from phiconv.errors import InputError, UnsupportedModelError
 from phiconv.ir.model import Role
 from phiconv.quality.comparison import Difference
-
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 @pytest.fixture

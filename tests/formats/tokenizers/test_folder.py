@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from pathlib import Path
 
 import pytest
 
+from paths import FIXTURES
 from phiconv.errors import ConfigError, MalformedFileError, MissingFileError
 from phiconv.tokenization.tokenizer import TokenType
 from phiconv_formats.tokenizers import tokenizer_json
 from phiconv_formats.tokenizers.folder import read_tokenizer
 from phiconv_formats.tokenizers.sentencepiece_model import read_sentencepiece_model
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 PHI3, PHI4MINI = FIXTURES / "tiny-phi3", FIXTURES / "tiny-phi4mini"
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "vocab.json",
          "special_tokens_map.json", "merges.txt", "generation_config.json")  # fmt: skip

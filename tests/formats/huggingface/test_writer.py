@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.recipes import override
 from phiconv_formats.shared.safetensors import open_safetensors
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 KINDS = [
     "tiny-phi3", "tiny-phi4mini", "phi", "phi-fp16", "phi2", "phi3-su", "phi3-sharded",
     "phi4mini-transformers5", "phimoe", "phimoe-transformers5", "phimoe-stacked", "phimoe-tiny",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import phiconv
+from paths import FIXTURES
 from phiconv.recipes import override
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-phi3"
+FIXTURE = FIXTURES / "tiny-phi3"
 
 
 @pytest.mark.parametrize(
