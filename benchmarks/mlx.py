@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, runs, prints."""
-    from benchmarks.gguf import show
+    from benchmarks.printing import show
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, help="a model folder; otherwise a random one is made")

@@ -189,7 +189,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and prints what it found."""
-    from benchmarks.gguf import show
+    from benchmarks.printing import show
     from benchmarks.weights import write_model
 
     options = parse(arguments)

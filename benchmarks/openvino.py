@@ -118,8 +118,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line, runs, prints."""
-    from benchmarks.gguf import show
     from benchmarks.openvino_constants import compare
+    from benchmarks.printing import show
 
     options = parse(arguments)
     if options.weights:

@@ -24,8 +24,9 @@ def speeds(folders: dict[str, Path], options: argparse.Namespace) -> list[dict[s
         folders: Models by what to call them; the first is what the others are compared with.
         options: With the fields ``prompt``, ``tokens`` (how many), ``rounds``, ``backend`` and ``threads``.
     """
-    import openvino
     import openvino_genai as genai
+
+    import openvino
 
     settings = {"ATTENTION_BACKEND": options.backend, "INFERENCE_NUM_THREADS": options.threads}
     pipelines = {name: genai.LLMPipeline(str(folder), "CPU", **settings) for name, folder in folders.items()}
