@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
 from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
+from phiconv.recipes.choices import Choices, override
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from phiconv.ir import Effort, Encoding, FloatEncoding
-    from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir import Encoding, FloatEncoding
     from phiconv.ir.model import Model
     from phiconv_formats.shared.output import OutputTensor
 
@@ -65,63 +65,6 @@ _DECODED = {"safetensors": "f16"}
 
 # How the command line calls the fields of `Choices`.
 _FLAGS = {"tensor_types": "--tensor-type", "importance": "--imatrix"}
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What the user wants otherwise than the recipe.
-
-    Attributes:
-        pure: Every matrix in the recipe's default type.
-        output_tensor_type, token_embedding_type: Types of the two ends of the model.
-        leave_output_tensor: The output matrix stays as it is stored.
-        tensor_types: Types of the tensors whose names a pattern is found in; the first pattern wins.
-        allow_requantize: Quantize also what is quantized already.
-        effort: "exact" for the runtime's own bytes, "fast" for a quicker search where there is one.
-        importance: The importance matrix, if there is one.
-        dtype: The float type ("f16", "bf16", "f32") of what is not quantized, and that weights are rounded to
-            before they are.
-        match_runtime: Every choice as the runtime's own tool makes it, also where phiconv's is better.
-        short_context: The output is for texts within the original context only: LongRoPE's short factors at
-            every length, for runtimes that do not switch.
-        target: The kind of processor that the output is for, where the runtime has more than one.
-        accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
-        ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
-            all of them.
-        all_layers: The two ends of the model get the recipe's type, too.
-    """
-
-    pure: bool = False
-    output_tensor_type: str | None = None
-    token_embedding_type: str | None = None
-    leave_output_tensor: bool = False
-    tensor_types: tuple[tuple[re.Pattern[str], str], ...] = ()
-    allow_requantize: bool = False
-    effort: Effort = "exact"
-    importance: ImportanceMatrix | None = None
-    dtype: str | None = None
-    match_runtime: bool = False
-    short_context: bool = False
-    target: str | None = None
-    accuracy_level: int | None = None
-    ratio: float | None = None
-    all_layers: bool = False
-
-
-def override(text: str) -> tuple[re.Pattern[str], str]:
-    """Parses ``REGEX=TYPE``.
-
-    Raises:
-        UsageError: It is not of this form.
-    """
-    pattern, _, name = text.rpartition("=")
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--tensor-type {text}: {error}") from error
-    if not pattern or not name:
-        raise UsageError(f"--tensor-type {text}: write it as REGEX=TYPE")
-    return compiled, name
 
 
 def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding, FloatEncoding
     from phiconv.ir.model import Model
-    from phiconv.recipes import Choices
+    from phiconv.recipes.choices import Choices
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
