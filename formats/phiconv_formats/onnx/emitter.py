@@ -17,11 +17,12 @@ from onnx import TensorProto
 from phiconv import ir
 from phiconv.forward.ops import ATTENTION_ROLES, output_matrix
 from phiconv_formats.onnx.experts import mixture
-from phiconv_formats.onnx.graph import CONTRIB, DATA_TYPES, Graph
+from phiconv_formats.onnx.graph import CONTRIB, Graph
 from phiconv_formats.onnx.integers import is_standard
 from phiconv_formats.onnx.names import bias_name, matrix_name, norm_name, path_of, rotates_inside
+from phiconv_formats.onnx.products import Products, node_path
 from phiconv_formats.onnx.rotary import has_two_tables, table_names
-from phiconv_formats.onnx.standard import float_product, product, rows
+from phiconv_formats.onnx.standard import rows
 from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class OnnxOps:
         self._tensors = model.tensors
         self._context = model.hyperparameters.max_position_embeddings
         level = self.target.accuracy_level if settings.accuracy_level is None else settings.accuracy_level
-        self.accuracy = {"accuracy_level": level} if level else {}
-        self._float = DATA_TYPES[store.float_type]
+        self._products = Products(self.graph, store, {"accuracy_level": level} if level else {})
+        self._float = self._products.float_type
         self._rotary: dict[Rope, tuple[str, str]] = {}
         self._total = ""
         self._shifted = ""
@@ -76,7 +77,7 @@ class OnnxOps:
         name, path = matrix_name(role.name), _node(role)
         if isinstance(self.store[name].encoding, ir.FloatEncoding):
             found = self.graph.value("Gather", f"{path}/Gather", self.store.floats(self.graph, name), ids)
-            return self._as_float(found, self.store[name].encoding, f"{path}/Cast")
+            return self._products.as_float(found, self.store[name].encoding, f"{path}/Cast")
         encoding = self.store.block_encoding(name)
         if is_standard(encoding):
             return rows(self.graph, self.store, name, ids, path)
@@ -96,7 +97,7 @@ class OnnxOps:
 
     def linear(self, x: Value, role: Role, /) -> Value:
         """See `Ops.linear`."""
-        return self._matrix(self._read(x), role.name, role.layer)
+        return self._products.matrix(self._read(x), role.name, role.layer)
 
     def rms_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
         """See `Ops.rms_norm`."""
@@ -121,11 +122,7 @@ class OnnxOps:
 
     def activate(self, x: Value, kind: Activation, /) -> Value:
         """See `Ops.activate`."""
-        x = self._read(x)
-        name = x.rpartition("/")[0]
-        if kind == "silu":
-            return self.graph.value("QuickGelu", f"{name}/Silu", x, domain=CONTRIB, alpha=1.0)
-        return self.graph.value("Gelu", f"{name}/Gelu", x, approximate="tanh")
+        return self._products.activate(self._read(x), kind)
 
     def gated(self, x: Value, gate: Role, up: Role, kind: Activation, /) -> Value:
         """See `Ops.gated`."""
@@ -139,7 +136,7 @@ class OnnxOps:
         x, path = self._read(x), f"/model/layers.{layer}/attn"
         packed = matrix_name("attn_qkv", layer) in self.store
         names = ("attn_qkv",) if packed else ATTENTION_ROLES
-        projected = [self._matrix(x, name, layer) for name in names]
+        projected = [self._products.matrix(x, name, layer) for name in names]
         lengths, inside = self._lengths(), self.target.rotates and rotates_inside(spec.rope, spec.head_dim)
         tables = self._tables(spec.rope)
         if not inside:
@@ -169,38 +166,19 @@ class OnnxOps:
     def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> Value:
         """See `Ops.moe`."""
         x = self._read(x)
-        scores = self._matrix(x, "router", layer)
-        return mixture(self, x, scores, layer, spec)
+        scores = self._products.matrix(x, "router", layer)
+        return mixture(self._products, x, scores, layer, spec)
 
     def logits(self, x: Value, role: Role, /) -> bytes:
         """See `Ops.logits`; the result is the model's file."""
         matrix = output_matrix(self._tensors)
         rows = self._tensors[matrix].shape[0]
         shape = ("batch_size", "sequence_length", rows)
-        self._matrix(self._read(x), matrix.name, None, bias=bias_name(role.name), output="logits")
+        self._products.matrix(self._read(x), matrix.name, None, bias=bias_name(role.name), output="logits")
         self.graph.output("logits", self._float, shape)
         return self.graph.finish()
 
     # ------------------------------------------------------------------------------------------------- parts
-
-    def float_weight(self, name: str) -> str:
-        """A tensor of floats, in the type that the graph computes in."""
-        value = self.store.floats(self.graph, name)
-        return self._as_float(value, self.store[name].encoding, f"/{name.replace('.', '/')}/Cast")
-
-    def product(self, x: str, weight: str, path: str) -> str:
-        """``x @ weight.T`` with any stored matrix, by its name."""
-        encoding = self.store[weight].encoding
-        if isinstance(encoding, ir.FloatEncoding) or is_standard(encoding):
-            return self._product(x, weight, path, "")
-        return self._quantized(x, weight, path, "", "")
-
-    def _as_float(self, value: str, stored: ir.Encoding, name: str) -> str:
-        """A constant is cast when the model is loaded, not at every step."""
-        assert isinstance(stored, ir.FloatEncoding)  # noqa: S101 - whoever asks has looked
-        if DATA_TYPES[stored] == self._float:
-            return value
-        return self.graph.value("Cast", name, value, to=self._float)
 
     def _read(self, x: Value) -> str:
         """The name of a value; a sum is computed if it has not been."""
@@ -217,64 +195,6 @@ class OnnxOps:
             operator, path, *inputs, outputs=4, domain=CONTRIB, epsilon=epsilon
         )
         return result
-
-    def _matrix(
-        self, x: str, name: str, layer: int | None, *, bias: str | None = None, output: str = ""
-    ) -> str:
-        """``x @ weight.T + bias``, the bias being optional."""
-        weight = matrix_name(name, layer)
-        path = _slashes(path_of(name, layer))
-        bias = bias_name(name, layer) if bias is None else bias
-        has_bias = bias in self.store
-        encoding = self.store[weight].encoding
-        if not (isinstance(encoding, ir.FloatEncoding) or is_standard(encoding)):
-            return self._quantized(x, weight, path, bias if has_bias else "", output)
-        y = self._product(x, weight, path, "" if has_bias else output)
-        if has_bias:
-            name, addend = f"{path}/Add", self.store.floats(self.graph, bias)
-            (y,) = self.graph.node("Add", name, y, addend, outputs=(output or f"{name}/output_0",))
-        return y
-
-    def _product(self, x: str, weight: str, path: str, output: str) -> str:
-        """``x @ weight.T``, of operators that take no bias."""
-        if not isinstance(self.store[weight].encoding, ir.FloatEncoding):
-            return product(self.graph, self.store, x, weight, path, output)
-        values = self.float_weight(weight)
-        if self.store.standard:
-            return float_product(self.graph, x, values, path, output)
-        # Unlike MatMul it takes the rows as they are stored.
-        (y,) = self.graph.node(
-            "FusedMatMul",
-            f"{path}/MatMul",
-            x,
-            values,
-            outputs=(output or f"{path}/MatMul/output_0",),
-            domain=CONTRIB,
-            transB=1,
-        )
-        return y
-
-    def _quantized(self, x: str, weight: str, path: str, bias: str, output: str) -> str:
-        encoding, (rows, columns) = self.store.block_encoding(weight), self.store[weight].shape
-        node = f"{path}/MatMul_Q{encoding.bits}"
-        (y,) = self.graph.node(
-            "MatMulNBits",
-            node,
-            x,
-            self.store.codes(self.graph, weight),
-            self.store.scales(self.graph, weight),
-            self.store.zero_points(self.graph, weight),
-            "",
-            self.store.floats(self.graph, bias) if bias else "",
-            outputs=(output or f"{node}/output_0",),
-            domain=CONTRIB,
-            K=columns,
-            N=rows,
-            bits=encoding.bits,
-            block_size=encoding.block_size,
-            **self.accuracy,
-        )
-        return y
 
     # --------------------------------------------------------------------------- positions, mask, cache, rope
 
@@ -381,10 +301,5 @@ class OnnxOps:
         )
 
 
-def _slashes(path: str) -> str:
-    """The path of a node: ``/model/layers.0/mlp/up_proj`` for ``model.layers.0.mlp.up_proj``."""
-    return "/" + path.replace(".", "/").replace("layers/", "layers.")
-
-
 def _node(role: Role) -> str:
-    return _slashes(path_of(role.name, role.layer))
+    return node_path(path_of(role.name, role.layer))

@@ -11,7 +11,7 @@ for an expert that nobody chose these are products of no rows, which take no tim
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from phiconv_formats.onnx.names import expert_name, matrix_name
 
 if TYPE_CHECKING:
     from phiconv.forward.ops import MixtureOfExperts
-    from phiconv_formats.onnx.emitter import OnnxOps
     from phiconv_formats.onnx.graph import Graph
+    from phiconv_formats.onnx.products import Products
 
 __all__ = ["mixture"]
 
@@ -31,11 +31,11 @@ _LEAST = 1e-30
 """Stands for the weight 0, whose logarithm is not finite."""
 
 
-def mixture(ops: OnnxOps, x: str, scores: str, layer: int, spec: MixtureOfExperts) -> str:
+def mixture(emit: Products, x: str, scores: str, layer: int, spec: MixtureOfExperts) -> str:
     """The weighted sum of the chosen experts.
 
     Args:
-        ops: Where nodes go, and what is known of the weights.
+        emit: Where nodes go, and what is known of the weights.
         x: Shape (batch, length, width).
         scores: The router's, shape (batch, length, experts).
         layer: Of the weights.
@@ -44,7 +44,7 @@ def mixture(ops: OnnxOps, x: str, scores: str, layer: int, spec: MixtureOfExpert
     Returns:
         Shape (batch, length, width).
     """
-    g, path = ops.graph, f"/model/layers.{layer}/moe"
+    g, path = emit.graph, f"/model/layers.{layer}/moe"
     flat = g.constant(np.array([-1, spec.count], np.int64))
     scores = g.value("Reshape", f"{path}/scores/Reshape", scores, flat)
     weights = sparse_mixer(g, f"{path}/mixer", scores, spec)
@@ -57,11 +57,11 @@ def mixture(ops: OnnxOps, x: str, scores: str, layer: int, spec: MixtureOfExpert
         "activation_beta": 0.0,
         "normalize_routing_weights": 0,
     }
-    if _apart(ops, names):
-        return _one_by_one(ops, path, x, weights, layer, spec)
-    if isinstance(ops.store[names[0]].encoding, ir.FloatEncoding):
-        return _floats(ops, path, x, weights, names, shared)
-    return _quantized(ops, path, (x, scores, weights), names, shared)
+    if _apart(emit, names):
+        return _one_by_one(emit, path, x, weights, layer, spec)
+    if isinstance(emit.store[names[0]].encoding, ir.FloatEncoding):
+        return _floats(emit, path, x, weights, names, shared)
+    return _quantized(emit, path, (x, scores, weights), names, shared)
 
 
 def sparse_mixer(g: Graph, path: str, scores: str, spec: MixtureOfExperts) -> str:
@@ -103,20 +103,20 @@ def sparse_mixer(g: Graph, path: str, scores: str, spec: MixtureOfExperts) -> st
     return result
 
 
-def _apart(ops: OnnxOps, names: list[str]) -> bool:
+def _apart(emit: Products, names: list[str]) -> bool:
     """Whether no operator computes this mixture as it is wanted."""
-    encodings = [ops.store[name].encoding for name in names]
+    encodings = [emit.store[name].encoding for name in names]
     if any(is_standard(encoding) for encoding in encodings):
         return True
     eight = any(isinstance(e, ir.BlockEncoding) and e.bits == 8 for e in encodings)
-    return eight and not ops.accuracy
+    return eight and not emit.accuracy
 
 
-def _one_by_one(ops: OnnxOps, path: str, x: str, weights: str, layer: int, spec: MixtureOfExperts) -> str:
+def _one_by_one(emit: Products, path: str, x: str, weights: str, layer: int, spec: MixtureOfExperts) -> str:
     """Each expert's tokens are gathered, computed with, and added to their places."""
-    g = ops.graph
+    g = emit.graph
     names = ("experts_gate_up", "experts_down")
-    width, inner = ops.store[matrix_name(names[1], layer)].shape[1:]
+    width, inner = emit.store[matrix_name(names[1], layer)].shape[1:]
     tokens = g.value("Reshape", f"{path}/tokens/Reshape", x, g.constant(np.array([-1, width], np.int64)))
     result = g.value("ConstantOfShape", f"{path}/zeros", g.value("Shape", f"{path}/tokens/Shape", tokens))
     by_turns = g.constant(np.array([0, inner, 2], np.int64))
@@ -124,21 +124,21 @@ def _one_by_one(ops: OnnxOps, path: str, x: str, weights: str, layer: int, spec:
     for expert in range(spec.count):
         at = f"{path}/{expert}"
         for name in names:
-            ops.store.share(matrix_name(name, layer), expert_name(name, layer, expert), expert)
+            emit.store.share(matrix_name(name, layer), expert_name(name, layer, expert), expert)
         gate_up, down = (expert_name(name, layer, expert) for name in names)
         number = g.constant(np.array(expert, np.int64))
         weight = g.value("Gather", f"{at}/weight/Gather", weights, number, axis=1)
         where = g.value("NonZero", f"{at}/NonZero", weight)
         where = g.value("Transpose", f"{at}/Transpose", where, perm=[1, 0])
         chosen = g.value("GatherND", f"{at}/tokens/GatherND", tokens, where)
-        y = ops.product(chosen, gate_up, f"{at}/gate_up_proj")
+        y = emit.product(chosen, gate_up, f"{at}/gate_up_proj")
         y = g.value("Reshape", f"{at}/by_turns/Reshape", y, by_turns)
         gate, up = (
             g.value("Gather", f"{at}/{i}/Gather", y, g.constant(np.array(i, np.int64)), axis=2)
             for i in (0, 1)
         )
-        active = cast("str", ops.activate(gate, spec.activation))  # no sum, which alone is no name
-        y = ops.product(g.value("Mul", f"{at}/gated/Mul", active, up), down, f"{at}/down_proj")
+        active = emit.activate(gate, spec.activation)
+        y = emit.product(g.value("Mul", f"{at}/gated/Mul", active, up), down, f"{at}/down_proj")
         factor = g.value("GatherND", f"{at}/weight/GatherND", weight, where)
         factor = g.value("Unsqueeze", f"{at}/weight/Unsqueeze", factor, last)
         y = g.value("Mul", f"{at}/Mul", y, factor)
@@ -147,37 +147,41 @@ def _one_by_one(ops: OnnxOps, path: str, x: str, weights: str, layer: int, spec:
 
 
 def _quantized(
-    ops: OnnxOps, path: str, values: tuple[str, str, str], names: list[str], shared: dict[str, Any]
+    emit: Products, path: str, values: tuple[str, str, str], names: list[str], shared: dict[str, Any]
 ) -> str:
     x, scores, weights = values
-    first, second = (ops.store.block_encoding(name) for name in names)
+    first, second = (emit.store.block_encoding(name) for name in names)
     bits = {"expert_weight_bits": first.bits}
     if first.bits != second.bits:
         bits |= {"fc1_expert_weight_bits": first.bits, "fc2_expert_weight_bits": second.bits}
     matrices = []
     for name in names:
-        matrices += [ops.store.codes(ops.graph, name, rows=True), ops.store.scales(ops.graph, name), ""]
-    zero_points = [ops.store.zero_points(ops.graph, name) for name in names]
+        matrices += [
+            emit.store.codes(emit.graph, name, rows=True),
+            emit.store.scales(emit.graph, name),
+            "",
+        ]
+    zero_points = [emit.store.zero_points(emit.graph, name) for name in names]
     inputs = [x, scores, *matrices, "", "", "", *zero_points, "", weights]
-    return ops.graph.value(
+    return emit.graph.value(
         "QMoE",
         f"{path}/QMoE",
         *inputs,
         domain=CONTRIB,
         block_size=first.block_size,
         **bits,
-        **ops.accuracy,
+        **emit.accuracy,
         **shared,
     )
 
 
-def _floats(ops: OnnxOps, path: str, x: str, weights: str, names: list[str], shared: dict[str, Any]) -> str:
-    g = ops.graph
-    width = ops.store[names[1]].shape[1]
+def _floats(emit: Products, path: str, x: str, weights: str, names: list[str], shared: dict[str, Any]) -> str:
+    g = emit.graph
+    width = emit.store[names[1]].shape[1]
     least = g.constant(np.array(_LEAST, np.float32))
     logarithms = g.value("Log", f"{path}/Log", g.value("Max", f"{path}/Max", weights, least))
     tokens = g.value("Reshape", f"{path}/tokens/Reshape", x, g.constant(np.array([-1, width], np.int64)))
-    gate_up, down = (ops.float_weight(name) for name in names)
+    gate_up, down = (emit.float_weight(name) for name in names)
     inputs = (tokens, logarithms, gate_up, "", down)
     mixed = g.value("MoE", f"{path}/MoE", *inputs, domain=CONTRIB, **shared)
     last = g.constant(np.array([-1], np.int64))
