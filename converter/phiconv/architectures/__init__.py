@@ -2,71 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from phiconv.architectures import phi, phi3, phimoe
-from phiconv.architectures.weights import bind, layout
+from phiconv.architectures.architecture import Architecture
+from phiconv.architectures.phi import PHI
+from phiconv.architectures.phi3 import PHI3
+from phiconv.architectures.phimoe import PHIMOE
+from phiconv.architectures.weights import bind, layout, table
 from phiconv.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from phiconv.architectures.config import Config
-    from phiconv.architectures.weights import Weight
-    from phiconv.forward.ops import Forward
     from phiconv.ir import Tensor
     from phiconv.ir.model import HubTensor, Hyperparameters, Role
 
 __all__ = ["ARCHITECTURES", "Architecture", "find", "hub_tensors", "read_weights"]
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """One model family.
-
-    Attributes:
-        name: ``model_type`` in config.json.
-        classes: Names under ``architectures`` in config.json.
-        title: What people call it.
-        parse: Validated config.json to hyperparameters.
-        weights: Hyperparameters, and the names in the checkpoint, to the table of weights.
-        forward: What the decoder computes.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    title: str
-    parse: Callable[[Config], Hyperparameters]
-    weights: Callable[[Hyperparameters, Collection[str]], Iterator[Weight]]
-    forward: Forward
-
-
-ARCHITECTURES = {
-    a.name: a
-    for a in (
-        Architecture(
-            "phi", ("PhiForCausalLM",), "phi-1, phi-1.5, phi-2", phi.parse, phi.weights, phi.forward
-        ),
-        Architecture(
-            "phi3",
-            ("Phi3ForCausalLM",),
-            "Phi-3 and Phi-3.5 mini and medium, Phi-4, Phi-4-reasoning, Phi-4-mini",
-            phi3.parse,
-            phi3.weights,
-            phi3.forward,
-        ),
-        Architecture(
-            "phimoe",
-            ("PhiMoEForCausalLM", "PhimoeForCausalLM"),
-            "Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE",
-            phimoe.parse,
-            phimoe.weights,
-            phimoe.forward,
-        ),
-    )
-}
+ARCHITECTURES = {a.name: a for a in (PHI, PHI3, PHIMOE)}
 
 # Known by class name and by model_type, and refused by name rather than misread.
 _UNSUPPORTED = {
@@ -129,11 +85,11 @@ def read_weights(
     """Every weight of the model by role, as views of the stored tensors (see `weights.bind`)."""
     # A tied head that is stored all the same is the embedding once more.
     ignored = (*_IGNORED, r"lm_head\.weight") if hp.tie_word_embeddings else _IGNORED
-    return bind(architecture.weights(hp, stored), stored, path=path, ignored=ignored)
+    return bind(table(architecture, hp, stored), stored, path=path, ignored=ignored)
 
 
 def hub_tensors(
     architecture: Architecture, hp: Hyperparameters, roles: Collection[Role]
 ) -> dict[str, HubTensor]:
     """How checkpoints on the hub store these weights (see `weights.layout`)."""
-    return layout(architecture.weights(hp, ()), roles)
+    return layout(table(architecture, hp, ()), roles)

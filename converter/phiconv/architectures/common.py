@@ -1,16 +1,48 @@
-"""What the decoders of the family share when their config.json is read."""
+"""What the decoders of all families share when their config.json is read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from phiconv.architectures.rope import parse_rope
+from phiconv.ir.model import Hyperparameters
 
 if TYPE_CHECKING:
     from phiconv.architectures.config import Config
 
-__all__ = ["attention_sizes"]
+__all__ = ["hyperparameters"]
 
 
-def attention_sizes(config: Config) -> tuple[int, int, int]:
+def hyperparameters(
+    config: Config, *, rope: dict[str, Any] | None = None, epsilon: tuple[str, ...] = (), **others: Any
+) -> Hyperparameters:
+    """The numbers that most families have under the same keys.
+
+    Args:
+        config: config.json as a whole.
+        rope: The family's own defaults for `parse_rope`.
+        epsilon: Keys of the normalisations' epsilon; ``rms_norm_eps`` by default.
+        others: Hyperparameters that are found otherwise.
+    """
+    heads, kv_heads, head_dim = _attention_sizes(config)
+    values: dict[str, Any] = {
+        "vocab_size": config.integer("vocab_size"),
+        "hidden_size": config.integer("hidden_size"),
+        "num_hidden_layers": config.integer("num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": config.integer("max_position_embeddings"),
+        "norm_epsilon": config.number(*(epsilon or ("rms_norm_eps",)), default=1e-5),
+        "rope": parse_rope(config, head_dim, **(rope or {})),
+        "tie_word_embeddings": config.boolean("tie_word_embeddings", default=False),
+    }
+    if "intermediate_size" not in others:
+        values["intermediate_size"] = config.integer("intermediate_size")
+    return Hyperparameters(**values | others)
+
+
+def _attention_sizes(config: Config) -> tuple[int, int, int]:
     """Heads, key/value heads and dimensions of a head, checked against each other.
 
     ``num_key_value_heads`` null means as many as heads (phi-1); ``head_dim`` is a key of its own in

@@ -1,8 +1,9 @@
-"""The table an architecture gives of its checkpoint: which stored rows make which weight.
+"""The table of a checkpoint: which stored rows make which weight.
 
-One form covers every layout that checkpoints use. A weight is a list of pieces, each some rows of a stored
-tensor: a plain tensor is one piece, a part of a fused one is one piece that is not the whole, experts stored
-apart are one piece each. Nothing is read; the result are views.
+It follows from the names that an architecture gives its roles, and from the shapes that roles have in every
+model. One form covers every layout that checkpoints use. A weight is a list of pieces, each some rows of a
+stored tensor: a plain tensor is one piece, a part of a fused one is one piece that is not the whole, experts
+stored apart are one piece each. Nothing is read; the result are views.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phiconv.architectures.architecture import ENDS, Layout, full_name
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.ir import RawEncoding, Tensor, concatenate
-from phiconv.ir.model import HubTensor, RoleRows
+from phiconv.ir.model import HubTensor, Role, RoleRows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from phiconv.ir.model import Role
+    from phiconv.architectures.architecture import Architecture
+    from phiconv.ir.model import Hyperparameters
 
-__all__ = ["Piece", "Weight", "bind", "layout", "plain"]
+__all__ = ["Piece", "Weight", "bind", "layout", "table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,105 @@ class Weight:
     optional: bool = False
 
 
-def plain(role: Role, name: str, *shape: int, optional: bool = False) -> Weight:
-    """A weight that is stored under a name of its own."""
-    rows = math.prod(shape[:-1]) if len(shape) > 1 else shape[0]
-    return Weight(role, shape, (Piece(name, shape, 0, rows),), optional)
+def table(architecture: Architecture, hp: Hyperparameters, stored: Collection[str]) -> Iterator[Weight]:
+    """The weights of a model, in the layout that the stored names show; in the hub's where they show none.
+
+    Args:
+        architecture: The family.
+        hp: The sizes.
+        stored: Names of tensors.
+    """
+    for role in _roles(architecture, hp.num_hidden_layers):
+        if role.name != "output" or not hp.tie_word_embeddings:
+            yield _weight(architecture, hp, role, stored)
+        if role.name in architecture.biases or role.name in architecture.optional_biases:
+            yield _bias(architecture, hp, role, stored)
+
+
+def _roles(architecture: Architecture, layers: int) -> Iterator[Role]:
+    """Every role, one by one: a hostile configuration may name a great many layers."""
+    yield Role(ENDS[0])
+    for layer in range(layers):
+        yield from (Role(name, layer) for name in architecture.names if name not in ENDS)
+    yield from map(Role, ENDS[1:])
+
+
+def _weight(architecture: Architecture, hp: Hyperparameters, role: Role, stored: Collection[str]) -> Weight:
+    """A matrix, or the vector of a norm."""
+    shape, used = role_shape(role.name, hp), _layout(architecture, role, stored)
+    name = full_name(role.name, used.names[role.name], role.layer) + used.suffix
+    if "{e}" in name:
+        count, rows, columns = shape
+        experts = (Piece(name.format(e=e), (rows, columns), 0, rows) for e in range(count))
+        return Weight(role, shape, tuple(experts))
+    return Weight(role, shape, _rows(hp, role.name, used.names, name, shape))
+
+
+def _bias(architecture: Architecture, hp: Hyperparameters, role: Role, stored: Collection[str]) -> Weight:
+    shape, names = role_shape(role.name, hp)[:1], _layout(architecture, role, stored).names
+    name = full_name(role.name, names[role.name], role.layer) + ".bias"
+    optional = role.name not in architecture.biases
+    return Weight(role._replace(part="bias"), shape, _rows(hp, role.name, names, name, shape), optional)
+
+
+def _layout(architecture: Architecture, role: Role, stored: Collection[str]) -> Layout:
+    """The names of a layer's tensors that hold a role."""
+    for layout in architecture.layouts:
+        first, name = next(iter(layout.names.items()))
+        if role.name in layout.names and full_name(first, name, role.layer) + layout.suffix in stored:
+            return layout
+    return Layout(architecture.names)
+
+
+def _rows(
+    hp: Hyperparameters, role: str, names: Mapping[str, str], tensor: str, shape: tuple[int, ...]
+) -> tuple[Piece, ...]:
+    """The rows of a tensor that are a role's: of a fused one, those behind the roles before it.
+
+    Args:
+        hp: The sizes.
+        role: Its name.
+        names: Of the layout.
+        tensor: The tensor's name.
+        shape: The role's.
+    """
+    axis = max(len(shape) - 2, 0)  # of the rows; a stack of experts has one before
+    group = [role_shape(each, hp)[axis] for each, name in names.items() if name == names[role]]
+    before = [each for each, name in names.items() if name == names[role]].index(role)
+    whole = (*shape[:axis], sum(group), *shape[axis + 1 :])
+    first, size = sum(group[:before]), shape[axis]
+    stacks = math.prod(shape[:axis])
+    starts = (stack * whole[axis] + first for stack in range(stacks))
+    if len(group) == 1:
+        return (Piece(tensor, whole, 0, stacks * size),)
+    return tuple(Piece(tensor, whole, start, start + size) for start in starts)
+
+
+def role_shape(role: str, hp: Hyperparameters) -> tuple[int, ...]:
+    """The shape that the weight of a role has in every model, outermost dimension first."""
+    hidden, inner, head_dim = hp.hidden_size, hp.intermediate_size, hp.head_dim
+    queries, keys = hp.num_attention_heads * head_dim, hp.num_key_value_heads * head_dim
+    experts = hp.experts.count if hp.experts else 0
+    return {
+        "token_embedding": (hp.vocab_size, hidden),
+        "attn_norm": (hidden,),
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_q_norm": (head_dim,),
+        "attn_k_norm": (head_dim,),
+        "attn_output": (hidden, queries),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+        "router": (experts, hidden),
+        "experts_gate": (experts, inner, hidden),
+        "experts_up": (experts, inner, hidden),
+        "experts_down": (experts, hidden, inner),
+        "output_norm": (hidden,),
+        "output": (hp.vocab_size, hidden),
+    }[role]
 
 
 def bind(
