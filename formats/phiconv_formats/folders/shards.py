@@ -6,11 +6,13 @@ Every writer of such folders says which arrays store a tensor, and what else is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from phiconv_formats.folders.companions import json_bytes
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.shared.safetensors import lay_out
+from phiconv_formats.shared.safetensors_check import check_written
 from phiconv_formats.shared.splitting import split
 
 if TYPE_CHECKING:
@@ -119,8 +121,10 @@ def lay_out_shards(
     weight_map: dict[str, str] = {}
     for name, shard in zip(_names(len(shards)), shards, strict=True):
         parts = [part for entry in shard for part in entry.parts]
-        layout = lay_out([(part.name, part.dtype, part.shape) for part in parts], metadata)
-        files.append(OutputFile(name, layout.size, ((0, layout.head),)))
+        tensors = [(part.name, part.dtype, part.shape) for part in parts]
+        layout = lay_out(tensors, metadata)
+        check = partial(check_written, name=name, tensors=tensors, metadata=metadata)
+        files.append(OutputFile(name, layout.size, ((0, layout.head),), check))
         weight_map |= {part.name: name for part in parts}
         for entry in shard:
             segments = tuple(Segment(name, layout.offsets[p.name], p.row_bytes) for p in entry.parts)
