@@ -104,6 +104,15 @@ def test_conversion_stays_offline(model, tmp_path):
     assert not modules & FORBIDDEN
 
 
+@pytest.mark.parametrize("target", ["mlx", "safetensors"])
+def test_the_check_of_safetensors_stays_offline(target, tmp_path):
+    arguments = [str(ROOT / "fixtures/tiny-phi3"), str(tmp_path / "x"), "--to", target, "--quiet"]
+    code = "from phiconv.cli import main\nmain({!r}, standalone_mode=False)"
+    planned = loaded_by(code.format(["plan", *arguments[:-1]]))
+    assert not planned & FORBIDDEN
+    assert loaded_by(code.format(arguments)) & FORBIDDEN == {"safetensors"}
+
+
 def test_evaluation_stays_offline(tmp_path):
     (tmp_path / "text.txt").write_text("The function returns a list of names. " * 9, encoding="utf-8")
     arguments = [

@@ -1,7 +1,7 @@
 """Files that appear under their names only when they are complete.
 
-Each is written under a temporary name in the same folder and renamed at the end. Whatever goes wrong before,
-even a kill, leaves nothing under the final name; whatever can be caught leaves nothing at all.
+Each is written under a temporary name in the same folder, checked, and renamed at the end. Whatever goes
+wrong before, even a kill, leaves nothing under the final name; whatever can be caught leaves nothing at all.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def partial_files(
 
     Args:
         folder: Where they go; it is made if it is not there.
-        files: Names and sizes.
+        files: Names, sizes, and how a complete file is checked.
         force: Replace files that exist.
         own_folder: The folder is the output: it must not hold anything yet, and appears as a whole.
         stale: Patterns of names of older files that must not stay beside the new ones.
@@ -112,7 +112,7 @@ def partial_files(
         OutputExistsError: One exists (or the folder holds anything, where it is the output), and ``force`` is
             not set.
         DiskFullError: There is no room for them.
-        OutputError: Any other reason why they cannot be written.
+        OutputError: Any other reason why they cannot be written, or a check that fails.
     """
     final = [folder / f.name for f in files]
     _check_absent(final, force=force)
@@ -130,6 +130,8 @@ def partial_files(
                 made[file.name].write(offset, chunk)
         yield made
         _check_absent(final, force=force)
+        for file in files:
+            _complete(file, made[file.name])
         _finish(list(made.values()), place, folder, stale)
     except OSError as error:
         if isinstance(error, OutputError) or error.errno is None:
@@ -146,11 +148,16 @@ def partial_files(
                 folder.rmdir()
 
 
+def _complete(file: OutputFile, partial: PartialFile) -> None:
+    """Closes a file in which all is written, and checks it."""
+    partial.sync()
+    partial.close()
+    if file.check is not None:
+        file.check(partial.path)
+
+
 def _finish(made: Sequence[PartialFile], place: Path, folder: Path, stale: Sequence[str]) -> None:
     """Gives complete files their names, and a new folder its own."""
-    for partial in made:
-        partial.sync()
-        partial.close()
     new = {partial.final.name for partial in made}
     for path in {p for pattern in stale for p in folder.glob(pattern) if p.is_file()}:
         if path.name not in new:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,10 +9,9 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv_formats.folders.companions import companion_files, json_bytes
+from phiconv_formats.folders.shards import INDEX, Entry, Part, lay_out_shards
 from phiconv_formats.huggingface.config import make_config
-from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
-from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING, lay_out
-from phiconv_formats.shared.splitting import MOST_SHARDS, shard_names, split
+from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,27 +21,12 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoded, Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
+    from phiconv_formats.shared.output import OutputTensor, Package, RuntimeSettings
 
 __all__ = ["package"]
 
 _SHARD = 5 * 10**9  # as save_pretrained splits
 _METADATA = {"format": "pt"}  # without it, transformers 4 refuses the file
-_INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor and what it is stored as."""
-
-    output: OutputTensor
-    encoding: Encoding
-    dtype: str
-    row_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.row_bytes * self.output.tensor.rows
 
 
 def package(
@@ -64,33 +47,21 @@ def package(
         UsageError: A split size that would make too many files.
     """
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
-    shards = split(entries, split_max_size or _SHARD, MOST_SHARDS)
-    names = shard_names(len(shards))
-    files, streams = [], []
-    for name, shard in zip(names, shards, strict=True):
-        layout = lay_out([(e.output.name, e.dtype, e.output.tensor.shape) for e in shard], _METADATA)
-        files.append(OutputFile(name, layout.size, ((0, layout.head),)))
-        for entry in shard:
-            segment = Segment(name, layout.offsets[entry.output.name], entry.row_bytes)
-            streams.append(Stream(entry.output.name, entry.output.tensor, entry.encoding, _pack, (segment,)))
+    shards = lay_out_shards(entries, split_max_size or _SHARD, _METADATA, _pack)
     others = _other_files(model, recipe)
-    if len(shards) > 1:
-        weight_map = {e.output.name: n for n, shard in zip(names, shards, strict=True) for e in shard}
-        total = {"total_size": sum(e.nbytes for e in entries)}
-        others[_INDEX] = json_bytes({"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
-    small = [OutputFile(name, len(data), ((0, data),)) for name, data in others.items()]
-    stale = ("model*.safetensors", _INDEX)
-    return Package((*small, *files), tuple(streams), own_folder=True, stale=stale)
+    if len(shards.files) > 1:
+        others[INDEX] = shards.index()
+    return shards.package(others)
 
 
-def _entry(output: OutputTensor, encoding: Encoding, model: Model) -> _Entry:
+def _entry(output: OutputTensor, encoding: Encoding, model: Model) -> Entry:
     dtype = DTYPE_OF_ENCODING.get(encoding)
     if dtype is None:
         raise UnsupportedModelError(
             f"safetensors has no type for {encoding.name}", path=model.path, at=f"tensor {output.name}"
         )
     row_bits = output.tensor.columns * encoding.bits_per_weight
-    return _Entry(output, encoding, dtype, round(row_bits / 8))
+    return Entry(output, encoding, (Part(output.name, dtype, output.tensor.shape, round(row_bits / 8)),))
 
 
 def _other_files(model: Model, recipe: str) -> dict[str, bytes]:

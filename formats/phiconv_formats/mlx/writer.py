@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv._version import __version__
-from phiconv_formats.folders.companions import companion_files, json_bytes
+from phiconv_formats.folders.companions import companion_files
+from phiconv_formats.folders.shards import INDEX, Entry, Part, lay_out_shards
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
 from phiconv_formats.mlx.packing import pack, row_bytes
-from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
-from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING, lay_out
-from phiconv_formats.shared.splitting import MOST_SHARDS, shard_names, split
+from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,40 +24,13 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
+    from phiconv_formats.folders.shards import Shards
+    from phiconv_formats.shared.output import OutputTensor, Package, RuntimeSettings
 
 __all__ = ["package"]
 
 _SHARD = 5 << 30
 _METADATA = {"format": "mlx"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One array of the file: codes, scales or minima of a tensor, or its floats."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    row_bytes: int
-    rows: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows * self.row_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A tensor of the model, its encoding, and the arrays that store it."""
-
-    output: OutputTensor
-    encoding: Encoding
-    parts: tuple[_Part, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
 
 
 def package(
@@ -80,54 +51,28 @@ def package(
         UsageError: A split size that would make too many files.
     """
     check_model(model)
-    entries = [_Entry(t, e, tuple(_parts(t, e))) for t, e in zip(tensors, encodings, strict=True)]
-    shards = split(entries, split_max_size or _SHARD, MOST_SHARDS)
-    names = shard_names(len(shards))
-    files, streams = [], []
-    for name, shard in zip(names, shards, strict=True):
-        file, more = _shard_file(name, shard)
-        files.append(file)
-        streams += more
-    others = _other_files(model, entries, dict(zip(names, shards, strict=True)), recipe)
-    small = [OutputFile(name, len(data), ((0, data),)) for name, data in others.items()]
-    return Package(
-        (*small, *files),
-        tuple(streams),
-        (*runtime_notes(model), *_notes(entries)),
-        own_folder=True,
-        stale=("model*.safetensors", "model.safetensors.index.json"),
-    )
+    entries = [Entry(t, e, tuple(_parts(t, e))) for t, e in zip(tensors, encodings, strict=True)]
+    shards = lay_out_shards(entries, split_max_size or _SHARD, _METADATA, pack)
+    others = _other_files(model, entries, shards, recipe)
+    return shards.package(others, (*runtime_notes(model), *_notes(entries)))
 
 
-def _parts(tensor: OutputTensor, encoding: Encoding) -> Iterator[_Part]:
+def _parts(tensor: OutputTensor, encoding: Encoding) -> Iterator[Part]:
     """The arrays that store a tensor, with mlx's names, types and shapes."""
     shape = tensor.tensor.shape
     sizes = row_bytes(encoding, tensor.tensor.columns)
     if isinstance(encoding, ir.FloatEncoding):
-        yield _Part(tensor.name, DTYPE_OF_ENCODING[encoding], shape, sizes[0], tensor.tensor.rows)
+        yield Part(tensor.name, DTYPE_OF_ENCODING[encoding], shape, sizes[0])
         return
     path = tensor.name.removesuffix(".weight")
     scale_type = DTYPE_OF_ENCODING[encoding.scale_type] if isinstance(encoding, ir.BlockEncoding) else "U8"
     widths = {"U32": 4, "U8": 1, "F16": 2, "BF16": 2, "F32": 4}
     named = zip(("weight", "scales", "biases"), ("U32", scale_type, scale_type), sizes, strict=False)
     for name, dtype, size in named:
-        columns = size // widths[dtype]
-        yield _Part(f"{path}.{name}", dtype, (*shape[:-1], columns), size, tensor.tensor.rows)
+        yield Part(f"{path}.{name}", dtype, (*shape[:-1], size // widths[dtype]), size)
 
 
-def _shard_file(name: str, entries: Sequence[_Entry]) -> tuple[OutputFile, list[Stream]]:
-    parts = [part for entry in entries for part in entry.parts]
-    layout = lay_out([(p.name, p.dtype, p.shape) for p in parts], _METADATA)
-    streams = []
-    for entry in entries:
-        segments = tuple(Segment(name, layout.offsets[p.name], p.row_bytes) for p in entry.parts)
-        streams.append(Stream(entry.output.name, entry.output.tensor, entry.encoding, pack, segments))
-    return OutputFile(name, layout.size, ((0, layout.head),)), streams
-
-
-def _other_files(
-    model: Model, entries: Sequence[_Entry], shards: dict[str, list[_Entry]], recipe: str
-) -> dict[str, bytes]:
+def _other_files(model: Model, entries: Sequence[Entry], shards: Shards, recipe: str) -> dict[str, bytes]:
     """Everything but the weights; config.json first, since without it a runtime sees no model."""
     vectors = [e.encoding for e in entries if len(e.output.tensor.shape) == 1]
     dtype = vectors[0]
@@ -137,30 +82,22 @@ def _other_files(
         for e in entries
         if len(e.output.tensor.shape) > 1 and _can_be_quantized(e)
     }
-    index = {
-        "metadata": {
-            "total_size": sum(e.nbytes for e in entries),
-            "total_parameters": sum(e.output.tensor.size for e in entries),
-        },
-        "weight_map": dict(
-            sorted((p.name, n) for n, shard in shards.items() for e in shard for p in e.parts)
-        ),
-    }
+    parameters = sum(e.output.tensor.size for e in entries)
     # As mlx-lm writes it: four spaces, nothing behind the last bracket.
     config = json.dumps(make_config(model, dtype, matrices), indent=4).encode()
     return {
         "config.json": config,
-        "model.safetensors.index.json": json_bytes(index, indent=4),
+        INDEX: shards.index(indent=4, total_parameters=parameters),
         "README.md": _model_card(model, recipe).encode(),
         **companion_files(model),
     }
 
 
-def _can_be_quantized(entry: _Entry) -> bool:
+def _can_be_quantized(entry: Entry) -> bool:
     return entry.output.name.endswith(".weight")
 
 
-def _notes(entries: Sequence[_Entry]) -> list[str]:
+def _notes(entries: Sequence[Entry]) -> list[str]:
     """Matrices that stayed floats where others were quantized."""
     if not any(quantization_of(e.encoding) for e in entries):
         return []

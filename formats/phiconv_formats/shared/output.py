@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -116,11 +117,14 @@ class OutputFile:
         name: File name, with no folder in it.
         size: Bytes; what no chunk and no stream covers is zero.
         chunks: Offsets and bytes.
+        check: Is given the complete file under its temporary name, and raises an `OutputError` if it is not
+            what was laid out; None where nobody looks. It runs in the process of the conversion.
     """
 
     name: str
     size: int
     chunks: tuple[tuple[int, bytes], ...]
+    check: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,7 @@ from phiconv.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["MOST_SHARDS", "shard_names", "split"]
-
-MOST_SHARDS = 99_999
-"""The names below have five digits."""
+__all__ = ["split"]
 
 
 class _Sized(Protocol):
@@ -48,10 +45,3 @@ def split(entries: Iterable[T], limit: int | None, most: int) -> list[list[T]]:
     if len(result) > most:
         raise UsageError(f"--split-max-size would make {len(result)} files", hint="use a larger size")
     return result
-
-
-def shard_names(count: int) -> list[str]:
-    """The names that the shards of a folder of safetensors have."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
