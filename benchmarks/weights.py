@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import struct
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ def write_model(folder: Path, layers: int, **overrides: Any) -> Path:
 
 def _fixture(name: str) -> ModuleType:
     """A script of fixtures/, as a module."""
+    if str(FIXTURES) not in sys.path:
+        sys.path.append(str(FIXTURES))  # for what it imports from beside it
     spec = importlib.util.spec_from_file_location(name, FIXTURES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
