@@ -191,6 +191,7 @@ def test_every_option_is_documented():
 
 def test_every_recipe_and_class_is_documented():
     from phiconv.architectures import ARCHITECTURES
+    from phiconv.cli.report_formats import family_lines
     from phiconv.recipes import TARGETS
 
     pages = {
@@ -201,9 +202,12 @@ def test_every_recipe_and_class_is_documented():
         "safetensors": "safetensors.md",
     }
     models = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    names = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     for name, target in TARGETS.items():
         text = (ROOT / "docs" / pages[name]).read_text(encoding="utf-8")
-        assert [recipe for recipe in target.DEFAULTS if f"| `{recipe}` |" not in text] == []
+        for family in target.RECIPES.families:
+            assert [stem for stem in family.stems if f"`{stem}`" not in text] == []
+            assert name == "gguf" or all(line in names for line in family_lines(family))
     assert all(f"`{name}`" in models for a in ARCHITECTURES.values() for name in a.classes)
 
 

@@ -15,7 +15,7 @@ from paths import FIXTURES
 from phiconv import ir
 from phiconv.ir.model import Role
 from phiconv.quantizers import decode
-from phiconv.recipes.onnx import DEFAULTS
+from phiconv.recipes.onnx import RECIPES
 from phiconv_formats.onnx import packing
 from phiconv_formats.onnx.integers import is_standard, unpack_integers
 from references import RANDOM, open_reference, random_model, relative_l2
@@ -219,11 +219,11 @@ def wide(make_model, tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("wide") / "m", "phi3", seed=7, **sizes)
 
 
-@pytest.mark.parametrize("quant", DEFAULTS)
+@pytest.mark.parametrize("quant", RECIPES.names())
 def test_every_recipe(load, wide, tmp_path, quant):
     result = check_as_written(load, wide, tmp_path / "m", quant, 5e-6)
     sizes = {e.block_size for e in (s.encoding for s in result.plan.package.streams)}
-    assert sizes <= {1, DEFAULTS[quant].encoding.block_size}
+    assert sizes <= {1, RECIPES.read(quant).group}
 
 
 @pytest.mark.parametrize("quant", ["int4", "int4-k_quant", "int8-asym-g128"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,9 @@ from phiconv.architectures import ARCHITECTURES
 from phiconv_formats import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from phiconv.recipes.grammar import Family
 
-__all__ = ["families", "formats_lines", "formats_object"]
+__all__ = ["family_lines", "formats_lines", "formats_object"]
 
 _WIDTH = 100
 """Columns of the longest line of names."""
@@ -33,7 +32,7 @@ def formats_object() -> dict[str, Any]:
             for f in FORMATS.values()
         ],
         "presets": {target: module.PRESETS for target, module in recipes.TARGETS.items()},
-        "quantizations": {target: list(module.DEFAULTS) for target, module in recipes.TARGETS.items()},
+        "quantizations": {target: module.RECIPES.names() for target, module in recipes.TARGETS.items()},
         "architectures": {
             a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()
         },
@@ -51,26 +50,14 @@ def formats_lines() -> list[str]:
         presets = ", ".join(f"--{name} = {recipe}" for name, recipe in module.PRESETS.items())
         lines.append(f"Presets for {target}: {presets}")
         lines.append(f"Quantizations for {target} (--quant):")
-        for stems, sizes in families(module.DEFAULTS):
-            lines += textwrap.wrap(", ".join(stems), _WIDTH, initial_indent="  ", subsequent_indent="    ")
-            if sizes:
-                lines.append(f"    and each of these with {', '.join(sizes)}")
+        lines += [line for family in module.RECIPES.families for line in family_lines(family)]
     lines.append("Models:")
     lines += [f"  {a.name} ({', '.join(a.classes)}): {a.title}" for a in ARCHITECTURES.values()]
     return lines
 
 
-def families(names: Iterable[str]) -> list[tuple[list[str], list[str]]]:
-    """Names of recipes without the sizes of their blocks, together where they come in the same sizes.
-
-    Returns:
-        Names, and the endings that each of them can have; none for those that stand alone.
-    """
-    sizes: dict[str, list[str]] = {}
-    for name in names:
-        stem, size = re.fullmatch(r"(.+?)(-g\d+|-channel)?", name).groups()  # type: ignore[union-attr]
-        sizes.setdefault(stem, []).extend([size] if size else [])
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for stem, found in sizes.items():
-        groups.setdefault(tuple(found), []).append(stem)
-    return [(stems, list(found)) for found, stems in groups.items()]
+def family_lines(family: Family) -> list[str]:
+    """How the names of a family are built, and which sizes of groups ``N`` stands for."""
+    sizes = [f"{n} (usual)" if n == family.groups[0] else str(n) for n in sorted(family.groups) if n]
+    text = f"{family}   N = {', '.join(sizes)}" if len(sizes) > 1 else str(family)
+    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding, FloatEncoding
     from phiconv.ir.model import Model
+    from phiconv.recipes.grammar import Grammar
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "find_recipe", "override"]
@@ -25,17 +25,14 @@ class Recipes(Protocol):
 
     Attributes:
         PRESETS: What ``--q4``, ``--q8``, ``--f16``, ``--bf16`` and ``--f32`` mean.
-        DEFAULTS: Every recipe, by its name.
-        ALIASES: Other names of recipes.
+        RECIPES: How its recipes are called.
         OPTIONS: The fields of `Choices` that it knows what to do with.
     """
 
     @property
     def PRESETS(self) -> Mapping[str, str]: ...  # noqa: D102, N802
     @property
-    def DEFAULTS(self) -> Mapping[str, object]: ...  # noqa: D102, N802
-    @property
-    def ALIASES(self) -> Mapping[str, str]: ...  # noqa: D102, N802
+    def RECIPES(self) -> Grammar: ...  # noqa: D102, N802
     @property
     def OPTIONS(self) -> Collection[str]: ...  # noqa: D102, N802
 
@@ -44,8 +41,8 @@ class Recipes(Protocol):
     ) -> list[Encoding]:
         """The encoding of every tensor."""
 
-    def check_type(self, name: str, /) -> None:
-        """Raises `UsageError` unless ``name`` is what a single tensor can be turned into."""
+    def type_of(self, name: str, /) -> object:
+        """What a single tensor is turned into, by its name; an unknown one raises `UsageError`."""
 
     def cast(self, recipe: str, model: Model, choices: Choices, /) -> FloatEncoding | None:
         """What weights are rounded to before they are quantized; None for as they are."""
@@ -89,16 +86,8 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
         if target in _DECODED and 2 * sum(floats.values()) < len(stored):
             usual = _DECODED[target]
         return known.PRESETS[usual]
-    wanted = _canonical(known.PRESETS.get(name.lower(), name))
-    aliases = {_canonical(alias): recipe for alias, recipe in known.ALIASES.items()}
-    names = {_canonical(recipe): recipe for recipe in known.DEFAULTS}
-    if wanted not in aliases | names:
-        stems = dict.fromkeys(re.sub(r"-g[0-9]+$", "", recipe) for recipe in known.DEFAULTS)
-        more = (
-            "" if len(stems) == len(known.DEFAULTS) else ", and most of these with -gN: see phiconv formats"
-        )
-        raise UsageError(f"{target} has no quantization {name!r}", hint=f"one of {', '.join(stems)}{more}")
-    return aliases.get(wanted) or names[wanted]
+    wanted = known.PRESETS.get(name.lower(), name)
+    return known.RECIPES.read(wanted, f"{target} has no quantization").spelling
 
 
 def assign(
@@ -115,14 +104,10 @@ def assign(
             flag = _FLAGS.get(field.name) or "--" + field.name.replace("_", "-")
             raise UsageError(f"{flag} means nothing for {target}")
     for _, name in choices.tensor_types:
-        recipes.check_type(name)
+        recipes.type_of(name)
     return recipes.assign(recipe, model, tensors, choices)
 
 
 def cast(target: str, recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:
     """What the target rounds weights to before it quantizes them; None for as they are."""
     return TARGETS[target].cast(recipe, model, choices)
-
-
-def _canonical(name: str) -> str:
-    return name.lower().replace("_", "-")

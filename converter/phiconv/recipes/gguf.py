@@ -16,6 +16,7 @@ from phiconv.ir import FloatEncoding
 from phiconv.quantizers import QUANTIZERS
 from phiconv.quantizers.repack import stays
 from phiconv.recipes.gguf_rules import RULES, Place
+from phiconv.recipes.grammar import Family, Grammar
 from phiconv_formats.gguf.types import GGML_TYPES
 
 if TYPE_CHECKING:
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = [
-    "ALIASES",
     "DEFAULTS",
     "OPTIONS",
     "PRESETS",
+    "RECIPES",
+    "TYPES",
     "assign",
     "cast",
-    "check_type",
-    "encoding_of",
     "needs_importance",
+    "type_of",
 ]
 
 PRESETS = {"q4": "Q4_K_M", "q8": "Q8_0", "f16": "F16", "bf16": "BF16", "f32": "F32"}
@@ -57,9 +58,6 @@ _ALL = {
     "IQ2_M": "IQ2_S", "IQ2_S": "IQ2_XS", "IQ2_XS": "IQ2_XS", "IQ2_XXS": "IQ2_XXS",
     "IQ1_M": "IQ1_M", "IQ1_S": "IQ1_S", "TQ2_0": "TQ2_0", "TQ1_0": "TQ1_0", "MXFP4_MOE": "MXFP4",
 }  # fmt: skip
-
-ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
-"""What llama-quantize takes for a recipe's name."""
 
 _TYPES = {t.name.upper(): t.encoding for t in GGML_TYPES.values()}
 _BLOCKS = {t.name.upper(): t.block_size for t in GGML_TYPES.values()}
@@ -101,6 +99,12 @@ def _types(recipe: str) -> set[str]:
 DEFAULTS = {name: default for name, default in _ALL.items() if all(map(_can, _types(name)))}
 """Every recipe, by its name, and its default type."""
 
+RECIPES = Grammar((Family(tuple(DEFAULTS)),), {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
+"""How the recipes are called: by llama-quantize's own names."""
+
+TYPES = Grammar((Family(tuple(filter(_can, _TYPES))),))
+"""What a single tensor can be quantized to, by ggml's own names."""
+
 
 def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> list[Encoding]:
     """The encoding of every tensor.
@@ -128,11 +132,6 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     return result
 
 
-def check_type(name: str) -> None:
-    """Raises `UsageError` unless a tensor can be quantized to the type."""
-    encoding_of(name)
-
-
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
     """Nothing is rounded before it is quantized."""
     return None
@@ -152,10 +151,10 @@ def _encoding(tensor: OutputTensor, category: str, mixer: _Mixer, choices: Choic
     if asked is not None:
         return asked
     default, columns = DEFAULTS[mixer.recipe], tensor.tensor.columns
-    own, stored = encoding_of(_fitting(default, columns)), tensor.tensor.encoding
+    own, stored = _TYPES[_fitting(default, columns)], tensor.tensor.encoding
     if choices.pure or default in {"F32", "F16", "BF16"}:
         return own
-    mixed = encoding_of(_fitting(mixer.choose(tensor, category), columns))
+    mixed = _TYPES[_fitting(mixer.choose(tensor, category), columns)]
     return own if not choices.allow_requantize and stays(stored, own, mixed) else mixed
 
 
@@ -164,12 +163,12 @@ def _asked(tensor: OutputTensor, category: str, choices: Choices) -> Encoding | 
     if category == "output" and choices.leave_output_tensor:
         return tensor.tensor.encoding
     if category == "output" and choices.output_tensor_type:
-        return encoding_of(choices.output_tensor_type)
+        return _TYPES[type_of(choices.output_tensor_type)]
     if category == "token_embd" and choices.token_embedding_type:
-        return encoding_of(choices.token_embedding_type)
+        return _TYPES[type_of(choices.token_embedding_type)]
     for pattern, name in choices.tensor_types:
         if pattern.search(tensor.name):
-            return encoding_of(_fitting(name.upper(), tensor.tensor.columns))
+            return _TYPES[_fitting(type_of(name), tensor.tensor.columns)]
     return None
 
 
@@ -187,7 +186,7 @@ class _Mixer:
     def choose(self, tensor: OutputTensor, category: str) -> str:
         if self.tied and category == "token_embd":
             if self.choices.output_tensor_type:
-                return self.choices.output_tensor_type.upper()
+                return type_of(self.choices.output_tensor_type)
             category = "output"
         place = self.place(tensor, category)
         self.seen[category] += 1
@@ -241,14 +240,6 @@ def _fitting(name: str, columns: int) -> str:
     return "F16"
 
 
-def encoding_of(name: str) -> Encoding:
-    """The encoding of a tensor type by its name in llama.cpp.
-
-    Raises:
-        UsageError: There is no such type, or phiconv cannot quantize to it.
-    """
-    encoding = _TYPES.get(name.upper())
-    if encoding is None or not _can(name.upper()):
-        known = ", ".join(filter(_can, _TYPES))
-        raise UsageError(f"no tensor can be quantized to {name!r}", hint=f"one of {known}")
-    return encoding
+def type_of(name: str) -> str:
+    """llama.cpp's name of a type; one that phiconv cannot quantize to raises `UsageError`."""
+    return TYPES.read(name, "no tensor can be quantized to").stem

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import (
-    BF16,
     F16,
-    F32,
     MLX_MXFP4,
     MLX_MXFP8,
     MLX_NVFP4,
@@ -24,6 +22,7 @@ from phiconv.ir import (
     mlx_affine,
     same_meaning,
 )
+from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,24 +30,33 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv.recipes.choices import Choices
+    from phiconv.recipes.grammar import Name
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"]
 
 PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
 
-ALIASES = {"fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-"""Other names for recipes, as folders on the hub are called."""
-
 OPTIONS = frozenset("tensor_types allow_requantize dtype match_runtime short_context effort".split())
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
-_FLOATS = {"f16": F16, "bf16": BF16, "f32": F32}
-_BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (64, 32, 128)  # the usual one first
 _MICROSCALING = {"mxfp4": MLX_MXFP4, "mxfp8": MLX_MXFP8, "nvfp4": MLX_NVFP4}
-_MIXED = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed_4_6": (4, 6)}
+
+TYPES = Grammar(
+    (
+        Family((*FLOATS, *_MICROSCALING)),
+        Family(("2bit", "3bit", "4bit", "5bit", "6bit", "8bit"), groups=_GROUPS),
+    ),
+    FLOAT_ALIASES,
+)
+"""What a single matrix can be turned into."""
+
+_MIXED = Family(("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"), groups=_GROUPS)
+
+RECIPES = Grammar((*TYPES.families, _MIXED), FLOAT_ALIASES)
+"""How the recipes are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +78,15 @@ class Scheme:
         """The encoding in a model whose floats are of this type."""
         if self.kind == "affine":
             return mlx_affine(self.high_bits if high else self.bits, self.group_size, dtype)
-        return _FLOATS.get(self.kind) or _MICROSCALING[self.kind]
+        return FLOATS.get(self.kind) or _MICROSCALING[self.kind]
 
 
-def _schemes() -> dict[str, Scheme]:
-    result = {name: Scheme(name) for name in (*_FLOATS, *_MICROSCALING)}
-    for group_size in _GROUPS:
-        suffix = "" if group_size == _GROUPS[0] else f"-g{group_size}"
-        for bits in _BITS:
-            result[f"{bits}bit{suffix}"] = Scheme("affine", bits, group_size, bits)
-        for name, (low, high) in _MIXED.items():
-            result[f"{name}{suffix}"] = Scheme("affine", low, group_size, high)
-    return result
+def _scheme(name: Name) -> Scheme:
+    if not name.group:
+        return Scheme(name.stem)
+    bits = [int(digit) for digit in name.stem if digit.isdigit()]
+    return Scheme("affine", bits[0], name.group, bits[-1])
 
-
-DEFAULTS = _schemes()
-"""Every recipe, by its name."""
-
-ALIASES |= {f"{name}-g{_GROUPS[0]}": name for name, s in DEFAULTS.items() if s.group_size == _GROUPS[0]}
 
 _ROUTER = Scheme("affine", 8, 64, 8)
 
@@ -96,7 +95,7 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     """The encoding of every tensor.
 
     Args:
-        recipe: A key of `DEFAULTS`.
+        recipe: One of the names of `RECIPES`.
         model: Its architecture and number of layers decide some choices.
         tensors: What will be stored, under the names of mlx-lm.
         choices: What the user wants otherwise.
@@ -107,39 +106,31 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     if recipe.startswith("mixed") and not any("down_proj" in t.name for t in tensors):
         raise UsageError(f"mlx-lm has no {recipe} for this model", hint="choose 4bit or another plain one")
     dtype = cast(recipe, model, choices)
-    return [_encoding(t, DEFAULTS[recipe], dtype, model, choices) for t in tensors]
+    scheme = _scheme(RECIPES.read(recipe))
+    return [_encoding(t, scheme, dtype, model, choices) for t in tensors]
 
 
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding:
     """The float type of the folder: as chosen, else the recipe itself, else what the model says it is in."""
     if choices.dtype is not None:
-        if choices.dtype not in _FLOATS:
-            raise UsageError(f"no dtype {choices.dtype!r}", hint=f"one of {', '.join(_FLOATS)}")
-        if recipe in _FLOATS and recipe != choices.dtype:
+        if choices.dtype not in FLOATS:
+            raise UsageError(f"no dtype {choices.dtype!r}", hint=f"one of {', '.join(FLOATS)}")
+        if recipe in FLOATS and recipe != choices.dtype:
             raise UsageError(f"--dtype {choices.dtype} contradicts {recipe}", hint="give one of them")
-        return _FLOATS[choices.dtype]
-    if recipe in _FLOATS:
-        return _FLOATS[recipe]
+        return FLOATS[choices.dtype]
+    if recipe in FLOATS:
+        return FLOATS[recipe]
     config = model.card.config
     named = config.get("torch_dtype") or config.get("dtype")
-    if isinstance(named, str) and (alias := ALIASES.get(named)):
-        return _FLOATS[alias]
+    if isinstance(named, str) and (alias := FLOAT_ALIASES.get(named)):
+        return FLOATS[alias]
     stored = [t.encoding for t in model.stored.values()]
-    return max(_FLOATS.values(), key=stored.count) if any(e in stored for e in _FLOATS.values()) else F16
+    return max(FLOATS.values(), key=stored.count) if any(e in stored for e in FLOATS.values()) else F16
 
 
-def check_type(name: str) -> None:
-    """Raises `UsageError` unless a single matrix can get this scheme."""
-    _scheme(name)
-
-
-def _scheme(name: str) -> Scheme:
-    known = {n: s for n, s in DEFAULTS.items() if s.bits == s.high_bits}
-    key = name.lower().replace("_", "-")
-    key = ALIASES.get(key, key)
-    if key not in known:
-        raise UsageError(f"no tensor can be turned into {name!r}", hint=f"one of {', '.join(known)}")
-    return known[key]
+def type_of(name: str) -> Scheme:
+    """What a single matrix is turned into, by its name; an unknown one raises `UsageError`."""
+    return _scheme(TYPES.read(name))
 
 
 def _encoding(
@@ -149,14 +140,14 @@ def _encoding(
         return dtype
     high = _more_bits(tensor, model)
     is_router = tensor.role is not None and tensor.role.name == "router"
-    if is_router and scheme.kind not in _FLOATS and scheme.bits != 8 and not choices.match_runtime:
+    if is_router and scheme.kind not in FLOATS and scheme.bits != 8 and not choices.match_runtime:
         scheme = _ROUTER
     for pattern, name in choices.tensor_types:
         if pattern.search(tensor.name):
-            scheme = _scheme(name)
+            scheme = type_of(name)
             break
     if choices.dtype is None:  # blocks that MLX has keep their scales, whatever the rest is in
-        known = (scheme.encoding(kind, high=high) for kind in _FLOATS.values())
+        known = (scheme.encoding(kind, high=high) for kind in FLOATS.values())
         kept = next((e for e in known if same_meaning(tensor.tensor.encoding, e)), None)
         if isinstance(kept, BlockEncoding):
             return kept

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
+from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
 from phiconv.quantizers.repack import stays
+from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding, Tensor
     from phiconv.ir.model import Model
     from phiconv.recipes.choices import Choices
+    from phiconv.recipes.grammar import Name
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"]
 
 PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
@@ -32,12 +34,26 @@ OPTIONS = frozenset(
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
-_FLOATS = {"f32": F32, "f16": F16, "bf16": BF16}
 _BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
 _ACCURACY_LEVELS = range(5)
 
 _TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16}
 """What graphs for each target compute in."""
+
+TYPES = Grammar(
+    (
+        Family(tuple(FLOATS)),
+        Family(("int4", "int8"), (("", "rtn", "qdq"), ("", "asym")), _BLOCK_SIZES),
+        Family(("int4", "int8"), (("k_quant",),), _BLOCK_SIZES),
+    ),
+    FLOAT_ALIASES,
+)
+"""What a single matrix can be turned into."""
+
+_MIXED = Family(("int4",), (("k_quant_mixed",),), _BLOCK_SIZES)
+
+RECIPES = Grammar((*TYPES.families, _MIXED), FLOAT_ALIASES)
+"""How the recipes are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +71,22 @@ class Scheme:
     ends: Encoding
 
 
-def _schemes() -> dict[str, Scheme]:
-    result = {name: Scheme(e, e, e) for name, e in _FLOATS.items()}
-    for size in _BLOCK_SIZES:
-        suffix = "" if size == _BLOCK_SIZES[0] else f"-g{size}"
-        eight = onnx_affine(8, size, F32)
-        for bits in (4, 8):
-            for method in ("default", "rtn", "qdq"):
-                ends = onnx_affine(8, size, F32, method="qdq") if method == "qdq" else eight
-                for symmetric in (True, False):
-                    encoding = onnx_affine(bits, size, F32, symmetric=symmetric, method=method)
-                    variant = ("" if method == "default" else f"-{method}") + ("" if symmetric else "-asym")
-                    result[f"int{bits}{variant}{suffix}"] = Scheme(encoding, encoding, ends)
-        low, high = (onnx_affine(b, size, F32, symmetric=False, method="k_quant") for b in (4, 8))
-        result[f"int4-k_quant{suffix}"] = Scheme(low, low, eight)
-        result[f"int8-k_quant{suffix}"] = Scheme(high, high, eight)
-        result[f"int4-k_quant_mixed{suffix}"] = Scheme(low, high, eight)
-    return result
-
-
-DEFAULTS = _schemes()
-"""Every recipe, by its name."""
-
-ALIASES = {"fp16": "f16", "fp32": "f32"} | {
-    f"{name}-g{_BLOCK_SIZES[0]}": name
-    for name, scheme in DEFAULTS.items()
-    if scheme.encoding.block_size == _BLOCK_SIZES[0]
-}
-"""Other names for recipes."""
+def _scheme(name: Name) -> Scheme:
+    if dtype := FLOATS.get(name.stem):
+        return Scheme(dtype, dtype, dtype)
+    bits, size = int(name.stem[-1]), name.group
+    method = name.variants[0].removesuffix("_mixed") or "default"
+    symmetric = method != "k_quant" and "asym" not in name.variants
+    encoding, eight = (onnx_affine(b, size, F32, symmetric=symmetric, method=method) for b in (bits, 8))
+    ends = onnx_affine(8, size, F32, method="qdq" if method == "qdq" else "default")
+    return Scheme(encoding, eight if "k_quant_mixed" in name.variants else encoding, ends)
 
 
 def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> list[Encoding]:
     """The encoding of every tensor.
 
     Args:
-        recipe: A key of `DEFAULTS`.
+        recipe: One of the names of `RECIPES`.
         model: Its number of layers decides some choices.
         tensors: What will be stored.
         choices: What the user wants otherwise.
@@ -97,7 +94,7 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     Raises:
         UsageError: A target or an accuracy level that there is not.
     """
-    dtype, scheme = _float_type(choices), DEFAULTS[recipe]
+    dtype, scheme = _float_type(choices), _scheme(RECIPES.read(recipe))
     if isinstance(scheme.encoding, FloatEncoding) and dtype == F16 != scheme.encoding:
         raise UsageError(f"--target {choices.target} computes in float16", hint="give --f16, or quantize")
     if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
@@ -172,22 +169,9 @@ def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  
     return None if dtype == F32 else dtype
 
 
-def check_type(name: str) -> None:
-    """Raises `UsageError` unless a single matrix can get this scheme."""
-    _scheme(name)
-
-
-def _scheme(name: str) -> Encoding:
-    known = {_key(n): s.encoding for n, s in DEFAULTS.items() if s.encoding == s.high}
-    key = _key(name)
-    aliases = {_key(alias): _key(recipe) for alias, recipe in ALIASES.items()}
-    if (key := aliases.get(key, key)) not in known:
-        raise UsageError(f"no tensor can be turned into {name!r}", hint=f"one of {', '.join(known)}")
-    return known[key]
-
-
-def _key(name: str) -> str:
-    return name.lower().replace("_", "-")
+def type_of(name: str) -> Encoding:
+    """What a single matrix is turned into, by its name; an unknown one raises `UsageError`."""
+    return _scheme(TYPES.read(name)).encoding
 
 
 def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choices) -> Encoding:
@@ -199,7 +183,7 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choic
         encoding = scheme.encoding
     for pattern, name in choices.tensor_types:
         if pattern.search(tensor.name):
-            encoding = _scheme(name)
+            encoding = type_of(name)
             break
     return _fitting(encoding, tensor.tensor)
 
@@ -211,7 +195,7 @@ def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
         size //= 2
     if tensor.columns % size == 0:
         return _changed(encoding, size=size)
-    return tensor.encoding if tensor.encoding in _FLOATS.values() else F32
+    return tensor.encoding if tensor.encoding in FLOATS.values() else F32
 
 
 def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncoding | None = None) -> Encoding:

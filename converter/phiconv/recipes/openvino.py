@@ -16,7 +16,6 @@ from phiconv.errors import UsageError
 from phiconv.ir import (
     BF16,
     F16,
-    F32,
     OPENVINO_MXFP4,
     OPENVINO_MXFP8,
     FloatEncoding,
@@ -24,6 +23,7 @@ from phiconv.ir import (
     openvino_nf4,
 )
 from phiconv.quantizers.repack import stays
+from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
 from phiconv.recipes.sensitivity import EPSILON, EPSILON_16, sensitivities
 
 if TYPE_CHECKING:
@@ -32,19 +32,13 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv.recipes.choices import Choices
+    from phiconv.recipes.grammar import Name
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "assign", "cast", "type_of"]
 
 PRESETS = {"q4": "int4-asym", "q8": "int8-asym", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
-
-ALIASES = {
-    "fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32",
-    "int4": "int4-asym", "int8": "int8-asym", "nf4-g128": "nf4", "mxfp4-g32": "mxfp4",
-    "mxfp8-g32": "mxfp8", "mxfp8-e4m3": "mxfp8",
-}  # fmt: skip
-"""Other names for recipes, as other tools call them."""
 
 OPTIONS = frozenset(
     "tensor_types allow_requantize match_runtime short_context effort ratio all_layers".split()
@@ -52,11 +46,23 @@ OPTIONS = frozenset(
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
 _MICROSCALING = {"mxfp4": OPENVINO_MXFP4, "mxfp8": OPENVINO_MXFP8}
-_FLOATS = {"f16": F16, "bf16": BF16, "f32": F32}
-_GROUPS = (128, 64, 32)  # the usual one first
-_CHANNEL = -1
 _LEAST_GROUP = 32
 """Rows that do not divide into groups are cut into smaller ones, but not into smaller ones than that."""
+
+_GROUPS = (128, 64, 32)  # the usual one first
+_KINDS = ("asym", "sym")
+
+RECIPES = Grammar(
+    (
+        Family(("int4",), (_KINDS,), (*_GROUPS, 0)),
+        Family(("int8",), (_KINDS,)),
+        Family(("nf4",), groups=_GROUPS),
+        Family(tuple(_MICROSCALING), groups=(32,)),
+        Family(tuple(FLOATS)),
+    ),
+    FLOAT_ALIASES | {"int4": "int4-asym", "int8": "int8-asym", "mxfp8-e4m3": "mxfp8"},
+)
+"""How the recipes are called, and so the types of single matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,18 @@ class Scheme:
     Attributes:
         kind: "asym" or "sym" for integers, "nf4", or a key of the tables of microscaling and of floats.
         bits: Of a code.
-        group_size: Weights with one scale; -1 for a whole row.
+        group_size: Weights with one scale; 0 for a whole row.
     """
 
     kind: str
     bits: int = 0
-    group_size: int = _CHANNEL
+    group_size: int = 0
 
     def encoding(self, columns: int) -> Encoding | None:
         """The encoding of rows of this length; None if they cannot be cut into groups."""
-        if self.kind in _FLOATS:
-            return _FLOATS[self.kind]
-        size = columns if self.group_size == _CHANNEL else self.group_size
+        if self.kind in FLOATS:
+            return FLOATS[self.kind]
+        size = self.group_size or columns
         if columns % size:
             size = columns & -columns  # the largest power of two that divides it
         if size % 4 or (size < _LEAST_GROUP and size != columns):
@@ -89,31 +95,16 @@ class Scheme:
         return openvino_affine(self.bits, size, symmetric=self.kind == "sym")
 
 
-def _schemes() -> dict[str, Scheme]:
-    result = {}
-    for kind in ("asym", "sym"):
-        for group_size in _GROUPS:
-            suffix = "" if group_size == _GROUPS[0] else f"-g{group_size}"
-            result[f"int4-{kind}{suffix}"] = Scheme(kind, 4, group_size)
-            ALIASES[f"int4-{kind}-g{group_size}"] = f"int4-{kind}{suffix}"
-        result[f"int4-{kind}-channel"] = Scheme(kind, 4)
-        result[f"int8-{kind}"] = Scheme(kind, 8)
-    for group_size in _GROUPS:
-        suffix = "" if group_size == _GROUPS[0] else f"-g{group_size}"
-        result[f"nf4{suffix}"] = Scheme("nf4", 4, group_size)
-    result |= {"mxfp4": Scheme("mxfp4", 4, 32), "mxfp8": Scheme("mxfp8", 8, 32)}
-    return result | {name: Scheme(name) for name in _FLOATS}
+def _scheme(name: Name) -> Scheme:
+    if name.stem in FLOATS:
+        return Scheme(name.stem)
+    return Scheme(name.variants[0] if name.variants else name.stem, int(name.stem[-1]), name.group)
 
 
-DEFAULTS = _schemes()
-"""Every recipe, by its name."""
-
-ALIASES = {alias: name for alias, name in ALIASES.items() if alias != name}
-
-_BACKUP = DEFAULTS["int8-asym"]
+_BACKUP = Scheme("asym", 8)
 """Of the two ends of the model, and of matrices that are not in the share of 4 bits."""
 
-_RUNTIME_BACKUPS = {"mxfp4": DEFAULTS["mxfp8"]}
+_RUNTIME_BACKUPS = {"mxfp4": Scheme("mxfp8", 8, 32)}
 """What NNCF takes in its place, by recipe."""
 
 _ENDS = ("token_embedding", "output")
@@ -128,7 +119,7 @@ def assign(
     """The encoding of every tensor.
 
     Args:
-        recipe: A key of `DEFAULTS`.
+        recipe: One of the names of `RECIPES`.
         model: The source.
         tensors: What will be stored, under the names of a checkpoint.
         choices: What the user wants otherwise. A ratio below 1 reads the weights of the layers.
@@ -136,7 +127,7 @@ def assign(
     Raises:
         UsageError: A ratio or ``--all-layers`` for a recipe that has nothing to choose.
     """
-    scheme = DEFAULTS[recipe]
+    scheme = _scheme(RECIPES.read(recipe))
     if scheme.bits != 4 and (choices.ratio is not None or choices.all_layers):
         raise UsageError(f"--ratio and --all-layers mean nothing for {recipe}", hint="choose 4 bits")
     schemes = {t.name: scheme for t in tensors}
@@ -149,7 +140,7 @@ def assign(
     for tensor in tensors:
         for pattern, name in choices.tensor_types:
             if pattern.search(tensor.name):
-                schemes[tensor.name] = _scheme(name)
+                schemes[tensor.name] = type_of(name)
                 break
     return [t.required or _encoding(schemes[t.name], t) for t in tensors]
 
@@ -212,14 +203,6 @@ def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  
     return None
 
 
-def check_type(name: str) -> None:
-    """Raises `UsageError` unless a single matrix can get this scheme."""
-    _scheme(name)
-
-
-def _scheme(name: str) -> Scheme:
-    key = name.lower().replace("_", "-")
-    key = ALIASES.get(key, key)
-    if key not in DEFAULTS:
-        raise UsageError(f"no tensor can be turned into {name!r}", hint=f"one of {', '.join(DEFAULTS)}")
-    return DEFAULTS[key]
+def type_of(name: str) -> Scheme:
+    """What a single matrix is turned into, by its name; an unknown one raises `UsageError`."""
+    return _scheme(RECIPES.read(name))

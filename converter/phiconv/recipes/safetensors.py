@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.errors import UsageError
-from phiconv.ir import BF16, F16, F32
+from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,16 +14,13 @@ if TYPE_CHECKING:
     from phiconv.recipes.choices import Choices
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["ALIASES", "DEFAULTS", "OPTIONS", "PRESETS", "assign", "cast", "check_type"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "assign", "cast", "type_of"]
 
-DEFAULTS: dict[str, FloatEncoding] = {"f16": F16, "bf16": BF16, "f32": F32}
-"""Every recipe, by its name."""
-
-PRESETS = {name: name for name in DEFAULTS}
+PRESETS = {name: name for name in FLOATS}
 """What ``--f16`` and so on mean; there is no 4-bit and no 8-bit type here."""
 
-ALIASES = {"fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
-"""Other names for recipes."""
+RECIPES = Grammar((Family(tuple(FLOATS)),), FLOAT_ALIASES)
+"""How the recipes are called, and so the types of single tensors."""
 
 OPTIONS = frozenset({"tensor_types", "allow_requantize"})
 """The fields of `phiconv.recipes.Choices` that mean something here."""
@@ -34,8 +30,8 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     """The encoding of every tensor: the recipe's type, or that of the first pattern that fits its name."""
 
     def choose(tensor: OutputTensor) -> Encoding:
-        named = (_type(name) for pattern, name in choices.tensor_types if pattern.search(tensor.name))
-        return tensor.required or next(named, DEFAULTS[recipe])
+        named = (type_of(name) for pattern, name in choices.tensor_types if pattern.search(tensor.name))
+        return tensor.required or next(named, FLOATS[recipe])
 
     return [choose(tensor) for tensor in tensors]
 
@@ -45,14 +41,6 @@ def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  
     return None
 
 
-def check_type(name: str) -> None:
-    """Raises `UsageError` unless a tensor can be stored so."""
-    _type(name)
-
-
-def _type(name: str) -> FloatEncoding:
-    key = name.lower()
-    key = ALIASES.get(key, key)
-    if key not in DEFAULTS:
-        raise UsageError(f"no tensor can be stored as {name!r}", hint=f"one of {', '.join(DEFAULTS)}")
-    return DEFAULTS[key]
+def type_of(name: str) -> FloatEncoding:
+    """What a single tensor can be stored as, by its name; an unknown one raises `UsageError`."""
+    return FLOATS[RECIPES.read(name, "no tensor can be stored as").stem]

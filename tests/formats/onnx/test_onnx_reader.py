@@ -15,7 +15,7 @@ from builder_folder import rewrite
 from paths import FIXTURES
 from phiconv import ir
 from phiconv.ir.model import Rope
-from phiconv.recipes.onnx import DEFAULTS
+from phiconv.recipes.onnx import RECIPES
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.rotary import find_theta, rotary_tables
 from phiconv_formats.shared.files import InputFile
@@ -23,7 +23,7 @@ from phiconv_formats.shared.files import InputFile
 KINDS = ["phi", "phi2", "phi3-gqa", "phi3-su", "phi4", "phi4mini", "phi4mini-transformers5", "phimoe-stacked"]
 FLOATS = ("f32", "f16", "bf16")
 # Not every block size with every method: they differ in sizes alone.
-QUANTIZED = [name for name in DEFAULTS if name not in FLOATS and not name.endswith(("-g64", "-g128"))]
+QUANTIZED = [name for name in RECIPES.names() if name not in FLOATS and not name.endswith(("-g64", "-g128"))]
 
 
 def convert(source, folder, quant, *, repack_only=False, **options):

@@ -1,0 +1,191 @@
+"""Names of recipes: those that there were before the grammar, and the rules that they are built by."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from phiconv.errors import UsageError
+from phiconv.ir import F16
+from phiconv.recipes import TARGETS, find_recipe
+from phiconv.recipes.grammar import Family, Grammar
+
+# What the tables of names had, with the encodings: on most tensors, on the more important ones, and (ONNX) on
+# the two ends; of OpenVINO those of rows of 1024 weights. MLX's scales are float16 here.
+BEFORE = {
+    "gguf": """
+        F32 F16 BF16 Q8_0 Q5_1 Q5_0 Q4_1 Q4_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K
+        Q2_K_S IQ4_NL IQ4_XS IQ3_M IQ3_S IQ3_XS IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 TQ1_0
+        MXFP4_MOE""",
+    "mlx": """
+        f16 bf16 f32 mxfp4 mxfp8 nvfp4 2bit 2bit-g32 2bit-g128 3bit 3bit-g32 3bit-g128 4bit 4bit-g32
+        4bit-g128 5bit 5bit-g32 5bit-g128 6bit 6bit-g32 6bit-g128 8bit 8bit-g32 8bit-g128 mixed_2_6
+        mixed_2_6-g32 mixed_2_6-g128 mixed_3_4 mixed_3_4-g32 mixed_3_4-g128 mixed_3_6 mixed_3_6-g32
+        mixed_3_6-g128 mixed_4_6 mixed_4_6-g32 mixed_4_6-g128""",
+    "onnx": """
+        f16 bf16 f32 int4 int4-g16 int4-g64 int4-g128 int4-g256 int4-asym int4-asym-g16 int4-asym-g64
+        int4-asym-g128 int4-asym-g256 int4-rtn int4-rtn-g16 int4-rtn-g64 int4-rtn-g128 int4-rtn-g256
+        int4-rtn-asym int4-rtn-asym-g16 int4-rtn-asym-g64 int4-rtn-asym-g128 int4-rtn-asym-g256 int4-qdq
+        int4-qdq-g16 int4-qdq-g64 int4-qdq-g128 int4-qdq-g256 int4-qdq-asym int4-qdq-asym-g16
+        int4-qdq-asym-g64 int4-qdq-asym-g128 int4-qdq-asym-g256 int8 int8-g16 int8-g64 int8-g128 int8-g256
+        int8-asym int8-asym-g16 int8-asym-g64 int8-asym-g128 int8-asym-g256 int8-rtn int8-rtn-g16
+        int8-rtn-g64 int8-rtn-g128 int8-rtn-g256 int8-rtn-asym int8-rtn-asym-g16 int8-rtn-asym-g64
+        int8-rtn-asym-g128 int8-rtn-asym-g256 int8-qdq int8-qdq-g16 int8-qdq-g64 int8-qdq-g128 int8-qdq-g256
+        int8-qdq-asym int8-qdq-asym-g16 int8-qdq-asym-g64 int8-qdq-asym-g128 int8-qdq-asym-g256 int4-k_quant
+        int4-k_quant-g16 int4-k_quant-g64 int4-k_quant-g128 int4-k_quant-g256 int8-k_quant int8-k_quant-g16
+        int8-k_quant-g64 int8-k_quant-g128 int8-k_quant-g256 int4-k_quant_mixed int4-k_quant_mixed-g16
+        int4-k_quant_mixed-g64 int4-k_quant_mixed-g128 int4-k_quant_mixed-g256""",
+    "openvino": """
+        int4-asym int4-asym-g64 int4-asym-g32 int4-asym-channel int4-sym int4-sym-g64 int4-sym-g32
+        int4-sym-channel int8-asym int8-sym nf4 nf4-g64 nf4-g32 mxfp4 mxfp8 f16 bf16 f32""",
+    "safetensors": "f16 bf16 f32",
+}
+
+# By a name without its size; sizes change nothing but the number in an encoding's name.
+ENCODINGS = {
+    "mlx": {
+        "4bit": "mlx_4bit_g64_f16 mlx_4bit_g64_f16",
+        "mixed_3_6": "mlx_3bit_g64_f16 mlx_6bit_g64_f16",
+        "nvfp4": "mlx_nvfp4 mlx_nvfp4",
+        "bf16": "bf16 bf16",
+    },
+    "onnx": {
+        "f16": "f16 f16 f16",
+        "int4": "onnx_int4_g32_f32 onnx_int4_g32_f32 onnx_int8_g32_f32",
+        "int4-asym": "onnx_int4_asym_g32_f32 onnx_int4_asym_g32_f32 onnx_int8_g32_f32",
+        "int4-rtn": "onnx_int4_rtn_g32_f32 onnx_int4_rtn_g32_f32 onnx_int8_g32_f32",
+        "int4-rtn-asym": "onnx_int4_rtn_asym_g32_f32 onnx_int4_rtn_asym_g32_f32 onnx_int8_g32_f32",
+        "int4-qdq": "onnx_int4_qdq_g32_f32 onnx_int4_qdq_g32_f32 onnx_int8_qdq_g32_f32",
+        "int8": "onnx_int8_g32_f32 onnx_int8_g32_f32 onnx_int8_g32_f32",
+        "int8-qdq-asym": "onnx_int8_qdq_asym_g32_f32 onnx_int8_qdq_asym_g32_f32 onnx_int8_qdq_g32_f32",
+        "int4-k_quant": "onnx_int4_k_quant_asym_g32_f32 onnx_int4_k_quant_asym_g32_f32 onnx_int8_g32_f32",
+        "int8-k_quant": "onnx_int8_k_quant_asym_g32_f32 onnx_int8_k_quant_asym_g32_f32 onnx_int8_g32_f32",
+        "int4-k_quant_mixed": (
+            "onnx_int4_k_quant_asym_g32_f32 onnx_int8_k_quant_asym_g32_f32 onnx_int8_g32_f32"
+        ),
+    },
+    "openvino": {
+        "int4-asym": "openvino_int4_asym_g128",
+        "int4-sym": "openvino_int4_sym_g128",
+        "int4-sym-channel": "openvino_int4_sym_g1024",
+        "int8-asym": "openvino_int8_asym_g1024",
+        "int8-sym": "openvino_int8_sym_g1024",
+        "nf4": "openvino_nf4_g128",
+        "mxfp4": "openvino_mxfp4",
+        "mxfp8": "openvino_mxfp8",
+        "f32": "f32",
+    },
+}
+
+FLOATS = {"fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+ALIASES = {
+    "gguf": {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "q4": "Q4_K_M", "q8": "Q8_0"},
+    "mlx": FLOATS | {"4bit-g64": "4bit", "mixed_2_6-g64": "mixed_2_6", "q4": "4bit"},
+    "onnx": FLOATS | {
+        "int4-g32": "int4", "int8-rtn-asym-g32": "int8-rtn-asym", "int4-k_quant-g32": "int4-k_quant",
+        "int4-k_quant_mixed-g32": "int4-k_quant_mixed", "int4-asym-rtn-g64": "int4-rtn-asym-g64",
+        "int8-g16-asym-qdq": "int8-qdq-asym-g16", "int4-g64-k_quant": "int4-k_quant-g64", "q8": "int8",
+    },
+    "openvino": FLOATS | {
+        "int4": "int4-asym", "int8": "int8-asym", "int4-asym-g128": "int4-asym", "int4-sym-g128": "int4-sym",
+        "nf4-g128": "nf4", "mxfp4-g32": "mxfp4", "mxfp8-g32": "mxfp8", "mxfp8-e4m3": "mxfp8",
+        "q4": "int4-asym", "int4-channel-sym": "int4-sym-channel",
+    },
+    "safetensors": FLOATS,
+}  # fmt: skip
+
+UNKNOWN = {
+    "gguf": ["Q9_Z", "fp16", "Q4_K_M-g32", "Q4_K_X"],
+    "mlx": ["7bit", "4bit-g256", "4bit-", "4bit--g64", "4bit-g64-g64", "mxfp4-g32", "mixed", "bit", ""],
+    "onnx": [
+        "int5", "int4-g48", "int4-rtn-qdq", "int4-rtn-rtn", "int4-k_quant-asym", "int4-k_quant-rtn",
+        "int8-k_quant_mixed", "int4-k", "int4-sym", "int4-channel", "rtn-int4", "f16-g32", "int4--asym", "q5",
+    ],
+    "openvino": ["int4-g64", "int4-asym-sym", "int8-asym-g64", "int8-channel", "nf4-asym", "mxfp4-g64"],
+    "safetensors": ["q4", "int4", "f16-g32"],
+}  # fmt: skip
+
+each_target = pytest.mark.parametrize("target", TARGETS)
+
+
+def encodings(target, name):
+    """The names of what a recipe's matrices become."""
+    module = TARGETS[target]
+    scheme = module._scheme(module.RECIPES.read(name))
+    if target == "onnx":
+        found = [scheme.encoding, scheme.high, scheme.ends]
+    elif target == "mlx":
+        found = [scheme.encoding(F16), scheme.encoding(F16, high=True)]
+    else:
+        found = [scheme.encoding(1024)]
+    return " ".join(encoding.name for encoding in found)
+
+
+@each_target
+def test_names_are_those_of_before(target):
+    names = BEFORE[target].split()
+    assert sorted(TARGETS[target].RECIPES.names()) == sorted(names)
+    for name in names:
+        forms = {name, name.upper(), name.lower(), name.replace("-", "_"), name.replace("_", "-")}
+        assert {find_recipe(target, form) for form in forms} == {name}
+
+
+@each_target
+def test_aliases_mean_what_they_did(target):
+    for alias, name in ALIASES[target].items():
+        assert find_recipe(target, alias) == find_recipe(target, alias.upper()) == name
+
+
+@each_target
+def test_unknown_names_are_refused_with_a_hint(target):
+    for name in UNKNOWN[target]:
+        with pytest.raises(UsageError, match=f"{target} has no quantization '{name}'") as caught:
+            find_recipe(target, name)
+        assert all(str(family) in str(caught.value) for family in TARGETS[target].RECIPES.families)
+
+
+@pytest.mark.parametrize("target", ENCODINGS)
+def test_encodings_are_those_of_before(target):
+    for name, expected in ENCODINGS[target].items():
+        assert encodings(target, name) == expected, name
+        usual = f"g{TARGETS[target].RECIPES.read(name).group}"
+        for size in ("g16", "g32", "g64", "g128", "g256"):
+            if f"{name}-{size}" in BEFORE[target].split():
+                assert encodings(target, f"{name}-{size}") == expected.replace(usual, size)
+
+
+@each_target
+def test_single_tensors_take_what_is_not_mixed(target):
+    names = BEFORE[target].split() if target != "gguf" else ["Q4_K", "q4-k", "MXFP4", "NVFP4", "f64"]
+    mixed = {name for name in names if "mixed" in name}
+    for name in set(names) - mixed:
+        assert TARGETS[target].type_of(name) == TARGETS[target].type_of(name.swapcase())
+    for name in {*mixed, "q4", "Q4_K_M"}:
+        with pytest.raises(UsageError, match=f"no tensor can be .* '{name}'; one of "):
+            TARGETS[target].type_of(name)
+
+
+def test_a_name_is_taken_apart():
+    family = Family(("a", "b"), (("", "x", "x_y"), ("p", "q")), (32, 64, 0))
+    assert str(family) == "(a|b)[-x|-x_y](-p|-q)[-gN|-channel]"
+    assert len(family.names()) == len(set(family.names())) == 2 * 3 * 2 * 3
+    for words in itertools.permutations(["X-y", "Q", "g64"]):
+        name = family.read("-".join(["B", *words]))
+        assert (name.spelling, name.stem, name.variants, name.group) == ("b-x_y-q-g64", "b", ("x_y", "q"), 64)
+    assert family.read("a-p-g32").spelling == "a-p"
+    assert family.read("a-p").group == 32
+    assert family.read("a-p-channel").group == 0
+    assert family.read("a") is None  # p or q is needed
+
+
+def test_a_name_belongs_to_the_first_family_that_it_fits():
+    grammar = Grammar((Family(("a",)), Family(("a_b", "a"), (("x",),))), {"A-Z": "a_b-x"})
+    assert [grammar.read(name).spelling for name in ("a", "a-x", "a-b-x", "a_z")] == [
+        "a",
+        "a-x",
+        "a_b-x",
+        "a_b-x",
+    ]
+    with pytest.raises(UsageError, match=r"^no such 'b'; one of a, \(a_b\|a\)-x$"):
+        grammar.read("b", "no such")
