@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import json
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from paths import FIXTURES
 from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_header, serialize_kv
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 from phiconv_formats.tokenizers.folder import read_tokenizer
+from tokenizer_families import FAMILIES, VOCAB_SIZE, write_tokenizer
 
 pytestmark = pytest.mark.runtime
 
@@ -203,6 +205,15 @@ def test_sentencepiece_from_tokenizer_json_alone(tokenize_with, reference, tmp_p
     actual = tokenize_with(tokenizer, name_for_runtime("Phi", tokenizer), vocab_size)
     page = (FIXTURES / "test.txt").read_text(encoding="utf-8")[:20000]
     assert differing(reference(folder), actual, [*PROSE, *CHAT, page]) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_have_the_ids_of_the_hugging_face_library(family, tokenize_with, reference, tmp_path):
+    tokenizer = write_tokenizer(family, tmp_path)
+    actual, expected = tokenize_with(tokenizer, family, VOCAB_SIZE), reference(tmp_path)
+    composed = [unicodedata.normalize("NFC", text) for text in PROSE]  # the runtime composes nothing
+    page = (FIXTURES / "test.txt").read_text(encoding="utf-8")[:20000]
+    assert differing(expected, actual, [*composed, *CHAT, page, "\n".join(composed)]) == []
 
 
 def test_chat_has_the_ids_of_the_hugging_face_library(tokenize_with, reference):

@@ -9,6 +9,7 @@ import pytest
 import phiconv
 from paths import FIXTURES
 from phiconv_formats.tokenizers.writer import tokenizer_files
+from tokenizer_families import FAMILIES, tokenizer_json, write_tokenizer
 
 pytestmark = pytest.mark.runtime
 
@@ -39,6 +40,17 @@ def test_the_same_ids(kind, source, model_folder, tmp_path):
     written = library.from_str(
         tokenizer_files(phiconv.open_model(folder).tokenizer)["tokenizer.json"].decode()
     )
+    for text in TEXTS:
+        expected = original.encode(text).ids
+        assert written.encode(text).ids == expected
+        assert written.decode(expected) == original.decode(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_ids_for_other_families(family, tmp_path):
+    library = pytest.importorskip("tokenizers").Tokenizer
+    original = library.from_str(json.dumps(tokenizer_json(family)))
+    written = library.from_str(tokenizer_files(write_tokenizer(family, tmp_path))["tokenizer.json"].decode())
     for text in TEXTS:
         expected = original.encode(text).ids
         assert written.encode(text).ids == expected

@@ -19,6 +19,7 @@ from phiconv.tokenization.characters import OTHER, PROPERTIES, SIZE, WORD, kinds
 from phiconv.tokenization.encoder import byte_alphabet, decode, encode
 from phiconv.tokenization.tokenizer import SPLITS, Split, Tokenizer, TokenType
 from phiconv_formats.tokenizers.folder import read_tokenizer
+from tokenizer_families import FAMILIES, tokenizer_json
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -26,10 +27,12 @@ FIXTURES = ROOT / "fixtures"
 PAGE = (FIXTURES / "test.txt").read_text(encoding="utf-8")
 
 CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-SPLITTERS = {f"{name}{' spelled out' if CONTRACTIONS in text else ''}": text for text, name in SPLITS.items()}
+SPLITTERS = {
+    f"{name}'s split{', spelled out' if CONTRACTIONS in text else ''}": text for text, name in SPLITS.items()
+}
 # The library gives a normalized added token back as it looked for it, with its prefix; no Phi model has one.
-UNLIKE = {"normalized flags"}
-NAMES = ("tiny-phi3", "tiny-phi4mini", *SPLITTERS, "flags", "normalized flags")
+UNLIKE = {"normalized flags", "qwen2 flags"}
+NAMES = ("tiny-phi3", "tiny-phi4mini", *SPLITTERS, *FAMILIES, "flags", "normalized flags", "qwen2 flags")
 
 TEXTS = [
     "", " ", "  ", "\n", " \n", "a", " a", "a ", "▁ ▁▁a▁", "Ġ Ċ", "\0", "<unk>", "<s>a</s>",
@@ -50,16 +53,31 @@ TEXTS = [
     "text before  <|endoftext|>  after<|endoftext|>",
     "broken <|user| > <|nobody|> <|end <|end<|end|>|> </s>", "<|tool|>[]<|/tool|> <|tag|> x",
     "lefT and lefT<|end|>rigHt  lefT é  é x",
+    "ｶ\u3099 \u1112\u1161\u11ab e\u0323\u0302 \u2126 \u08d3\u0301 q\u0307\u0323",
+    "lefT\u0301 ne\u0301T<|end|>\u0301",
     "qZ qZk aworD worD, worD worD\u0301 _worD worD_ 中worD Ⓐ worD½",
 ]  # fmt: skip
 
 
 def flagged(data, *, normalized):
     """Adds tokens of all kinds to a tokenizer.json."""
-    texts = ["lefT", "<|both|>", "rigHt", "worD", "qZ", "qZk", "   ", "\t\t\t\t", "é ", "Zk", "Ünï"]
+    texts = [
+        "lefT",
+        "<|both|>",
+        "rigHt",
+        "worD",
+        "qZ",
+        "qZk",
+        "   ",
+        "\t\t\t\t",
+        "é ",
+        "Zk",
+        "Ünï",
+        "ne\u0301T",
+    ]
     for i, text in enumerate(texts):
         flags = {"lstrip": i in (0, 1), "rstrip": i in (1, 2), "single_word": text == "worD"}
-        odd = normalized and i % 2 == 1
+        odd = normalized and (i % 2 == 1 or i == len(texts) - 1)
         token = {"id": 2080 + i, "content": text, "normalized": odd, "special": i % 3 == 0, **flags}
         data["added_tokens"].append(token)
 
@@ -74,11 +92,14 @@ def load(tmp_path_factory):
             return made[name]
         base = name if name == "tiny-phi3" else "tiny-phi4mini"
         base = "tiny-phi3" if name == "normalized flags" else base
-        data = json.loads((FIXTURES / base / "tokenizer.json").read_text(encoding="utf-8"))
+        family = name.split()[0]
+        known = family in FAMILIES
+        text = (FIXTURES / base / "tokenizer.json").read_text(encoding="utf-8")
+        data = tokenizer_json(family) if known else json.loads(text)
         if name in SPLITTERS:
             data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = SPLITTERS[name]
         if "flags" in name:
-            flagged(data, normalized="normalized" in name)
+            flagged(data, normalized=name in UNLIKE)
         folder = tmp_path_factory.mktemp("tokenizer")
         (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
         for token in data["added_tokens"]:  # or else the library renumbers those after a gap
@@ -127,7 +148,19 @@ PIECES = st.one_of(
     st.text(max_size=12),
     st.text("aB'sſtDl \n\r\t/.1é中\u0301▁", max_size=12),
     st.sampled_from(
-        ["<|end|>", "<|user|>", "lefT", "rigHt", "worD", "qZk", "<0x41>", "</s>", "日本", "\u2028"]
+        [
+            "<|end|>",
+            "<|user|>",
+            "lefT",
+            "rigHt",
+            "worD",
+            "qZk",
+            "<0x41>",
+            "</s>",
+            "日本",
+            "\u2028",
+            "e\u0301\u0323",
+        ]
     ),
     st.sampled_from(["  ", "    ", "\n\n", "\r\n", "\x85", "\u00a0"]).flatmap(
         lambda c: st.integers(1, 30).map(lambda n: c * n)

@@ -16,6 +16,7 @@ from phiconv.tokenization import bpe
 from phiconv.tokenization.added_tokens import AddedTokens
 from phiconv.tokenization.characters import kinds, kinds_expression
 from phiconv.tokenization.charsmap import Charsmap
+from phiconv.tokenization.composition import compose
 from phiconv.tokenization.tokenizer import (
     SPLITS,
     SentencePieceOptions,
@@ -207,9 +208,10 @@ class _ByteLevel:
         expression = _expression(tokenizer.split)
         self._ignores_case = "(?i:" in expression
         self._expression = kinds_expression(expression)
+        self._nfc = tokenizer.nfc
 
     def normalize(self, text: str) -> str:
-        return text
+        return compose(text) if self._nfc else text
 
     def words(self, text: str) -> list[str]:
         signs = kinds(text, fold=self._ignores_case)

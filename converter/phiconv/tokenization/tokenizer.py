@@ -1,7 +1,7 @@
 """What a tokenizer is, whatever files it came from: what a runtime needs to tokenize like it.
 
-The Phi models have two kinds: SentencePiece's BPE over characters, with bytes to fall back to (Phi-3), and
-BPE over bytes inside words that a regular expression finds (Phi-1, Phi-2, Phi-4).
+There are two kinds: SentencePiece's BPE over characters, with bytes to fall back to (Phi-3, Llama 2), and BPE
+over bytes inside words that a regular expression finds (Phi-1, Phi-2, Phi-4, Llama 3, Qwen, SmolLM).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Kind: TypeAlias = Literal["sentencepiece", "byte-bpe"]
-SplitName: TypeAlias = Literal["gpt2", "cl100k", "o200k"]
+SplitName: TypeAlias = Literal["gpt2", "cl100k", "o200k", "qwen2"]
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """What a special token can be for."""
@@ -48,6 +48,7 @@ def _splits() -> dict[str, SplitName]:
     for tail in ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"):
         words = rf"{tail}|{_WORD}\p{{L}}+"
         known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES] = "cl100k"
+        known[words + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES] = "qwen2"
         words = f"{_WORD}{_UPPER}*{_LOWER}+{tail}?|{_WORD}{_UPPER}+{_LOWER}*{tail}?"
         known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES] = "o200k"
     return known
@@ -103,7 +104,8 @@ class Split:
     """How a byte-level tokenizer cuts the text into words, inside of which it merges.
 
     Attributes:
-        name: Which known split it is: GPT-2's, or that of tiktoken's cl100k or o200k; None for another.
+        name: Which known split it is: GPT-2's, Qwen2's, or that of tiktoken's cl100k (Llama 3's too) or
+            its o200k; None for another.
         text: What the file says, for messages: the regular expression, or the pre-tokenizer's settings.
     """
 
@@ -148,6 +150,7 @@ class Tokenizer:
         chat_templates: Jinja text by name, the usual one under "default". They are data, never rendered.
         split: Of a byte-level tokenizer.
         sentencepiece: Of a SentencePiece tokenizer.
+        nfc: Whether a byte-level tokenizer composes characters first (Unicode's form NFC).
     """
 
     kind: Kind
@@ -162,6 +165,7 @@ class Tokenizer:
     chat_templates: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     split: Split | None = None
     sentencepiece: SentencePieceOptions | None = None
+    nfc: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)

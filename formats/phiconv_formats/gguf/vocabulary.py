@@ -28,7 +28,15 @@ if TYPE_CHECKING:
 
     from phiconv.tokenization.tokenizer import SplitName, Tokenizer
 
-__all__ = ["ADD_KEYS", "ID_KEYS", "SPLIT_OF_PRE", "name_for_runtime", "strips_after", "tokenizer_metadata"]
+__all__ = [
+    "ADD_KEYS",
+    "ID_KEYS",
+    "PRE_OF_NFC",
+    "SPLIT_OF_PRE",
+    "name_for_runtime",
+    "strips_after",
+    "tokenizer_metadata",
+]
 
 KeyValue: TypeAlias = "tuple[str, GgufValue]"
 
@@ -46,11 +54,16 @@ ID_KEYS = {
 }
 ADD_KEYS = {"bos": Keys.Tokenizer.ADD_BOS, "eos": Keys.Tokenizer.ADD_EOS, "sep": Keys.Tokenizer.ADD_SEP}
 
-_PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gpt-4o"}
+_PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gpt-4o", "qwen2": "qwen2"}
 """The runtime's name of a split; it applies the same regular expression."""
 
-SPLIT_OF_PRE = {pre: split for split, pre in _PRE.items()} | {"phi-2": "gpt2"}
+_QWEN2_WITHOUT_NFC = "deepseek-r1-qwen"  # the same to the runtime, which never composes characters
+
+SPLIT_OF_PRE = {pre: split for split, pre in _PRE.items()} | {"phi-2": "gpt2", _QWEN2_WITHOUT_NFC: "qwen2"}
 """The split by the runtime's name of it."""
+
+PRE_OF_NFC = "qwen2"
+"""The name whose tokenizers compose characters. The runtime does not, so other names say nothing of it."""
 
 _PHI2 = "phi2"
 
@@ -157,6 +170,8 @@ def _pre(tokenizer: Tokenizer, architecture: str) -> str:
         raise ConfigError(
             message, at="pre_tokenizer", hint="use the tokenizer files of the original Phi model"
         )
+    if split.name == "qwen2" and not tokenizer.nfc:
+        return _QWEN2_WITHOUT_NFC
     return "phi-2" if (split.name, architecture) == ("gpt2", _PHI2) else _PRE[split.name]
 
 

@@ -12,7 +12,7 @@ from gguf.constants import Keys
 
 from phiconv.errors import UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
-from phiconv_formats.gguf.vocabulary import ADD_KEYS, ID_KEYS, SPLIT_OF_PRE, strips_after
+from phiconv_formats.gguf.vocabulary import ADD_KEYS, ID_KEYS, PRE_OF_NFC, SPLIT_OF_PRE, strips_after
 from phiconv_formats.tokenizers.tokenizer_json import check_vocabulary, parse_merges
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def read_vocabulary(entries: Entries, vocab_size: int) -> Tokenizer | None:
         chat_templates=_chat_templates(entries),
         split=_split(entries) if kind == "byte-bpe" else None,
         sentencepiece=_options(entries, types) if kind == "sentencepiece" else None,
+        nfc=kind == "byte-bpe" and entries.text(Keys.Tokenizer.PRE) == PRE_OF_NFC,
     )
 
 

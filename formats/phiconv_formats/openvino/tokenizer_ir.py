@@ -131,6 +131,8 @@ def _encode(document: Document, tokenizer: Tokenizer, strings: Sequence[Port]) -
     expression = _string(document, added_tokens_expression(tokenizer))
     pieces = document.layer("SpecialTokensSplit", [*pieces, expression], _PIECES, version=_EXTENSION)
     if tokenizer.kind == "byte-bpe":
+        if tokenizer.nfc:
+            pieces = _compose(document, pieces)
         pieces = document.layer(
             "RegexSplit",
             [*pieces, _string(document, split_expression(tokenizer.split))],
@@ -166,6 +168,23 @@ def _one_string_a_row(document: Document, begins: Port) -> tuple[Port, Port]:
     count = document.one("Gather", [shape, zero, zero], "i32", version="opset8", batch_dims="0")
     first = document.one("Range", [zero, count, one], "i32", version="opset4", output_type="i32")
     return first, document.one("Add", [first, one], "i32", auto_broadcast="numpy")
+
+
+def _compose(document: Document, pieces: Sequence[Port]) -> list[Port]:
+    """Unicode's form NFC outside added tokens."""
+    composed = document.layer(
+        "CharsMapNormalization",
+        pieces[2:],
+        _PIECES[2:],
+        version=_EXTENSION,
+        normalization_form="nfc",
+        add_dummy_prefix="false",
+        remove_extra_whitespaces="false",
+        escape_whitespaces="false",
+        case_fold="false",
+        nmt="false",
+    )
+    return [*pieces[:2], *composed]
 
 
 def _mark_spaces(document: Document, tokenizer: Tokenizer, pieces: Sequence[Port]) -> list[Port]:

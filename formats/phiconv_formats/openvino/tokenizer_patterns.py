@@ -100,11 +100,12 @@ def _check(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:
     first = [token.content for token in added if not token.normalized]
     strips = any(token.lstrip for token in added)
     sentencepiece = tokenizer.kind == "sentencepiece"
+    normalizes = sentencepiece or tokenizer.nfc
     for token in added:
         text = token.content
         for rule, what in (
             (token.single_word, "that is found only as a word of its own"),
-            (sentencepiece and token.normalized, "that is looked for in normalized text"),
+            (normalizes and token.normalized, "that is looked for in normalized text"),
             (sentencepiece and _SPACE in text, "with SentencePiece's mark of a space"),
             (
                 strips and re.search(rf"\A{_WHITE}|{_WHITE}\Z", text),

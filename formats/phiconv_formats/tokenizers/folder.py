@@ -73,6 +73,7 @@ class _Base:
     merges: tuple[tuple[str, str], ...] = ()
     split: Split | None = None
     sentencepiece: SentencePieceOptions | None = None
+    nfc: bool = False
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) -> Tokenizer | None:
@@ -139,6 +140,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
         chat_templates=_read_chat_templates(folder, settings, settings_path),
         split=base.split,
         sentencepiece=base.sentencepiece,
+        nfc=base.nfc,
     )
 
 
@@ -206,7 +208,9 @@ def _base_of_json(parsed: TokenizerJson) -> _Base:
                 types[i] = TokenType.BYTE
         if parsed.unknown is not None and parsed.unknown in parsed.vocabulary:
             types[parsed.vocabulary[parsed.unknown]] = TokenType.UNKNOWN
-    return _Base(parsed.kind, tokens, types, scores, parsed.merges, parsed.split, parsed.sentencepiece)
+    return _Base(
+        parsed.kind, tokens, types, scores, parsed.merges, parsed.split, parsed.sentencepiece, parsed.nfc
+    )
 
 
 def _scores(parsed: TokenizerJson, size: int) -> list[float]:

@@ -65,6 +65,7 @@ class TokenizerJson:
         vocabulary: Id by token, without the added tokens that are not in it.
         unknown: The token for what has no other.
         post_processors: Of the text's tokens; they say which special tokens are put around it.
+        nfc: Whether a byte-level tokenizer composes characters first.
     """
 
     kind: Kind
@@ -75,6 +76,7 @@ class TokenizerJson:
     split: Split | None
     sentencepiece: SentencePieceOptions | None
     post_processors: tuple[Mapping[str, Any], ...]
+    nfc: bool = False
 
 
 def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
@@ -114,6 +116,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
         split=_split(normalizers, pre_tokenizers, path) if kind == "byte-bpe" else None,
         sentencepiece=_options(model, normalizers, pre_tokenizers, path) if kind == "sentencepiece" else None,
         post_processors=tuple(_parts(data.get("post_processor"), "processors", path)),
+        nfc=kind == "byte-bpe" and _is_nfc(normalizers),
     )
 
 
@@ -200,8 +203,9 @@ def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
     text = " + ".join(_describe(part) for part in (*normalizers, *pre_tokenizers))
     name: SplitName | None = None
     last = pre_tokenizers[-1]
-    # A normalizer would change the text before it is split, a prefix space would change its first word.
-    if last["type"] != "ByteLevel" or last.get("add_prefix_space", True) is not False or normalizers:
+    # A normalizer may change the text before it is split, a prefix space would change its first word.
+    known = not normalizers or _is_nfc(normalizers)
+    if last["type"] != "ByteLevel" or last.get("add_prefix_space", True) is not False or not known:
         return Split(None, text)
     use_regex = expect(last.get("use_regex", True), bool, path, "pre_tokenizer.use_regex")
     if len(pre_tokenizers) == 1 and use_regex:
@@ -214,6 +218,10 @@ def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
             text = _regex(first) or text
             name = SPLITS.get(text)
     return Split(name, text)
+
+
+def _is_nfc(normalizers: _Steps) -> bool:
+    return [part["type"] for part in normalizers] == ["NFC"]
 
 
 def _describe(part: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def _flags(token: AddedToken) -> dict[str, Any]:
 
 def _byte_level(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> dict[str, Any]:
     return {
-        "normalizer": None,
+        "normalizer": {"type": "NFC"} if tokenizer.nfc else None,
         "pre_tokenizer": _pre_tokenizer(tokenizer.split),
         "post_processor": _template(tokenizer) or _BYTE_LEVEL,
         "decoder": _BYTE_LEVEL,

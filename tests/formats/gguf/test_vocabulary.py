@@ -64,13 +64,27 @@ def test_phi2_says_first_that_there_is_no_bos():
     assert metadata[2][1].value == "phi-2"
 
 
-@pytest.mark.parametrize(("split", "pre"), [("gpt2", "gpt-2"), ("cl100k", "dbrx"), ("o200k", "gpt-4o")])
+@pytest.mark.parametrize(
+    ("split", "pre"),
+    [
+        ("gpt2", "gpt-2"),
+        ("cl100k", "dbrx"),
+        ("o200k", "gpt-4o"),
+        ("qwen2", "deepseek-r1-qwen"),
+    ],
+)
 def test_the_name_of_the_split(split, pre):
     tokenizer = replace(BYTE_BPE, split=Split(split, ""))
     assert (
         dict(tokenizer_metadata(tokenizer, architecture="phi3", vocab_size=7))["tokenizer.ggml.pre"].value
         == pre
     )
+
+
+def test_qwen2_composes_characters():
+    tokenizer = replace(BYTE_BPE, split=Split("qwen2", ""), nfc=True)
+    found = dict(tokenizer_metadata(tokenizer, architecture="qwen2", vocab_size=7))
+    assert found["tokenizer.ggml.pre"].value == "qwen2"
 
 
 def test_phi3():

@@ -297,6 +297,11 @@ def without(tokenizer, token):
     [
         ("tiny-phi3", lambda t: with_added(t, AddedToken(9, "w", single_word=True)), "a word of its own"),
         ("tiny-phi3", lambda t: with_added(t, AddedToken(9, "w", normalized=True)), "in normalized text"),
+        (
+            "tiny-phi4mini",
+            lambda t: replace(with_added(t, AddedToken(9, "w", normalized=True)), nfc=True),
+            "in normalized text",
+        ),
         ("tiny-phi3", lambda t: with_added(t, AddedToken(9, "▁w")), "mark of a space"),
         (
             "tiny-phi4mini",

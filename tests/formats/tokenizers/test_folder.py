@@ -126,57 +126,6 @@ def test_no_files_no_tokenizer(tmp_path):
     assert read(tmp_path) is None
 
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
-
-
-@pytest.mark.parametrize(
-    ("pre_tokenizer", "name"),
-    [
-        ({"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}, "gpt2"),
-        ({"type": "ByteLevel", "add_prefix_space": False}, "gpt2"),
-        ({"type": "ByteLevel", "add_prefix_space": True}, None),
-        ({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}, None),
-    ],
-)
-def test_splits(copy, pre_tokenizer, name):
-    folder = copy(PHI4MINI)
-    edit(folder / "tokenizer.json", lambda data: data.update(pre_tokenizer=pre_tokenizer))
-    assert read(folder).split.name == name
-
-
-@pytest.mark.parametrize(
-    "normalizer", [{"type": "NFC"}, {"type": "Sequence", "normalizers": [{"type": "NFC"}]}]
-)
-def test_a_normalizer_is_no_known_split(copy, normalizer):
-    folder = copy(PHI4MINI)
-    edit(folder / "tokenizer.json", lambda data: data.update(normalizer=normalizer))
-    assert read(folder).split.name is None
-
-
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-@pytest.mark.parametrize(
-    ("regex", "behavior", "invert", "name"),
-    [
-        (CL100K, "Isolated", False, "cl100k"),
-        (CL100K, "Removed", True, "cl100k"),
-        (CL100K, "Removed", False, None),
-        (CL100K.replace("{1,3}", ""), "Isolated", False, None),
-    ],
-)
-def test_expressions(copy, regex, behavior, invert, name):
-    folder = copy(PHI4MINI)
-    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
-    edit(folder / "tokenizer.json", lambda data: data["pre_tokenizer"]["pretokenizers"].__setitem__(0, split))
-    found = read(folder).split
-    assert found.name == name
-    assert regex in found.text
-
-
 def test_config_fills_what_the_tokenizer_does_not_say(copy):
     folder = copy(PHI4MINI)
     edit(

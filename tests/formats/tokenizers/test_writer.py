@@ -77,9 +77,13 @@ def test_flags_templates_and_gaps(again):
     assert again(named) == named
 
 
-@pytest.mark.parametrize("split", ["cl100k", "o200k"])
+@pytest.mark.parametrize("split", ["cl100k", "o200k", "qwen2"])
 def test_splits(split, again):
     assert again(replace(BYTE_BPE, split=Split(split, ""))).split.name == split
+
+
+def test_nfc(again):
+    assert again(replace(BYTE_BPE, nfc=True)).nfc
 
 
 def test_tokens_around_the_text(again):

@@ -1,0 +1,65 @@
+"""A tokenizer comes back from the metadata that says it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer, TokenType
+from phiconv_formats.gguf.entries import Entries
+from phiconv_formats.gguf.values import GgufValue, ValueType
+from phiconv_formats.gguf.vocabulary import SPLIT_OF_PRE, tokenizer_metadata
+from phiconv_formats.gguf.vocabulary_reader import read_vocabulary
+
+N, C = TokenType.NORMAL, TokenType.CONTROL
+
+BYTE_BPE = Tokenizer(
+    kind="byte-bpe",
+    tokens=("a", "b", "ab", "<|im_end|>"),
+    types=(N, N, N, C),
+    merges=(("a", "b"),),
+    added=(AddedToken(3, "<|im_end|>", special=True),),
+    special_ids={"eos": 3},
+    eos_ids=(3,),
+    add_special={"bos": False},
+    split=Split("gpt2", "gpt-2"),
+)
+
+
+def again(tokenizer, **changes):
+    metadata = dict(tokenizer_metadata(tokenizer, architecture="llama", vocab_size=len(tokenizer)))
+    values = {f"tokenizer.{key}": value for key, value in changes.items()}
+    return read_vocabulary(Entries(metadata | values, Path("m.gguf")), len(tokenizer))
+
+
+def text(value):
+    return GgufValue(ValueType.STRING, value)
+
+
+@pytest.mark.parametrize(
+    ("split", "changes"),
+    [
+        (Split("gpt2", "gpt-2"), {}),
+        (Split("cl100k", "dbrx"), {}),
+        (Split("o200k", "gpt-4o"), {}),
+        (Split("qwen2", "qwen2"), {"nfc": True}),
+        (Split("qwen2", "deepseek-r1-qwen"), {}),
+    ],
+)
+def test_what_is_written_is_read(split, changes):
+    tokenizer = replace(BYTE_BPE, split=split, **changes)
+    assert again(tokenizer) == tokenizer
+
+
+@pytest.mark.parametrize("pre", SPLIT_OF_PRE)
+def test_other_names(pre):
+    found = again(BYTE_BPE, **{"ggml.pre": text(pre)})
+    assert found.split == Split(SPLIT_OF_PRE[pre], pre)
+    assert found.nfc == (pre == "qwen2")
+
+
+def test_an_unknown_name_is_no_known_split():
+    found = again(BYTE_BPE, **{"ggml.pre": text("falcon")})
+    assert (found.split, found.nfc) == (Split(None, "falcon"), False)

@@ -1,0 +1,58 @@
+"""Tokenizers like those of other families, made of the fixture's: its vocabulary with their settings."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from paths import FIXTURES
+from phiconv_formats.tokenizers.folder import read_tokenizer
+from phiconv_formats.tokenizers.tokenizer_json import REGEX_OF_SPLIT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from phiconv.tokenization.tokenizer import Tokenizer
+
+__all__ = ["FAMILIES", "VOCAB_SIZE", "tokenizer_json", "write_tokenizer"]
+
+VOCAB_SIZE = 2112
+
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def _split(name: str) -> dict[str, Any]:
+    words = {
+        "type": "Split",
+        "pattern": {"Regex": REGEX_OF_SPLIT[name]},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return {"type": "Sequence", "pretokenizers": [words, _BYTE_LEVEL]}
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split("qwen2")},
+}
+"""What the tokenizer.json of a family has otherwise than the fixture's."""
+
+
+def tokenizer_json(family: str) -> dict[str, Any]:
+    """The content of a tokenizer.json, with the added tokens in the vocabulary.
+
+    Recent releases of the library renumber added tokens behind a gap that are not there.
+    """
+    data: dict[str, Any] = json.loads((FIXTURES / "tiny-phi4mini" / "tokenizer.json").read_text("utf-8"))
+    data |= FAMILIES[family]
+    data["model"]["vocab"] |= {token["content"]: token["id"] for token in data["added_tokens"]}
+    for token in data["added_tokens"]:  # llama.cpp strips for no family but Phi-3
+        token["lstrip"] = token["rstrip"] = False
+    return data
+
+
+def write_tokenizer(family: str, folder: Path) -> Tokenizer:
+    """Puts the tokenizer.json of a family into a folder; returns what is read of it."""
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(family)), encoding="utf-8")
+    tokenizer = read_tokenizer(folder, vocab_size=VOCAB_SIZE, config={})
+    assert tokenizer is not None
+    return tokenizer
