@@ -31,7 +31,15 @@ def _split(name: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [words, _BYTE_LEVEL]}
 
 
+_DIGITS = {"type": "Digits", "individual_digits": True}
+
 FAMILIES: dict[str, dict[str, Any]] = {
+    "smollm": {
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [_DIGITS, _BYTE_LEVEL | {"use_regex": True}],
+        }
+    },
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split("qwen2")},
 }
 """What the tokenizer.json of a family has otherwise than the fixture's."""

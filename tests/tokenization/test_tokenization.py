@@ -17,7 +17,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.tokenization import bpe
 from phiconv.tokenization.characters import OTHER, PROPERTIES, SIZE, WORD, kinds
 from phiconv.tokenization.encoder import byte_alphabet, decode, encode
-from phiconv.tokenization.tokenizer import SPLITS, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import SMOLLM_SPLIT, SPLITS, Split, Tokenizer, TokenType
 from phiconv_formats.tokenizers.folder import read_tokenizer
 from tokenizer_families import FAMILIES, tokenizer_json
 
@@ -316,3 +316,16 @@ def test_long_runs_take_no_longer_than_other_text(name, load):
     found = [encode(tokenizer, c * 30_000) for c in ("a", " ", "\n", "中", "ab", "A1")]
     assert time.process_time() - start < 10
     assert found[:2] == [ids_of(library, "a" * 30_000), ids_of(library, " " * 30_000)]
+
+
+@given(
+    st.text(
+        st.sampled_from("ab'stdrevml12 ٣½Ⅷ²\n\t\r.!\u00a0\u3000中\u0301🙂") | st.characters(codec="utf-8")
+    )
+)
+def test_the_split_of_digits_and_gpt2_is_one_expression(text):
+    pre = tokenizers.pre_tokenizers
+    words = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+    split = pre.Split(tokenizers.Regex(SMOLLM_SPLIT), "isolated")
+    one = pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    assert words.pre_tokenize_str(text) == one.pre_tokenize_str(text)

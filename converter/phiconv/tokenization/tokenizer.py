@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GPT2_SPLIT",
     "ROLES",
+    "SMOLLM_SPLIT",
     "SPLITS",
     "AddedToken",
     "Kind",
@@ -29,13 +30,16 @@ __all__ = [
 ]
 
 Kind: TypeAlias = Literal["sentencepiece", "byte-bpe"]
-SplitName: TypeAlias = Literal["gpt2", "cl100k", "o200k", "qwen2"]
+SplitName: TypeAlias = Literal["gpt2", "cl100k", "o200k", "qwen2", "smollm"]
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """What a special token can be for."""
 
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# GPT-2's words between digits, each of which is cut out first: spaces before one are at the end of a text.
+SMOLLM_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
 
 _WORD = r"[^\r\n\p{L}\p{N}]?"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -44,7 +48,7 @@ _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 def _splits() -> dict[str, SplitName]:
     """The known splits, each in the spellings that files have: an inline flag, or both cases of a letter."""
-    known: dict[str, SplitName] = {GPT2_SPLIT: "gpt2"}
+    known: dict[str, SplitName] = {GPT2_SPLIT: "gpt2", SMOLLM_SPLIT: "smollm"}
     for tail in ("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"):
         words = rf"{tail}|{_WORD}\p{{L}}+"
         known[words + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES] = "cl100k"
@@ -104,8 +108,8 @@ class Split:
     """How a byte-level tokenizer cuts the text into words, inside of which it merges.
 
     Attributes:
-        name: Which known split it is: GPT-2's, Qwen2's, or that of tiktoken's cl100k (Llama 3's too) or
-            its o200k; None for another.
+        name: Which known split it is: GPT-2's, SmolLM's, Qwen2's, or that of tiktoken's cl100k (Llama 3's
+            too) or its o200k; None for another.
         text: What the file says, for messages: the regular expression, or the pre-tokenizer's settings.
     """
 

@@ -54,7 +54,13 @@ ID_KEYS = {
 }
 ADD_KEYS = {"bos": Keys.Tokenizer.ADD_BOS, "eos": Keys.Tokenizer.ADD_EOS, "sep": Keys.Tokenizer.ADD_SEP}
 
-_PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gpt-4o", "qwen2": "qwen2"}
+_PRE: Mapping[SplitName, str] = {
+    "gpt2": "gpt-2",
+    "cl100k": "dbrx",
+    "o200k": "gpt-4o",
+    "qwen2": "qwen2",
+    "smollm": "smollm",
+}
 """The runtime's name of a split; it applies the same regular expression."""
 
 _QWEN2_WITHOUT_NFC = "deepseek-r1-qwen"  # the same to the runtime, which never composes characters

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenization.tokenizer import (
     GPT2_SPLIT,
+    SMOLLM_SPLIT,
     SPLITS,
     AddedToken,
     Kind,
@@ -210,6 +211,8 @@ def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
     use_regex = expect(last.get("use_regex", True), bool, path, "pre_tokenizer.use_regex")
     if len(pre_tokenizers) == 1 and use_regex:
         name = SPLITS[GPT2_SPLIT]
+    if len(pre_tokenizers) == 2 and use_regex and _is_digits(pre_tokenizers[0]):
+        name = SPLITS[SMOLLM_SPLIT]
     if len(pre_tokenizers) == 2 and not use_regex:
         first = pre_tokenizers[0]
         # The words are what the expression finds, or what is left when everything else is removed.
@@ -222,6 +225,11 @@ def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
 
 def _is_nfc(normalizers: _Steps) -> bool:
     return [part["type"] for part in normalizers] == ["NFC"]
+
+
+def _is_digits(part: Mapping[str, Any]) -> bool:
+    """Whether a pre-tokenizer makes each digit a word of its own."""
+    return part["type"] == "Digits" and part.get("individual_digits") is True
 
 
 def _describe(part: Mapping[str, Any]) -> str:

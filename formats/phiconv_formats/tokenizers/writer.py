@@ -90,6 +90,9 @@ def _pre_tokenizer(split: Split | None) -> dict[str, Any]:
         )
     if split.name == "gpt2":  # the library's own
         return _BYTE_LEVEL
+    if split.name == "smollm":
+        digits = {"type": "Digits", "individual_digits": True}
+        return {"type": "Sequence", "pretokenizers": [digits, _BYTE_LEVEL]}
     words = {
         "type": "Split",
         "pattern": {"Regex": REGEX_OF_SPLIT[split.name]},

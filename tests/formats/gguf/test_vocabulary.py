@@ -70,6 +70,7 @@ def test_phi2_says_first_that_there_is_no_bos():
         ("gpt2", "gpt-2"),
         ("cl100k", "dbrx"),
         ("o200k", "gpt-4o"),
+        ("smollm", "smollm"),
         ("qwen2", "deepseek-r1-qwen"),
     ],
 )

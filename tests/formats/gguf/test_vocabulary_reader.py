@@ -44,6 +44,7 @@ def text(value):
         (Split("gpt2", "gpt-2"), {}),
         (Split("cl100k", "dbrx"), {}),
         (Split("o200k", "gpt-4o"), {}),
+        (Split("smollm", "smollm"), {}),
         (Split("qwen2", "qwen2"), {"nfc": True}),
         (Split("qwen2", "deepseek-r1-qwen"), {}),
     ],

@@ -24,6 +24,7 @@ def read(tmp_path):
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,10 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
         ({"type": "ByteLevel", "add_prefix_space": False}, "gpt2"),
         ({"type": "ByteLevel", "add_prefix_space": True}, None),
         ({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}, None),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}, "smollm"),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL | {"use_regex": False}]}, None),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, DIGITS, BYTE_LEVEL]}, None),
+        ({"type": "Sequence", "pretokenizers": [BYTE_LEVEL, DIGITS]}, None),
     ],
 )
 def test_pre_tokenizers(read, pre_tokenizer, name):

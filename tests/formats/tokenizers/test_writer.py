@@ -77,7 +77,7 @@ def test_flags_templates_and_gaps(again):
     assert again(named) == named
 
 
-@pytest.mark.parametrize("split", ["cl100k", "o200k", "qwen2"])
+@pytest.mark.parametrize("split", ["cl100k", "o200k", "qwen2", "smollm"])
 def test_splits(split, again):
     assert again(replace(BYTE_BPE, split=Split(split, ""))).split.name == split
 
