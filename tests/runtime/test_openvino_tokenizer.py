@@ -35,6 +35,7 @@ TEXTS = [
     "control \x01\x07\x0b\x0c\x1b[0m \x1c \x7f \x85 \u2028 \u180e \ufeff \ufffd \u3000全角\u00a0x\u200b",
     "tabs\tand\t\ttabs\t\t\t\tand  \t mixed\n\nof\r\ntext\r\n\r\n\n\n  indented\n \n  \n",
     "runs  of   spaces    and     more" + 40 * " " + "end" + 80 * " ", "/ // /\n//\n ./\r\n a/b",
+    "!\x04! a\x13\x04b \x13 \U00050000", "\x04",
     "<|user|>\nHi<|end|>\n<|assistant|>\n", "<|user|> \t\u3000 x \u00a0<|end|>\u2028 <|end|><|end|>\x85y\x1c",
     "<|end|>\u180e \u180e <|end|>", "broken <|user| > <|nobody|> <|end <|end<|end|>|> </s> <|tag|>\n x",
     *("".join(c * n for c in (" ", "\n", "a", "é", "1")) for n in range(1, 40, 6)),

@@ -55,6 +55,7 @@ TEXTS = [
     "lefT and lefT<|end|>rigHt  lefT é  é x",
     "ｶ\u3099 \u1112\u1161\u11ab e\u0323\u0302 \u2126 \u08d3\u0301 q\u0307\u0323",
     "lefT\u0301 ne\u0301T<|end|>\u0301",
+    "!\x04! a\x13\x04b \x13 \U00050000", "\x04",
     "qZ qZk aworD worD, worD worD\u0301 _worD worD_ 中worD Ⓐ worD½",
 ]  # fmt: skip
 
@@ -178,6 +179,13 @@ def test_any_text_has_the_ids_of_the_library(name, load, texts):
     for text in texts:
         ids = encode(tokenizer, text)
         assert name in UNLIKE or decode(tokenizer, ids, skip_special=True) == library.decode(ids)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_are_put_around_the_text_as_in_the_library(name, load):
+    tokenizer, library = load(name)
+    assert encode(tokenizer, "a b", special=True) == library.encode("a b").ids
+    assert tokenizer.add_bos == (name == "llama3")
 
 
 def test_text_comes_back(load):

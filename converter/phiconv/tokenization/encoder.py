@@ -150,7 +150,7 @@ class _Algorithm(Protocol):
         """Parts of normalized text that never share a token."""
 
     def symbols(self, word: str) -> list[int]:
-        """A word's characters or bytes, before they are merged."""
+        """A word's characters or bytes, before they are merged; or the word, if it is a token."""
 
 
 class _Encoder:
@@ -205,6 +205,7 @@ class _ByteLevel:
     def __init__(self, tokenizer: Tokenizer, ids: Mapping[str, int]) -> None:
         self.merges = bpe.merges_of_pairs(tokenizer.merges, ids)
         self._ids = [ids.get(character) for character in _CHARACTERS]
+        self._whole_words = ids if tokenizer.ignore_merges else {}
         expression = _expression(tokenizer.split)
         self._ignores_case = "(?i:" in expression
         self._expression = kinds_expression(expression)
@@ -218,6 +219,10 @@ class _ByteLevel:
         return [text[match.start() : match.end()] for match in self._expression.finditer(signs)]
 
     def symbols(self, word: str) -> list[int]:
+        if self._whole_words:
+            whole = self._whole_words.get("".join(_CHARACTERS[byte] for byte in word.encode()))
+            if whole is not None:
+                return [whole]
         return [i for byte in word.encode() if (i := self._ids[byte]) is not None]
 
 

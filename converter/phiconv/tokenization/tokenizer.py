@@ -155,6 +155,8 @@ class Tokenizer:
         split: Of a byte-level tokenizer.
         sentencepiece: Of a SentencePiece tokenizer.
         nfc: Whether a byte-level tokenizer composes characters first (Unicode's form NFC).
+        ignore_merges: Whether a word that is a token of a byte-level vocabulary is that token, whatever the
+            merges would make of it.
     """
 
     kind: Kind
@@ -170,6 +172,7 @@ class Tokenizer:
     split: Split | None = None
     sentencepiece: SentencePieceOptions | None = None
     nfc: bool = False
+    ignore_merges: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)

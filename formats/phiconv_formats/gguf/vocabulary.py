@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADD_KEYS",
     "ID_KEYS",
+    "PRES_OF_WHOLE_WORDS",
     "PRE_OF_NFC",
     "SPLIT_OF_PRE",
     "name_for_runtime",
@@ -63,9 +64,23 @@ _PRE: Mapping[SplitName, str] = {
 }
 """The runtime's name of a split; it applies the same regular expression."""
 
+_WHOLE_WORDS: Mapping[SplitName, str] = {"cl100k": "llama-bpe"}
+"""The runtime's name of a split whose words may be tokens that no merges make (``ignore_merges``)."""
+
 _QWEN2_WITHOUT_NFC = "deepseek-r1-qwen"  # the same to the runtime, which never composes characters
 
-SPLIT_OF_PRE = {pre: split for split, pre in _PRE.items()} | {"phi-2": "gpt2", _QWEN2_WITHOUT_NFC: "qwen2"}
+PRES_OF_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3")
+"""The names, one of them in use and two older ones, with which words may be tokens that no merges make.
+
+The runtime puts bos before the text, too, unless a file says otherwise.
+"""
+
+SPLIT_OF_PRE: Mapping[str, SplitName] = {
+    **{pre: split for split, pre in _PRE.items()},
+    **dict.fromkeys(PRES_OF_WHOLE_WORDS, "cl100k"),
+    "phi-2": "gpt2",
+    _QWEN2_WITHOUT_NFC: "qwen2",
+}
 """The split by the runtime's name of it."""
 
 PRE_OF_NFC = "qwen2"
@@ -94,6 +109,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
     for role, token_id in tokenizer.special_ids.items():
         if role in ID_KEYS:
             result.append((ID_KEYS[role], GgufValue(ValueType.UINT32, token_id)))
+    if tokenizer.ignore_merges and tokenizer.add_bos is None:  # or else the runtime would put one there
+        result.append((ADD_KEYS["bos"], GgufValue(ValueType.BOOL, value=False)))
     for role, add in tokenizer.add_special.items():
         if role in ADD_KEYS and (role, architecture) != ("bos", _PHI2):
             result.append((ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
@@ -176,6 +193,13 @@ def _pre(tokenizer: Tokenizer, architecture: str) -> str:
         raise ConfigError(
             message, at="pre_tokenizer", hint="use the tokenizer files of the original Phi model"
         )
+    if tokenizer.ignore_merges:
+        if split.name not in _WHOLE_WORDS:
+            message = f"llama.cpp has no name for {split.name}'s way to split text with whole words as tokens"
+            raise ConfigError(
+                message, at="ignore_merges", hint="use the tokenizer files of the original model"
+            )
+        return _WHOLE_WORDS[split.name]
     if split.name == "qwen2" and not tokenizer.nfc:
         return _QWEN2_WITHOUT_NFC
     return "phi-2" if (split.name, architecture) == ("gpt2", _PHI2) else _PRE[split.name]

@@ -12,7 +12,14 @@ from gguf.constants import Keys
 
 from phiconv.errors import UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
-from phiconv_formats.gguf.vocabulary import ADD_KEYS, ID_KEYS, PRE_OF_NFC, SPLIT_OF_PRE, strips_after
+from phiconv_formats.gguf.vocabulary import (
+    ADD_KEYS,
+    ID_KEYS,
+    PRE_OF_NFC,
+    PRES_OF_WHOLE_WORDS,
+    SPLIT_OF_PRE,
+    strips_after,
+)
 from phiconv_formats.tokenizers.tokenizer_json import check_vocabulary, parse_merges
 
 if TYPE_CHECKING:
@@ -67,6 +74,8 @@ def read_vocabulary(entries: Entries, vocab_size: int) -> Tokenizer | None:
         tokens.pop()
     types = [TokenType.UNUSED if token is None else types[i] for i, token in enumerate(tokens)]
     special_ids = _special_ids(entries, len(texts))
+    pre = entries.text(Keys.Tokenizer.PRE)
+    whole_words = kind == "byte-bpe" and pre in PRES_OF_WHOLE_WORDS
     return Tokenizer(
         kind=kind,
         tokens=tuple(tokens),
@@ -76,11 +85,12 @@ def read_vocabulary(entries: Entries, vocab_size: int) -> Tokenizer | None:
         added=_added(tokens, types, entries.text(Keys.General.NAME) or ""),
         special_ids=special_ids,
         eos_ids=_eos_ids(tokens, special_ids.get("eos"), special_ids.get("eot")),
-        add_special={role: add for role, key in ADD_KEYS.items() if (add := entries.flag(key)) is not None},
+        add_special=_add_special(entries, whole_words=whole_words),
         chat_templates=_chat_templates(entries),
         split=_split(entries) if kind == "byte-bpe" else None,
         sentencepiece=_options(entries, types) if kind == "sentencepiece" else None,
-        nfc=kind == "byte-bpe" and entries.text(Keys.Tokenizer.PRE) == PRE_OF_NFC,
+        nfc=kind == "byte-bpe" and pre == PRE_OF_NFC,
+        ignore_merges=whole_words,
     )
 
 
@@ -135,6 +145,11 @@ def _special_ids(entries: Entries, count: int) -> dict[str, int]:
     found = {role: entries.integer(key) for role, key in ID_KEYS.items()}
     # The runtime, too, passes over an id that names no token.
     return {role: token for role, token in found.items() if token is not None and token < count}
+
+
+def _add_special(entries: Entries, *, whole_words: bool) -> dict[str, bool]:
+    found = {role: add for role, key in ADD_KEYS.items() if (add := entries.flag(key)) is not None}
+    return {"bos": True} | found if whole_words else found
 
 
 def _eos_ids(tokens: Sequence[str | None], *ends: int | None) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from phiconv.tokenization.tokenizer import SentencePieceOptions, TokenType
 from phiconv_formats.openvino.ir_document import Document, Port
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
+from phiconv_formats.openvino.tokenizer_words import marking_expressions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,8 +144,9 @@ def _encode(document: Document, tokenizer: Tokenizer, strings: Sequence[Port]) -
             max_splits="-1",
         )
     else:
-        pieces = _mark_spaces(document, tokenizer, pieces)
+        pieces = _replace(document, pieces, _sentencepiece_steps(tokenizer))
     tables = encoder_tables(tokenizer)
+    pieces = _replace(document, pieces, marking_expressions(tables.whole_words))
     vocabulary = _strings(document, tables.vocabulary)
     left, right = (_strings(document, [pair[side] for pair in tables.merges]) for side in (0, 1))
     return document.layer(
@@ -187,12 +189,16 @@ def _compose(document: Document, pieces: Sequence[Port]) -> list[Port]:
     return [*pieces[:2], *composed]
 
 
-def _mark_spaces(document: Document, tokenizer: Tokenizer, pieces: Sequence[Port]) -> list[Port]:
-    """SentencePiece's normalization outside added tokens: a space in front, and a mark for each space."""
+def _sentencepiece_steps(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """SentencePiece's normalization: a space in front, and a mark for each space."""
     options = tokenizer.sentencepiece or SentencePieceOptions()
-    steps = [(r"(?:^)([\s\S])", "▁$1")] if options.add_dummy_prefix else []
+    return [*([(r"(?:^)([\s\S])", "▁$1")] if options.add_dummy_prefix else []), (" ", "▁")]
+
+
+def _replace(document: Document, pieces: Sequence[Port], steps: Iterable[tuple[str, str]]) -> list[Port]:
+    """Replaces what expressions find outside added tokens, one after the other."""
     rows, strings = list(pieces[:2]), list(pieces[2:])
-    for search, replacement in (*steps, (" ", "▁")):
+    for search, replacement in steps:
         strings = document.layer(
             "RegexNormalization",
             [*strings, _string(document, search), _string(document, replacement)],

@@ -8,6 +8,7 @@ else. So:
 * A merge that makes a string with an added token's text in it is left out. Such a string is never met, since
   added tokens are cut out of the text before; but the added token itself would be taken for merged.
 * A token that can never come out is given as bytes that no text has in it.
+* A token that only a whole word can be (``ignore_merges``) is given as `tokenizer_words` says.
 * A byte token such as <0x0A> is given as that byte. Its text would be found in the text <0x0A> too.
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import SentencePieceOptions, byte_alphabet
+from phiconv_formats.openvino.tokenizer_words import mark, never_merged
 from phiconv_formats.tokenizers.writer import merges_of_scores
 
 if TYPE_CHECKING:
@@ -42,10 +44,12 @@ class EncoderTables:
     Attributes:
         vocabulary: What each id stands for in the text; no two ids have the same.
         merges: Pairs of strings of the vocabulary, in the order in which they merge.
+        whole_words: Texts that are a token where they are a word, and not inside of one.
     """
 
     vocabulary: tuple[bytes, ...]
     merges: tuple[tuple[bytes, bytes], ...]
+    whole_words: tuple[str, ...] = ()
 
 
 def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
@@ -67,15 +71,25 @@ def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
         raise UnsupportedModelError("bytes that are merged, which OpenVINO cannot express")
     possible = [pair for pair in possible if not has_added(spelled["".join(pair)])]
     made = _made(symbols, possible)
+    whole_words: dict[str, str] = {}
+    if tokenizer.ignore_merges:
+        apart = never_merged(ids, possible)
+        made -= apart
+        whole_words = {token: word for token in apart if (word := _word(token)) is not None}
     vocabulary = [_filler(i) for i in range(len(tokenizer))]
     for token in made:
         vocabulary[ids[token]] = spelled[token]
+    for token, word in whole_words.items():
+        vocabulary[ids[token]] = (mark(word) + word).encode()
     for byte, i in byte_ids.items():
         vocabulary[i] = bytes([byte])
     for i, text in added_texts.items():
         vocabulary[i] = text
+    kept = [(a, b) for a, b in possible if {a, b, a + b} <= made]
     return EncoderTables(
-        tuple(vocabulary), tuple((spelled[a], spelled[b]) for a, b in possible if a in made and b in made)
+        tuple(vocabulary),
+        tuple((spelled[a], spelled[b]) for a, b in kept),
+        tuple(sorted(whole_words.values())),
     )
 
 
@@ -87,6 +101,14 @@ def decoder_strings(tokenizer: Tokenizer) -> list[bytes]:
     """
     decoded = _byte_level_bytes if tokenizer.kind == "byte-bpe" else _piece_bytes
     return [b"" if token is None else decoded(token) for token in tokenizer.tokens]
+
+
+def _word(token: str) -> str | None:
+    """The text of a byte-level token; None where it is none, such as a part of a character."""
+    try:
+        return bytes([_BYTES[character] for character in token]).decode()
+    except (KeyError, UnicodeDecodeError):
+        return None
 
 
 def _filler(i: int) -> bytes:
@@ -115,10 +137,8 @@ def _made(symbols: Collection[str], merges: Iterable[tuple[str, str]]) -> set[st
 
 
 def _bytes_of_text(ids: Mapping[str, int]) -> tuple[set[str], dict[int, int]]:
-    """The characters that stand for bytes; every byte has one."""
-    if missing := [byte for character, byte in _BYTES.items() if character not in ids]:
-        raise UnsupportedModelError(f"the byte-level vocabulary has no token for the byte {missing[0]:#04x}")
-    return set(_BYTES), {}
+    """The characters that stand for bytes; a byte without one is left out of a text, as it should be."""
+    return _BYTES.keys() & ids.keys(), {}
 
 
 def _characters(tokenizer: Tokenizer, ids: Mapping[str, int]) -> tuple[set[str], dict[int, int]]:

@@ -74,6 +74,7 @@ class _Base:
     split: Split | None = None
     sentencepiece: SentencePieceOptions | None = None
     nfc: bool = False
+    ignore_merges: bool = False
 
 
 def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) -> Tokenizer | None:
@@ -141,6 +142,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
         split=base.split,
         sentencepiece=base.sentencepiece,
         nfc=base.nfc,
+        ignore_merges=base.ignore_merges,
     )
 
 
@@ -209,7 +211,15 @@ def _base_of_json(parsed: TokenizerJson) -> _Base:
         if parsed.unknown is not None and parsed.unknown in parsed.vocabulary:
             types[parsed.vocabulary[parsed.unknown]] = TokenType.UNKNOWN
     return _Base(
-        parsed.kind, tokens, types, scores, parsed.merges, parsed.split, parsed.sentencepiece, parsed.nfc
+        parsed.kind,
+        tokens,
+        types,
+        scores,
+        parsed.merges,
+        parsed.split,
+        parsed.sentencepiece,
+        parsed.nfc,
+        parsed.ignore_merges,
     )
 
 

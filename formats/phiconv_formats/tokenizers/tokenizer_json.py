@@ -66,7 +66,7 @@ class TokenizerJson:
         vocabulary: Id by token, without the added tokens that are not in it.
         unknown: The token for what has no other.
         post_processors: Of the text's tokens; they say which special tokens are put around it.
-        nfc: Whether a byte-level tokenizer composes characters first.
+        nfc, ignore_merges: Those of `Tokenizer`.
     """
 
     kind: Kind
@@ -78,6 +78,7 @@ class TokenizerJson:
     sentencepiece: SentencePieceOptions | None
     post_processors: tuple[Mapping[str, Any], ...]
     nfc: bool = False
+    ignore_merges: bool = False
 
 
 def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
@@ -107,6 +108,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
     normalizers = _parts(data.get("normalizer"), "normalizers", path)
     pre_tokenizers = _parts(data.get("pre_tokenizer"), "pretokenizers", path)
     kind = _kind(normalizers, pre_tokenizers, path)
+    whole_words = expect(model.get("ignore_merges", False), bool, path, "model.ignore_merges")
     unknown = model.get("unk_token")
     return TokenizerJson(
         kind=kind,
@@ -118,6 +120,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
         sentencepiece=_options(model, normalizers, pre_tokenizers, path) if kind == "sentencepiece" else None,
         post_processors=tuple(_parts(data.get("post_processor"), "processors", path)),
         nfc=kind == "byte-bpe" and _is_nfc(normalizers),
+        ignore_merges=kind == "byte-bpe" and whole_words,
     )
 
 

@@ -78,7 +78,8 @@ def _byte_level(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> dict[str
         "pre_tokenizer": _pre_tokenizer(tokenizer.split),
         "post_processor": _template(tokenizer) or _BYTE_LEVEL,
         "decoder": _BYTE_LEVEL,
-        "model": _bpe(vocabulary, tokenizer.merges, unknown=None, byte_fallback=False),
+        "model": _bpe(vocabulary, tokenizer.merges, unknown=None, byte_fallback=False)
+        | {"ignore_merges": tokenizer.ignore_merges},
     }
 
 

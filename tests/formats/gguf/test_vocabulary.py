@@ -88,6 +88,13 @@ def test_qwen2_composes_characters():
     assert found["tokenizer.ggml.pre"].value == "qwen2"
 
 
+def test_whole_words_as_tokens():
+    tokenizer = replace(BYTE_BPE, split=Split("cl100k", ""), ignore_merges=True)
+    found = dict(tokenizer_metadata(tokenizer, architecture="llama", vocab_size=7))
+    assert found["tokenizer.ggml.pre"].value == "llama-bpe"
+    assert list(found).count("tokenizer.ggml.add_bos_token") == 1
+
+
 def test_phi3():
     tokenizer = fixture("tiny-phi3")
     metadata = dict(tokenizer_metadata(tokenizer, architecture="phi3", vocab_size=2112))
@@ -124,6 +131,7 @@ def test_sentencepiece_without_dummy_prefix_says_so():
     [
         ({"split": Split(None, "Digits + ByteLevel")}, "text is split: Digits + ByteLevel"),
         ({"tokens": ("a", "b", "ab", None, "<|tool|>", "x", "[PAD3]")}, "tokens 3 and 6 are both '[PAD3]'"),
+        ({"ignore_merges": True}, "no name for gpt2's way to split text with whole words as tokens"),
         ({"merges": ()}, "the tokenizer has no merges"),
         ({"tokens": (*BYTE_BPE.tokens, "c")}, "8 tokens, and the embedding has 7 rows"),
     ],

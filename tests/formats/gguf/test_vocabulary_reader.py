@@ -44,6 +44,7 @@ def text(value):
         (Split("gpt2", "gpt-2"), {}),
         (Split("cl100k", "dbrx"), {}),
         (Split("o200k", "gpt-4o"), {}),
+        (Split("cl100k", "llama-bpe"), {"ignore_merges": True}),
         (Split("smollm", "smollm"), {}),
         (Split("qwen2", "qwen2"), {"nfc": True}),
         (Split("qwen2", "deepseek-r1-qwen"), {}),
@@ -59,8 +60,18 @@ def test_other_names(pre):
     found = again(BYTE_BPE, **{"ggml.pre": text(pre)})
     assert found.split == Split(SPLIT_OF_PRE[pre], pre)
     assert found.nfc == (pre == "qwen2")
+    assert found.ignore_merges == (pre in ("llama-bpe", "llama3", "llama-v3"))
+    assert found.add_bos is False
 
 
 def test_an_unknown_name_is_no_known_split():
     found = again(BYTE_BPE, **{"ggml.pre": text("falcon")})
     assert (found.split, found.nfc) == (Split(None, "falcon"), False)
+
+
+def test_who_puts_bos_before_the_text_with_llama_bpe():
+    silent = replace(BYTE_BPE, split=Split("cl100k", "llama-bpe"), ignore_merges=True, add_special={})
+    assert again(silent).add_bos is False
+    metadata = dict(tokenizer_metadata(silent, architecture="llama", vocab_size=len(silent)))
+    del metadata["tokenizer.ggml.add_bos_token"]
+    assert read_vocabulary(Entries(metadata, Path("m.gguf")), len(silent)).add_bos is True

@@ -22,6 +22,7 @@ from phiconv.tokenization.tokenizer import SPLITS, AddedToken, SentencePieceOpti
 from phiconv_formats.openvino.tokenizer_ir import MAX_LENGTH, tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
+from phiconv_formats.openvino.tokenizer_words import marking_expressions
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
 PAGE = (FIXTURES / "test.txt").read_text(encoding="utf-8")
@@ -326,7 +327,6 @@ def without(tokenizer, token):
         ),
         ("tiny-phi4mini", lambda t: with_added(t, AddedToken(9, "x" * 24_000)), "13 added tokens"),
         ("tiny-phi4mini", lambda t: replace(t, split=None), "none is given"),
-        ("tiny-phi4mini", lambda t: without(t, "Ġ"), "no token for the byte 0x20"),
         ("tiny-phi3", lambda t: without(t, "<0xFE>"), "no token for the byte 0xfe"),
         ("tiny-phi3", lambda t: options(t, charsmap=b"x"), "that replaces characters"),
         ("tiny-phi3", lambda t: options(t, remove_extra_whitespaces=True), "that removes white space"),
@@ -353,3 +353,33 @@ def test_a_token_that_is_no_unicode_is_refused(tokenizers):
     base = tokenizers["tiny-phi3"]
     with pytest.raises(ConfigError, match="no valid Unicode"):
         tokenizer_ir(replace(base, tokens=(*base.tokens[:-1], "\ud800"), added=base.added[:-1]))
+
+
+# ------------------------------------------------------------------------------------------- whole words
+
+
+def test_words_that_only_a_whole_word_gives(tokenizers):
+    base = tokenizers["tiny-phi4mini"]
+    apart = {"Ġthe", "ing", "ĠĠ"}
+    merges = tuple(pair for pair in base.merges if "".join(pair) not in apart)
+    tokens = ("中", *base.tokens[1:])  # no byte-level token: no word is ever looked up so
+    tokenizer = replace(base, tokens=tokens, merges=merges, ignore_merges=True)
+    tables = encoder_tables(tokenizer)
+    assert {" the", "ing", "  "} <= set(tables.whole_words)
+    assert "中" not in tables.whole_words
+    given = {word: tables.vocabulary[base.tokens.index(word)] for word in apart}
+    assert given == {"Ġthe": b"a the", "ing": b"\ning", "ĠĠ": b"a  "}
+    for word in apart:
+        shown = word.replace("Ġ", " ")
+        assert encode(tokenizer, shown) == [base.tokens.index(word)]
+    assert encoder_tables(replace(base, merges=merges)).whole_words == ()
+
+
+def test_expressions_of_whole_words_are_of_a_size_that_pcre2_compiles():
+    texts = [f"w{i}" for i in range(20_000)] + [" (", "\n"]
+    steps = list(marking_expressions(texts))
+    assert all(len(search) < 24_100 for search, _ in steps)
+    assert [put for _, put in steps] == ["\n$1"] * (len(steps) - 1) + ["a$1"]
+    in_python = [search.replace(r"\z", r"\Z") for search, _ in steps]
+    assert sum(re.search(search, "w19999") is not None for search in in_python) == 1
+    assert re.search(in_python[-1], " (")[1] == " ("

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from paths import FIXTURES
+from phiconv.errors import ConfigError
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
 
@@ -42,6 +43,13 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 )
 def test_pre_tokenizers(read, pre_tokenizer, name):
     assert read(pre_tokenizer=pre_tokenizer).split.name == name
+
+
+def test_whole_words(read):
+    assert read(model={"ignore_merges": True}).ignore_merges
+    assert not read().ignore_merges
+    with pytest.raises(ConfigError, match=r"model\.ignore_merges"):
+        read(model={"ignore_merges": 1})
 
 
 NFC = {"type": "NFC"}

@@ -82,8 +82,10 @@ def test_splits(split, again):
     assert again(replace(BYTE_BPE, split=Split(split, ""))).split.name == split
 
 
-def test_nfc(again):
+def test_nfc_and_whole_words(again):
     assert again(replace(BYTE_BPE, nfc=True)).nfc
+    whole_words = replace(BYTE_BPE, ignore_merges=True)
+    assert again(whole_words) == whole_words
 
 
 def test_tokens_around_the_text(again):
