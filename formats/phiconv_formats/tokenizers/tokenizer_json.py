@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "DIGIT",
     "MAX_BYTES",
     "REGEX_OF_SPLIT",
     "WRONG_FILES",
@@ -53,6 +54,9 @@ Merges: TypeAlias = "tuple[tuple[str, str], ...]"
 _Steps: TypeAlias = "list[dict[str, Any]]"
 _SPACE = "\u2581"
 _NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "an array", str: "a string"}
+
+DIGIT = r"\p{N}"
+"""The expression of a digit."""
 
 REGEX_OF_SPLIT = {name: regex for regex, name in reversed(SPLITS.items())}
 """One regular expression for each known split: the first of its spellings."""
@@ -212,17 +216,20 @@ def _split(normalizers: _Steps, pre_tokenizers: _Steps, path: Path) -> Split:
     if last["type"] != "ByteLevel" or last.get("add_prefix_space", True) is not False or not known:
         return Split(None, text)
     use_regex = expect(last.get("use_regex", True), bool, path, "pre_tokenizer.use_regex")
-    if len(pre_tokenizers) == 1 and use_regex:
+    digits = len(pre_tokenizers) + use_regex == 3 and _is_digits(pre_tokenizers[0])
+    steps = pre_tokenizers[digits:]
+    if len(steps) == 1 and use_regex:
         name = SPLITS[GPT2_SPLIT]
-    if len(pre_tokenizers) == 2 and use_regex and _is_digits(pre_tokenizers[0]):
-        name = SPLITS[SMOLLM_SPLIT]
-    if len(pre_tokenizers) == 2 and not use_regex:
-        first = pre_tokenizers[0]
+    if len(steps) == 2 and not use_regex:
+        first = steps[0]
         # The words are what the expression finds, or what is left when everything else is removed.
         cut = (first.get("behavior"), first.get("invert", False))
         if first["type"] == "Split" and cut in (("Isolated", False), ("Removed", True)):
-            text = _regex(first) or text
-            name = SPLITS.get(text)
+            expression = _regex(first) or text
+            name = SPLITS.get(expression)
+            text = text if digits else expression
+    if digits:
+        name = SPLITS[SMOLLM_SPLIT] if name == SPLITS[GPT2_SPLIT] else None
     return Split(name, text)
 
 
@@ -232,6 +239,9 @@ def _is_nfc(normalizers: _Steps) -> bool:
 
 def _is_digits(part: Mapping[str, Any]) -> bool:
     """Whether a pre-tokenizer makes each digit a word of its own."""
+    if part["type"] == "Split":
+        cut = (part.get("behavior"), part.get("invert", False))
+        return _regex(part) == DIGIT and cut == ("Isolated", False)
     return part["type"] == "Digits" and part.get("individual_digits") is True
 
 

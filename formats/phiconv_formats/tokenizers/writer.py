@@ -14,8 +14,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
-from phiconv.tokenization.tokenizer import ROLES, TokenType
-from phiconv_formats.tokenizers.tokenizer_json import REGEX_OF_SPLIT
+from phiconv.tokenization.tokenizer import GPT2_SPLIT, ROLES, TokenType
+from phiconv_formats.tokenizers.tokenizer_json import DIGIT, REGEX_OF_SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,8 @@ __all__ = ["merges_of_scores", "tokenizer_files"]
 _SPACE = "\u2581"
 _LONGEST_PIECE = 256  # SentencePiece makes pieces of at most 16 characters, unless it is told otherwise
 _CLASSES = {"sentencepiece": "LlamaTokenizer", "byte-bpe": "GPT2Tokenizer"}
+_AS_THE_FILE_SAYS = "PreTrainedTokenizerFast"
+_PHI_SPLITS = ("gpt2", "cl100k", "o200k")
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
@@ -91,16 +93,13 @@ def _pre_tokenizer(split: Split | None) -> dict[str, Any]:
         )
     if split.name == "gpt2":  # the library's own
         return _BYTE_LEVEL
-    if split.name == "smollm":
-        digits = {"type": "Digits", "individual_digits": True}
-        return {"type": "Sequence", "pretokenizers": [digits, _BYTE_LEVEL]}
-    words = {
-        "type": "Split",
-        "pattern": {"Regex": REGEX_OF_SPLIT[split.name]},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    return {"type": "Sequence", "pretokenizers": [words, _BYTE_LEVEL | {"use_regex": False}]}
+    # SmolLM's in two steps: ONNX Runtime GenAI knows neither the library's Digits nor the one expression.
+    expressions = [DIGIT, GPT2_SPLIT] if split.name == "smollm" else [REGEX_OF_SPLIT[split.name]]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        for regex in expressions
+    ]
+    return {"type": "Sequence", "pretokenizers": [*steps, _BYTE_LEVEL | {"use_regex": False}]}
 
 
 def _sentencepiece(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> dict[str, Any]:
@@ -231,4 +230,11 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
     settings["clean_up_tokenization_spaces"] = False
     if tokenizer.kind == "sentencepiece":
         settings["legacy"] = False
-    return settings | {"tokenizer_class": _CLASSES[tokenizer.kind]}
+    return settings | {"tokenizer_class": _class(tokenizer)}
+
+
+def _class(tokenizer: Tokenizer) -> str:
+    """The class of transformers. Release 5 gives a GPT2Tokenizer GPT-2's split, but for Phi models."""
+    split = tokenizer.split
+    phi = split is None or (split.name in _PHI_SPLITS and not tokenizer.nfc and not tokenizer.ignore_merges)
+    return _CLASSES[tokenizer.kind] if phi else _AS_THE_FILE_SAYS

@@ -8,6 +8,7 @@ import pytest
 
 from paths import FIXTURES
 from phiconv.errors import ConfigError
+from phiconv.tokenization.tokenizer import GPT2_SPLIT, SPLITS
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
 
@@ -26,6 +27,8 @@ def read(tmp_path):
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
 DIGITS = {"type": "Digits", "individual_digits": True}
+GPT2 = {"type": "Split", "pattern": {"Regex": GPT2_SPLIT}, "behavior": "Isolated"}
+DIGIT = {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "invert": False}
 
 
 @pytest.mark.parametrize(
@@ -36,13 +39,20 @@ DIGITS = {"type": "Digits", "individual_digits": True}
         ({"type": "ByteLevel", "add_prefix_space": True}, None),
         ({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}, None),
         ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}, "smollm"),
+        ({"type": "Sequence", "pretokenizers": [DIGIT | {"behavior": "Isolated"}, BYTE_LEVEL]}, "smollm"),
+        ({"type": "Sequence", "pretokenizers": [DIGIT | {"behavior": "Removed"}, BYTE_LEVEL]}, None),
         ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL | {"use_regex": False}]}, None),
         ({"type": "Sequence", "pretokenizers": [DIGITS, DIGITS, BYTE_LEVEL]}, None),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, GPT2, BYTE_LEVEL | {"use_regex": False}]}, "smollm"),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, GPT2, BYTE_LEVEL]}, None),
+        ({"type": "Sequence", "pretokenizers": [DIGITS, DIGITS, BYTE_LEVEL | {"use_regex": False}]}, None),
         ({"type": "Sequence", "pretokenizers": [BYTE_LEVEL, DIGITS]}, None),
     ],
 )
 def test_pre_tokenizers(read, pre_tokenizer, name):
-    assert read(pre_tokenizer=pre_tokenizer).split.name == name
+    split = read(pre_tokenizer=pre_tokenizer).split
+    assert split.name == name
+    assert SPLITS.get(split.text, name) == name  # the text of a known split counts, too
 
 
 def test_whole_words(read):
