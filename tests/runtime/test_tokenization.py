@@ -12,8 +12,10 @@ from dataclasses import replace
 import pytest
 
 from paths import FIXTURES
+from phiconv.tokenization.tokenizer import AddedToken, TokenType
 from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_header, serialize_kv
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
+from phiconv_formats.gguf.vocabulary_reader import ENDS
 from phiconv_formats.tokenizers.folder import read_tokenizer
 from tokenizer_families import FAMILIES, VOCAB_SIZE, write_tokenizer
 
@@ -86,6 +88,7 @@ def llama(ggml):
             number,
             [pointer, ctypes.c_char_p, number, pointer, number, ctypes.c_bool, ctypes.c_bool],
         ),
+        ("llama_vocab_is_eog", ctypes.c_bool, [pointer, ctypes.c_int32]),
         ("llama_log_set", None, [pointer, pointer]),
     ):
         function = getattr(ggml, name)
@@ -126,6 +129,9 @@ def tokenize_with(llama, tmp_path):
             count = llama.llama_tokenize(vocabulary, data, len(data), ids, len(ids), False, True)
             return list(ids[:count])
 
+        tokenize.ends = [
+            i for i in range(vocab_size) if llama.llama_vocab_is_eog(llama.llama_model_get_vocab(model), i)
+        ]
         return tokenize
 
     yield load
@@ -220,3 +226,18 @@ def test_chat_has_the_ids_of_the_hugging_face_library(tokenize_with, reference):
     folder, tokenizer, vocab_size = open_fixture("tiny-phi3")
     actual = tokenize_with(tokenizer, name_for_runtime("Phi 3 Mini", tokenizer), vocab_size)
     assert differing(reference(folder), actual, CHAT) == []
+
+
+@pytest.mark.parametrize("text", [*sorted(ENDS), "<|begin_of_text|>", "<|fim_prefix|>"])
+def test_the_runtime_ends_with_the_tokens_that_phiconv_reads_as_ends(text, tokenize_with):
+    _, tokenizer, vocab_size = open_fixture("tiny-phi4mini")
+    others = {token.id for token in tokenizer.added}
+    added = AddedToken(len(tokenizer), text, special=True)
+    plain = replace(
+        tokenizer,
+        tokens=(*(None if i in others else token for i, token in enumerate(tokenizer.tokens)), text),
+        types=(*tokenizer.types, TokenType.CONTROL),
+        added=(added,),
+        special_ids={"eos": 0},
+    )
+    assert tokenize_with(plain, "x", vocab_size).ends == [0, *([added.id] if text in ENDS else [])]

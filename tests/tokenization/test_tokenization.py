@@ -30,9 +30,23 @@ CONTRACTIONS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 SPLITTERS = {
     f"{name}'s split{', spelled out' if CONTRACTIONS in text else ''}": text for text, name in SPLITS.items()
 }
+METASPACES = {
+    f"metaspace {scheme}{', cut at spaces' if split else ''}": (scheme, split)
+    for scheme in ("always", "first", "never")
+    for split in (False, True)
+}
 # The library gives a normalized added token back as it looked for it, with its prefix; no Phi model has one.
 UNLIKE = {"normalized flags", "qwen2 flags"}
-NAMES = ("tiny-phi3", "tiny-phi4mini", *SPLITTERS, *FAMILIES, "flags", "normalized flags", "qwen2 flags")
+NAMES = (
+    "tiny-phi3",
+    "tiny-phi4mini",
+    *SPLITTERS,
+    *FAMILIES,
+    *METASPACES,
+    "flags",
+    "normalized flags",
+    "qwen2 flags",
+)
 
 TEXTS = [
     "", " ", "  ", "\n", " \n", "a", " a", "a ", "▁ ▁▁a▁", "Ġ Ċ", "\0", "<unk>", "<s>a</s>",
@@ -91,8 +105,8 @@ def load(tmp_path_factory):
     def make(name):
         if name in made:
             return made[name]
-        base = name if name == "tiny-phi3" else "tiny-phi4mini"
-        base = "tiny-phi3" if name == "normalized flags" else base
+        sentencepiece = name in ("tiny-phi3", "normalized flags", *METASPACES)
+        base = "tiny-phi3" if sentencepiece else "tiny-phi4mini"
         family = name.split()[0]
         known = family in FAMILIES
         text = (FIXTURES / base / "tokenizer.json").read_text(encoding="utf-8")
@@ -101,6 +115,14 @@ def load(tmp_path_factory):
             data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = SPLITTERS[name]
         if "flags" in name:
             flagged(data, normalized=name in UNLIKE)
+        if name in METASPACES:
+            scheme, split = METASPACES[name]
+            data["normalizer"] = None
+            data["pre_tokenizer"] = {
+                "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split
+            }  # fmt: skip
+            if scheme == "never":
+                del data["decoder"]["decoders"][-1]
         folder = tmp_path_factory.mktemp("tokenizer")
         (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
         for token in data["added_tokens"]:  # or else the library renumbers those after a gap

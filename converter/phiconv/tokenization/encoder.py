@@ -146,8 +146,8 @@ class _Algorithm(Protocol):
     def normalize(self, text: str) -> str:
         """The text as it is looked up."""
 
-    def words(self, text: str) -> Sequence[str]:
-        """Parts of normalized text that never share a token."""
+    def words(self, text: str, *, first: bool) -> Sequence[str]:
+        """Parts of normalized text that never share a token; all of a text begins with the first one."""
 
     def symbols(self, word: str) -> list[int]:
         """A word's characters or bytes, before they are merged; or the word, if it is a token."""
@@ -169,16 +169,19 @@ class _Encoder:
 
     def encode(self, text: str) -> list[int]:
         result: list[int] = []
+        first = True
         for piece, found in self._added.split(text):
             if found is not None:
                 result.append(found)
+                first = False
                 continue
             for part, inner in self._normalized.split(self._algorithm.normalize(piece)):
                 if inner is not None:
                     result.append(inner)
                 else:
-                    for word in self._algorithm.words(part):
+                    for word in self._algorithm.words(part, first=first):
                         result += self._cache.get(word) or self._merge(word)
+                first = False
         return result
 
     def _merge(self, word: str) -> list[int]:
@@ -214,7 +217,7 @@ class _ByteLevel:
     def normalize(self, text: str) -> str:
         return compose(text) if self._nfc else text
 
-    def words(self, text: str) -> list[str]:
+    def words(self, text: str, *, first: bool) -> list[str]:  # noqa: ARG002 - all texts are alike
         signs = kinds(text, fold=self._ignores_case)
         return [text[match.start() : match.end()] for match in self._expression.finditer(signs)]
 
@@ -262,11 +265,20 @@ class _SentencePiece:
             text = self._charsmap.replace(text)
         if self._options.remove_extra_whitespaces:
             text = re.sub(" +", " ", text.lstrip(" ").rstrip(f" {_SPACE}"))
+        if self._options.metaspace is not None:
+            return text
         if self._options.add_dummy_prefix and text:
             text = f" {text}"
         return text.replace(" ", _SPACE)
 
-    def words(self, text: str) -> list[str]:
+    def words(self, text: str, *, first: bool) -> list[str]:
+        if (metaspace := self._options.metaspace) is not None:
+            text = text.replace(" ", _SPACE)
+            prefix = metaspace.scheme == "always" or (metaspace.scheme == "first" and first)
+            if prefix and not text.startswith(_SPACE):
+                text = _SPACE + text
+            if metaspace.split:
+                return re.findall(f"{_SPACE}[^{_SPACE}]*|[^{_SPACE}]+", text)
         return re.findall(f"{_SPACE}*[^{_SPACE}]+|{_SPACE}+", text) if self._cut else [text]
 
     def symbols(self, word: str) -> list[int]:

@@ -21,6 +21,7 @@ __all__ = [
     "SPLITS",
     "AddedToken",
     "Kind",
+    "Metaspace",
     "SentencePieceOptions",
     "Split",
     "SplitName",
@@ -118,6 +119,20 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Metaspace:
+    """How the `tokenizers` library's pre-tokenizer of this name treats spaces.
+
+    Attributes:
+        scheme: Whether every text between added tokens gets a space in front, or the one with which all
+            begins; never where a space is there already.
+        split: A space begins a word, so that no token has two of them.
+    """
+
+    scheme: Literal["always", "first", "never"]
+    split: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SentencePieceOptions:
     """What SentencePiece does with the text before it merges.
 
@@ -126,12 +141,14 @@ class SentencePieceOptions:
         remove_extra_whitespaces: Runs of spaces become one.
         byte_fallback: A character without a piece becomes its UTF-8 bytes.
         charsmap: SentencePiece's compiled character replacements; empty where characters stay as they are.
+        metaspace: Where it is not SentencePiece's rule by which a text gets a space in front.
     """
 
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = False
     byte_fallback: bool = True
     charsmap: bytes = b""
+    metaspace: Metaspace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +174,8 @@ class Tokenizer:
         nfc: Whether a byte-level tokenizer composes characters first (Unicode's form NFC).
         ignore_merges: Whether a word that is a token of a byte-level vocabulary is that token, whatever the
             merges would make of it.
+        add_prefix_space: What tokenizer_config.json says of a space in front, for runtimes that are told it;
+            None if it says nothing. No ids depend on it: the split and SentencePiece's options are known.
     """
 
     kind: Kind
@@ -173,6 +192,7 @@ class Tokenizer:
     sentencepiece: SentencePieceOptions | None = None
     nfc: bool = False
     ignore_merges: bool = False
+    add_prefix_space: bool | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -37,6 +37,7 @@ __all__ = [
     "name_for_runtime",
     "strips_after",
     "tokenizer_metadata",
+    "tokenizer_notes",
 ]
 
 KeyValue: TypeAlias = "tuple[str, GgufValue]"
@@ -115,6 +116,14 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
         if role in ADD_KEYS and (role, architecture) != ("bos", _PHI2):
             result.append((ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
     return result + list(_chat_templates(tokenizer.chat_templates))
+
+
+def tokenizer_notes(tokenizer: Tokenizer | None) -> list[str]:
+    """What the runtime does otherwise than the tokenizer, one line each."""
+    options = tokenizer.sentencepiece if tokenizer is not None else None
+    if options is None or options.metaspace is None:
+        return []
+    return ["llama.cpp puts a space before all text that follows a special token; this tokenizer does not"]
 
 
 def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) -> Iterator[KeyValue]:

@@ -28,15 +28,27 @@ if TYPE_CHECKING:
     from phiconv.tokenization.tokenizer import Kind
     from phiconv_formats.gguf.entries import Entries
 
-__all__ = ["read_vocabulary"]
+__all__ = ["ENDS", "read_vocabulary"]
 
 _KINDS: dict[str, Kind] = {"llama": "sentencepiece", "gpt2": "byte-bpe"}
 _NO_TOKENIZER = {None, "none", "no_vocab"}
 _TYPES = {int(kind): kind for kind in TokenType}
 _ADDED = {TokenType.CONTROL, TokenType.USER_DEFINED}
 
-# Tokens of the Phi models that end a generation, whatever the file says.
-_ENDS = {"<|end|>", "<|im_end|>", "<|endoftext|>", "</s>"}
+ENDS = frozenset(
+    (
+        "<|end|> <|im_end|> <|endoftext|> </s> "  # Phi, Qwen, SmolLM, Llama 2
+        "<|eot_id|> <|eom_id|> <|end_of_text|> "  # Llama 3
+        "<end_of_turn> <eos> <EOT> _<EOT> [EOT] [EOS] <end_of_utterance> <turn|> <|tool_response> [e~[ "
+        "<\uff5cend\u2581of\u2581sentence\uff5c> "
+        "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] "  # where a file is filled in, text ends with these
+        "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>"
+    ).split()
+)
+"""Texts of tokens that end a generation for llama.cpp, whatever the file says (``special_eog_ids``).
+
+Those of gpt-oss and Solar are not among them: there they undo what ``<|end|>`` says.
+"""
 
 
 def read_vocabulary(entries: Entries, vocab_size: int) -> Tokenizer | None:
@@ -51,7 +63,7 @@ def read_vocabulary(entries: Entries, vocab_size: int) -> Tokenizer | None:
 
     Raises:
         ConfigError, MalformedFileError: A key is missing, has a wrong value, or does not fit the others.
-        UnsupportedModelError: A tokenizer of a kind that no Phi model has.
+        UnsupportedModelError: A tokenizer of another kind.
     """
     model = entries.text(Keys.Tokenizer.MODEL)
     if model in _NO_TOKENIZER:
@@ -91,6 +103,7 @@ def read_vocabulary(entries: Entries, vocab_size: int) -> Tokenizer | None:
         sentencepiece=_options(entries, types) if kind == "sentencepiece" else None,
         nfc=kind == "byte-bpe" and pre == PRE_OF_NFC,
         ignore_merges=whole_words,
+        add_prefix_space=entries.flag(Keys.Tokenizer.ADD_PREFIX) if kind == "byte-bpe" else None,
     )
 
 
@@ -154,7 +167,7 @@ def _add_special(entries: Entries, *, whole_words: bool) -> dict[str, bool]:
 
 def _eos_ids(tokens: Sequence[str | None], *ends: int | None) -> tuple[int, ...]:
     named = [end for end in ends if end is not None]
-    return tuple(dict.fromkeys([*named, *(i for i, token in enumerate(tokens) if token in _ENDS)]))
+    return tuple(dict.fromkeys([*named, *(i for i, token in enumerate(tokens) if token in ENDS)]))
 
 
 def _chat_templates(entries: Entries) -> dict[str, str]:

@@ -17,6 +17,7 @@ from phiconv_formats.gguf.names import runtime_notes
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
 from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
+from phiconv_formats.gguf.vocabulary import tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.shared.splitting import split
 
@@ -87,7 +88,7 @@ def package(
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
     metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
     shards = split(entries, split_max_size, 0xFFFF)
-    notes = runtime_notes(model) + [
+    notes = [*runtime_notes(model), *tokenizer_notes(model.tokenizer)] + [
         f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"
         for e in entries
         if len(e.output.name.encode()) > _MAX_NAME

@@ -147,6 +147,7 @@ def _characters(tokenizer: Tokenizer, ids: Mapping[str, int]) -> tuple[set[str],
     for option, what in (
         (options.charsmap, "that replaces characters"),
         (options.remove_extra_whitespaces, "that removes white space"),
+        (options.metaspace, "that puts a space in front only of some texts (Metaspace)"),
         (not options.byte_fallback, "without bytes to fall back to"),
     ):
         if option:

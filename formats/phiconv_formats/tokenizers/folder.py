@@ -143,6 +143,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
         sentencepiece=base.sentencepiece,
         nfc=base.nfc,
         ignore_merges=base.ignore_merges,
+        add_prefix_space=prefix if isinstance(prefix := settings.get("add_prefix_space"), bool) else None,
     )
 
 

@@ -19,6 +19,7 @@ from phiconv.tokenization.tokenizer import (
     SPLITS,
     AddedToken,
     Kind,
+    Metaspace,
     SentencePieceOptions,
     Split,
     SplitName,
@@ -262,10 +263,16 @@ def _options(
 ) -> SentencePieceOptions:
     charsmap = b""
     prefix = any(part["type"] == "Prepend" and part.get("prepend") == _SPACE for part in normalizers)
+    metaspace: Metaspace | None = None
     for part in pre_tokenizers:
         if part["type"] == "Metaspace":
             scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
+            if scheme not in ("always", "first", "never"):
+                message = "expected always, first or never"
+                raise ConfigError(message, path=path, at="pre_tokenizer.prepend_scheme")
+            split = expect(part.get("split", True), bool, path, "pre_tokenizer.split")
             prefix = prefix or scheme != "never"
+            metaspace = Metaspace(scheme, split) if split or scheme != "never" else None
     for part in normalizers:
         if part["type"] == "Precompiled":
             text = expect(part.get("precompiled_charsmap"), str, path, "normalizer.precompiled_charsmap")
@@ -278,4 +285,5 @@ def _options(
         remove_extra_whitespaces=any(re.fullmatch(r" \{2,\}", _regex(part) or "") for part in normalizers),
         byte_fallback=expect(model.get("byte_fallback", False), bool, path, "model.byte_fallback"),
         charsmap=charsmap,
+        metaspace=metaspace,
     )

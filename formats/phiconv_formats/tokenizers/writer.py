@@ -116,7 +116,7 @@ def _sentencepiece(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> dict[
     ]
     return {
         "normalizer": {"type": "Sequence", "normalizers": _normalizers(options, prefix=prefix)},
-        "pre_tokenizer": None,
+        "pre_tokenizer": _metaspace(options),
         "post_processor": _template(tokenizer),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _bpe(
@@ -136,9 +136,18 @@ def _normalizers(options: SentencePieceOptions | None, *, prefix: bool) -> list[
     if options is not None and options.remove_extra_whitespaces:
         steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if options is not None and options.metaspace is not None:
+        return steps
     if prefix:
         steps.append({"type": "Prepend", "prepend": _SPACE})
     return [*steps, {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+
+
+def _metaspace(options: SentencePieceOptions | None) -> dict[str, Any] | None:
+    if options is None or options.metaspace is None:
+        return None
+    scheme, split = options.metaspace.scheme, options.metaspace.split
+    return {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": split}
 
 
 def merges_of_scores(tokenizer: Tokenizer) -> tuple[tuple[str, str], ...]:

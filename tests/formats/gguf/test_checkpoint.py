@@ -70,6 +70,7 @@ def as_a_gguf_says(tokenizer, pre, *, strips):
         added=tuple(added),
         eos_ids=tuple(dict.fromkeys([tokenizer.special_ids["eos"], *end_ids])),
         split=Split(tokenizer.split.name, pre) if tokenizer.split else None,
+        add_prefix_space=None,
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from paths import FIXTURES
 from phiconv.errors import ConfigError
-from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import AddedToken, Metaspace, Split, Tokenizer, TokenType
 from phiconv_formats.gguf.values import ValueType
-from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
+from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata, tokenizer_notes
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
 N, C, U = TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED
@@ -124,6 +124,13 @@ def test_sentencepiece_without_dummy_prefix_says_so():
         tokenizer_metadata(replace(tokenizer, sentencepiece=options), architecture="phi3", vocab_size=2112)
     )
     assert changed["tokenizer.ggml.add_space_prefix"].value is False
+
+
+def test_a_space_before_some_texts_only_is_told():
+    tokenizer = fixture("tiny-phi3")
+    assert tokenizer_notes(tokenizer) == tokenizer_notes(None) == tokenizer_notes(BYTE_BPE) == []
+    options = replace(tokenizer.sentencepiece, metaspace=Metaspace("first", split=False))
+    assert "puts a space before" in tokenizer_notes(replace(tokenizer, sentencepiece=options))[0]
 
 
 @pytest.mark.parametrize(

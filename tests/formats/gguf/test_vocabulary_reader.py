@@ -64,6 +64,12 @@ def test_other_names(pre):
     assert found.add_bos is False
 
 
+def test_what_is_said_of_a_space_in_front():
+    assert again(BYTE_BPE).add_prefix_space is None
+    said = GgufValue(ValueType.BOOL, value=False)
+    assert again(BYTE_BPE, **{"ggml.add_space_prefix": said}).add_prefix_space is False
+
+
 def test_an_unknown_name_is_no_known_split():
     found = again(BYTE_BPE, **{"ggml.pre": text("falcon")})
     assert (found.split, found.nfc) == (Split(None, "falcon"), False)
@@ -75,3 +81,11 @@ def test_who_puts_bos_before_the_text_with_llama_bpe():
     metadata = dict(tokenizer_metadata(silent, architecture="llama", vocab_size=len(silent)))
     del metadata["tokenizer.ggml.add_bos_token"]
     assert read_vocabulary(Entries(metadata, Path("m.gguf")), len(silent)).add_bos is True
+
+
+def test_tokens_that_end_a_generation():
+    texts = ("a", "<|eot_id|>", "<|x|>", "<reponame>")
+    tokenizer = replace(BYTE_BPE, tokens=texts, types=(N, C, C, C), merges=(("a", "a"),), added=())
+    metadata = dict(tokenizer_metadata(tokenizer, architecture="llama", vocab_size=4))
+    metadata["tokenizer.ggml.merges"] = GgufValue(ValueType.ARRAY, [], ValueType.STRING)
+    assert read_vocabulary(Entries(metadata, Path("m.gguf")), 4).eos_ids == (3, 1)

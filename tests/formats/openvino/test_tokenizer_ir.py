@@ -18,7 +18,14 @@ from phiconv.errors import ConfigError, UnsupportedModelError
 from phiconv.tokenization.added_tokens import AddedTokens
 from phiconv.tokenization.characters import PROPERTIES, SIZE, kinds
 from phiconv.tokenization.encoder import decode, encode
-from phiconv.tokenization.tokenizer import SPLITS, AddedToken, SentencePieceOptions, Split, TokenType
+from phiconv.tokenization.tokenizer import (
+    SPLITS,
+    AddedToken,
+    Metaspace,
+    SentencePieceOptions,
+    Split,
+    TokenType,
+)
 from phiconv_formats.openvino.tokenizer_ir import MAX_LENGTH, tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
 from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
@@ -330,6 +337,7 @@ def without(tokenizer, token):
         ("tiny-phi3", lambda t: without(t, "<0xFE>"), "no token for the byte 0xfe"),
         ("tiny-phi3", lambda t: options(t, charsmap=b"x"), "that replaces characters"),
         ("tiny-phi3", lambda t: options(t, remove_extra_whitespaces=True), "that removes white space"),
+        ("tiny-phi3", lambda t: options(t, metaspace=Metaspace("first", split=False)), "(Metaspace)"),
         ("tiny-phi3", lambda t: options(t, byte_fallback=False), "without bytes to fall back to"),
         (
             "tiny-phi3",

@@ -9,7 +9,14 @@ import pytest
 
 import phiconv
 from phiconv.errors import ConfigError, UnsupportedModelError
-from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
+from phiconv.tokenization.tokenizer import (
+    AddedToken,
+    Metaspace,
+    SentencePieceOptions,
+    Split,
+    Tokenizer,
+    TokenType,
+)
 from phiconv_formats.tokenizers.folder import read_tokenizer
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
@@ -28,6 +35,7 @@ BYTE_BPE = Tokenizer(
     add_special={"bos": False, "eos": False},
     chat_templates={"default": "{{ messages }} ü"},
     split=Split("gpt2", "ByteLevel"),
+    add_prefix_space=False,
 )  # fmt: skip
 PIECES = Tokenizer(
     kind="sentencepiece",
@@ -103,6 +111,14 @@ def test_merges_from_scores():
 
 def test_sentencepiece_options(again):
     options = SentencePieceOptions(add_dummy_prefix=False, remove_extra_whitespaces=True, charsmap=b"\0\1\2")
+    assert again(replace(PIECES, sentencepiece=options)).sentencepiece == options
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_metaspace(scheme, again):
+    options = SentencePieceOptions(
+        add_dummy_prefix=scheme != "never", metaspace=Metaspace(scheme, split=scheme != "first")
+    )
     assert again(replace(PIECES, sentencepiece=options)).sentencepiece == options
 
 
