@@ -236,7 +236,7 @@ def _expression(split: Split | None) -> str:
     known = [text for text, name in SPLITS.items() if split is not None and name == split.name]
     if not known:
         message = f"no known way to split the text into words: {split.text if split else 'none is given'}"
-        raise UnsupportedModelError(message, hint="use the tokenizer files of the original Phi model")
+        raise UnsupportedModelError(message, hint="use the tokenizer files of the original model")
     return known[0]
 
 

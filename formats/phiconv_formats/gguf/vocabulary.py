@@ -199,9 +199,7 @@ def _pre(tokenizer: Tokenizer, architecture: str) -> str:
     split = tokenizer.split
     if split is None or split.name is None:
         message = f"llama.cpp has no name for the way in which text is split: {split.text if split else '?'}"
-        raise ConfigError(
-            message, at="pre_tokenizer", hint="use the tokenizer files of the original Phi model"
-        )
+        raise ConfigError(message, at="pre_tokenizer", hint="use the tokenizer files of the original model")
     if tokenizer.ignore_merges:
         if split.name not in _WHOLE_WORDS:
             message = f"llama.cpp has no name for {split.name}'s way to split text with whole words as tokens"

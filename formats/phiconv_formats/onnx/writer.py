@@ -19,11 +19,12 @@ from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
+    from phiconv.tokenization.tokenizer import Tokenizer
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["package"]
@@ -87,12 +88,18 @@ def _session(store: Store, settings: RuntimeSettings) -> dict[str, str]:
 def _tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
     """What the runtime's tokenizer reads: tokenizer.json in any case."""
     files = companion_files(model)
-    if "tokenizer.json" not in files and model.tokenizer is not None:
-        files = tokenizer_files(model.tokenizer) | files
+    if model.tokenizer is not None and _must_be_made(model.tokenizer, files):
+        made = tokenizer_files(model.tokenizer)
+        files = made | files | {"tokenizer.json": made["tokenizer.json"]}
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     # Some models have 1e30 here, which the runtime's parser does not take for a length.
     files["tokenizer_config.json"] = json_bytes({**settings, "model_max_length": context})
     return files
+
+
+def _must_be_made(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> bool:
+    """Whether the runtime needs another tokenizer.json than the source's: it does not know ``Digits``."""
+    return "tokenizer.json" not in files or (tokenizer.split is not None and tokenizer.split.name == "smollm")
 
 
 def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> list[str]:

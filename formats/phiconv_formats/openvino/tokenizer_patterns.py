@@ -57,7 +57,7 @@ def split_expression(split: Split | None) -> str:
     known = {text for text, name in SPLITS.items() if split and (text == split.text or name == split.name)}
     if split is None or not known:
         message = f"no known way to split the text into words: {split.text if split else 'none is given'}"
-        raise UnsupportedModelError(message, hint="use the tokenizer files of the original Phi model")
+        raise UnsupportedModelError(message, hint="use the tokenizer files of the original model")
     return _spell_white_space(split.text if split.text in known else next(t for t in SPLITS if t in known))
 
 

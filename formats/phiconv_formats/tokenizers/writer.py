@@ -89,7 +89,7 @@ def _pre_tokenizer(split: Split | None) -> dict[str, Any]:
     if split is None or split.name is None:
         raise UnsupportedModelError(
             f"the way in which the tokenizer splits text is not known: {split.text if split else '?'}",
-            hint="use the tokenizer files of the original Phi model",
+            hint="use the tokenizer files of the original model",
         )
     if split.name == "gpt2":  # the library's own
         return _BYTE_LEVEL
