@@ -71,8 +71,9 @@ PHI = Architecture(
         keys=(
             "context_length embedding_length feed_forward_length block_count attention.head_count "
             "attention.head_count_kv attention.layer_norm_epsilon rope.dimension_count rope.freq_base? "
-            "attention.key_length? attention.value_length? tokenizer.ggml.add_bos_token"
+            "attention.key_length? attention.value_length?"
         ).split(),
+        tokenizer_keys=("add_bos_token",),
         tied=False,
         pre={"gpt2": "phi-2"},
     ),

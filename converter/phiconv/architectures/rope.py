@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 
 if TYPE_CHECKING:
     from phiconv.architectures.config import Config

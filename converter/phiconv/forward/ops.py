@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from phiconv.ir.model import Hyperparameters, Rope
+    from phiconv.ir.model import Hyperparameters
+    from phiconv.ir.rope import Rope
 
 __all__ = [
     "ATTENTION_ROLES",

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gguf.constants import Keys
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenization.tokenizer import TokenType
+from phiconv_formats.gguf.names import ARCHITECTURE_OF_NAME
 from phiconv_formats.gguf.values import GgufValue, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from phiconv.architectures.architecture import Gguf
     from phiconv.tokenization.tokenizer import SplitName, Tokenizer
 
 __all__ = ["ADD_KEYS", "ID_KEYS", "SPLIT_OF_PRE", "name_for_runtime", "strips_after", "tokenizer_metadata"]
@@ -49,10 +52,15 @@ ADD_KEYS = {"bos": Keys.Tokenizer.ADD_BOS, "eos": Keys.Tokenizer.ADD_EOS, "sep":
 _PRE: Mapping[SplitName, str] = {"gpt2": "gpt-2", "cl100k": "dbrx", "o200k": "gpt-4o"}
 """The runtime's name of a split; it applies the same regular expression."""
 
-SPLIT_OF_PRE = {pre: split for split, pre in _PRE.items()} | {"phi-2": "gpt2"}
+SPLIT_OF_PRE = {pre: split for split, pre in _PRE.items()} | {
+    pre: split for a in ARCHITECTURES.values() for split, pre in a.gguf.pre.items()
+}
 """The split by the runtime's name of it."""
 
-_PHI2 = "phi2"
+_FIRST: Mapping[str, Callable[[Tokenizer], bool | None]] = {
+    Keys.Tokenizer.ADD_BOS: lambda tokenizer: tokenizer.add_bos or False,
+}
+"""Values of `Gguf.tokenizer_keys`; a None is left out."""
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: int) -> list[KeyValue]:
@@ -60,28 +68,27 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
 
     Args:
         tokenizer: What to write.
-        architecture: GGUF's name of the architecture: "phi2", "phi3", "phimoe".
+        architecture: GGUF's name of the architecture: "phi2", "phi3", ...
         vocab_size: Rows of the embedding; ids without a token become ``[PAD<id>]``.
 
     Raises:
         ConfigError: The runtime cannot tokenize like this tokenizer.
     """
-    result: list[KeyValue] = []
-    if architecture == _PHI2:
-        # Phi-2 was trained without bos; the converter says so first, among the model's own keys.
-        result.append((Keys.Tokenizer.ADD_BOS, GgufValue(ValueType.BOOL, tokenizer.add_bos or False)))
+    gguf = ARCHITECTURE_OF_NAME[architecture].gguf
+    first = {key: _FIRST[key](tokenizer) for key in (f"tokenizer.ggml.{k}" for k in gguf.tokenizer_keys)}
+    result = [(key, GgufValue(ValueType.BOOL, flag)) for key, flag in first.items() if flag is not None]
     write = _sentencepiece if tokenizer.kind == "sentencepiece" else _byte_bpe
-    result += write(tokenizer, architecture, vocab_size)
+    result += write(tokenizer, gguf, vocab_size)
     for role, token_id in tokenizer.special_ids.items():
         if role in ID_KEYS:
             result.append((ID_KEYS[role], GgufValue(ValueType.UINT32, token_id)))
     for role, add in tokenizer.add_special.items():
-        if role in ADD_KEYS and (role, architecture) != ("bos", _PHI2):
+        if role in ADD_KEYS and ADD_KEYS[role] not in first:
             result.append((ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
     return result + list(_chat_templates(tokenizer.chat_templates))
 
 
-def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) -> Iterator[KeyValue]:
+def _sentencepiece(tokenizer: Tokenizer, _gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     missing = vocab_size - len(tokenizer)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * missing
@@ -106,7 +113,7 @@ def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) ->
         yield Keys.Tokenizer.ADD_PREFIX, GgufValue(ValueType.BOOL, value=False)
 
 
-def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Iterator[KeyValue]:
+def _byte_bpe(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * (vocab_size - len(tokenizer))
     for added in tokenizer.added:
@@ -121,7 +128,7 @@ def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Itera
     if not merges:
         raise ConfigError("the tokenizer has no merges, and the runtime needs them")
     yield Keys.Tokenizer.MODEL, GgufValue(ValueType.STRING, "gpt2")
-    yield Keys.Tokenizer.PRE, GgufValue(ValueType.STRING, _pre(tokenizer, architecture))
+    yield Keys.Tokenizer.PRE, GgufValue(ValueType.STRING, _pre(tokenizer, gguf))
     yield Keys.Tokenizer.LIST, GgufValue(ValueType.ARRAY, tokens, ValueType.STRING)
     yield Keys.Tokenizer.TOKEN_TYPE, GgufValue(ValueType.ARRAY, types, ValueType.INT32)
     yield Keys.Tokenizer.MERGES, GgufValue(ValueType.ARRAY, merges, ValueType.STRING)
@@ -150,14 +157,14 @@ def _check_unique(tokens: Sequence[str]) -> None:
         seen[token] = i
 
 
-def _pre(tokenizer: Tokenizer, architecture: str) -> str:
+def _pre(tokenizer: Tokenizer, gguf: Gguf) -> str:
     split = tokenizer.split
     if split is None or split.name is None:
         message = f"llama.cpp has no name for the way in which text is split: {split.text if split else '?'}"
         raise ConfigError(
             message, at="pre_tokenizer", hint="use the tokenizer files of the original Phi model"
         )
-    return "phi-2" if (split.name, architecture) == ("gpt2", _PHI2) else _PRE[split.name]
+    return gguf.pre.get(split.name) or _PRE[split.name]
 
 
 def _looks_special(text: str) -> bool:

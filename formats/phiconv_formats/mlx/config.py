@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 from phiconv_formats.folders.companions import own_config
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
     from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
-    from phiconv.ir.model import Model, Role, Rope
+    from phiconv.ir.model import Model, Role
+    from phiconv.ir.rope import Rope
     from phiconv_formats.onnx.store import Store
     from phiconv_formats.shared.output import RuntimeSettings
 

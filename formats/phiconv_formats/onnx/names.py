@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from phiconv import ir
     from phiconv.forward.ops import Call, Forward
-    from phiconv.ir.model import Model, Rope
+    from phiconv.ir.model import Model
+    from phiconv.ir.rope import Rope
 
 __all__ = [
     "EMBEDDING",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phiconv.forward.ops import Attention
-    from phiconv.ir.model import Rope
+    from phiconv.ir.rope import Rope
     from phiconv_formats.openvino.graph import Graph, Value
     from phiconv_formats.openvino.inputs import Inputs
 
