@@ -110,6 +110,7 @@ class Architecture:
             tensors decide: published files are known to have the keys wrong.
         layouts: Other ways in which checkpoints store some roles.
         openvino: Names in an OpenVINO model, where they are not those of the hub.
+        windowed: Its ``sliding_window`` in config.json counts.
         mscales: LongRoPE's two factors of cos and sin are keys of ``rope_scaling``.
     """
 
@@ -127,6 +128,7 @@ class Architecture:
     bias_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     layouts: tuple[Layout, ...] = ()
     openvino: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    windowed: bool = False
     mscales: bool = False
 
     @property

@@ -92,7 +92,7 @@ def model_config(
         raise entries.error(template, "missing")
     config[architecture.epsilon] = epsilon
     config["tie_word_embeddings"] = "output.weight" not in tensors
-    if "attention.sliding_window" in keys:
+    if architecture.windowed:
         # The runtime takes 0 for "all positions".
         config["sliding_window"] = entries.integer(Keys.Attention.SLIDING_WINDOW) or None
     config |= _bias_keys(architecture, tensors)
