@@ -27,7 +27,7 @@ def parse(config: Config) -> Hyperparameters:
     return hyperparameters(
         config,
         rope={"partial_rotary_factor": 0.5},
-        epsilon=("layer_norm_eps", "layer_norm_epsilon"),
+        norm_epsilon=config.number("layer_norm_eps", "layer_norm_epsilon", default=1e-5),
         intermediate_size=config.integer("intermediate_size", default=4 * config.integer("hidden_size")),
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from phiconv import ir
 from phiconv.architectures import ARCHITECTURES
+from phiconv.errors import UnsupportedModelError
 from phiconv.ir.interleaving import halves_by_turns
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import join
@@ -26,6 +27,7 @@ __all__ = [
     "ARCHITECTURE_OF_NAME",
     "LLAMA3_FACTORS",
     "Stored",
+    "check_model",
     "heads_of",
     "output_tensors",
     "parse_name",
@@ -175,6 +177,30 @@ def _plain(name: str, tensor: ir.Tensor) -> OutputTensor:
     if isinstance(tensor.encoding, ir.RawEncoding):
         return OutputTensor(name, tensor, None, tensor.encoding)
     return OutputTensor(name, tensor, None, ir.F32 if len(tensor.shape) <= 1 else None)
+
+
+def check_model(model: Model) -> None:
+    """Refuses what llama.cpp (release v0.5.0) would not load.
+
+    Raises:
+        UnsupportedModelError: Heads of their own size, or biases, in an architecture that has none there.
+    """
+    hp = model.hyperparameters
+    if hp is None or model.architecture is None or model.format == "gguf":
+        return
+    architecture = ARCHITECTURES[model.architecture]
+    problem = ""
+    if not architecture.gguf.head_dim and hp.num_attention_heads * hp.head_dim != hp.hidden_size:
+        problem = f"heads of {hp.head_dim} dimensions that do not add up to hidden_size"
+    biased = {role.name for role in model.tensors if role.part == "bias"} & architecture.optional_biases
+    if biased and not architecture.gguf.bias_keys:
+        problem = f"biases of {', '.join(sorted(biased))} ({', '.join(architecture.bias_keys)})"
+    if problem:
+        raise UnsupportedModelError(
+            f"llama.cpp does not load a {architecture.name} with {problem}",
+            path=model.path,
+            hint="choose another format",
+        )
 
 
 def runtime_notes(model: Model) -> list[str]:
