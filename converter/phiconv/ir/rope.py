@@ -36,8 +36,8 @@ class RopeScaling:
         """What becomes of a frequency; every step is rounded to float32, in transformers' order."""
         share = self._share(frequency)
         if share in {0.0, 1.0}:
-            return frequency if share else _float32(frequency / self.factor)
-        scaled = _float32(_float32(_float32(1 - share) * frequency) / self.factor)
+            return frequency if share else _float32(frequency / _float32(self.factor))
+        scaled = _float32(_float32(_float32(1 - share) * frequency) / _float32(self.factor))
         return _float32(scaled + _float32(share * frequency))
 
     def divisor(self, frequency: float) -> float:
@@ -45,18 +45,20 @@ class RopeScaling:
         share = self._share(frequency)
         if share in {0.0, 1.0}:
             return 1.0 if share else self.factor
-        return _float32(1 / _float32(_float32(_float32(1 - share) / self.factor) + share))
+        return _float32(1 / _float32(_float32(_float32(1 - share) / _float32(self.factor)) + share))
 
     def _share(self, frequency: float) -> float:
         """How much of a frequency stays as it is: from 1 for the shortest waves to 0 for the longest."""
         if self.kind == "linear":
             return 0.0
-        wave = _float32(2 * math.pi / frequency)
+        # torch divides a number by a tensor in two steps: it multiplies by the reciprocal.
+        wave = _float32(_float32(1 / frequency) * _float32(2 * math.pi))
         if wave < self.original_context / self.high_freq_factor:
             return 1.0
         if wave > self.original_context / self.low_freq_factor:
             return 0.0
-        waves = _float32(_float32(self.original_context / wave) - self.low_freq_factor)
+        count = _float32(_float32(1 / wave) * self.original_context)
+        waves = _float32(count - self.low_freq_factor)
         return _float32(waves / (self.high_freq_factor - self.low_freq_factor))
 
 
