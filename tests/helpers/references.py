@@ -29,6 +29,10 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "phimoe": ("phimoe", {}),
     "phimoe-tiny": ("phimoe-tiny", {"sliding_window": 7}),
     "phimoe-long": ("phimoe", {"rope_scaling": _MOE_ROPE}),
+    "llama": ("llama", {}),
+    "llama3": ("llama3", {}),
+    "llama3-long": ("llama3", {}),
+    "llama-bias": ("llama-bias", {}),
 }
 
 

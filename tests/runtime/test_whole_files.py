@@ -37,6 +37,9 @@ KINDS = [
     "phimoe-transformers5",
     "phimoe-stacked",
     "phimoe-tiny",
+    "llama",
+    "llama3",
+    "llama-bias",
     "tiny-phi3",
     "tiny-phi4mini",
 ]
