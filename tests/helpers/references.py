@@ -33,6 +33,8 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("llama3", {}),
     "llama3-long": ("llama3", {}),
     "llama-bias": ("llama-bias", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-untied": ("qwen2-untied", {}),
 }
 
 

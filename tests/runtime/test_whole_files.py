@@ -40,6 +40,8 @@ KINDS = [
     "llama",
     "llama3",
     "llama-bias",
+    "qwen2",
+    "qwen2-untied",
     "tiny-phi3",
     "tiny-phi4mini",
 ]
