@@ -35,6 +35,8 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-bias": ("llama-bias", {}),
     "qwen2": ("qwen2", {}),
     "qwen2-untied": ("qwen2-untied", {}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-untied": ("qwen3-untied", {}),
 }
 
 

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 KINDS = ["phi", "phi-fp16", "phi2", "phi3", "phi3-gqa", "phi3-sharded", "phi4", "phi4mini", "phimoe"]
-ALSO = ["llama", "llama3", "llama-bias", "qwen2", "qwen2-untied"]
+ALSO = ["llama", "llama3", "llama-bias", "qwen2", "qwen2-untied", "qwen3", "qwen3-untied"]
 NEW_STYLE = ["phi4mini-transformers5", "phimoe-transformers5"]
 
 

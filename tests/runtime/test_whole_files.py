@@ -42,6 +42,8 @@ KINDS = [
     "llama-bias",
     "qwen2",
     "qwen2-untied",
+    "qwen3",
+    "qwen3-untied",
     "tiny-phi3",
     "tiny-phi4mini",
 ]
