@@ -209,7 +209,7 @@ REFUSED = {
     "Phi-4-reasoning-vision": ("Phi4ForCausalLMV", "phi4-siglip"),
     "the 2023 layout": ("PhiForCausalLM", "phi-msft"),
     "the 2023 layout of phi-1": ("MixFormerSequentialForCausalLM", "mixformer-sequential"),
-    "not supported": ("LlamaForCausalLM", "llama"),
+    "not supported": ("MistralForCausalLM", "mistral"),
 }
 
 

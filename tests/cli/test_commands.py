@@ -245,13 +245,10 @@ def test_missing_files(fails, copy, name):
 def test_unknown_architecture(fails, copy):
     folder = copy()
     config = json.loads((folder / "config.json").read_text())
-    config["architectures"], config["model_type"] = ["LlamaForCausalLM"], "llama"
+    config["architectures"], config["model_type"] = ["MistralForCausalLM"], "mistral"
     (folder / "config.json").write_text(json.dumps(config))
-    fails(
-        folder,
-        "o.gguf",
-        says="LlamaForCausalLM: this architecture is not supported; supported are PhiForCausalLM",
-    )
+    says = "MistralForCausalLM: this architecture is not supported; supported are PhiForCausalLM"
+    fails(folder, "o.gguf", says=says)
 
 
 def _damage(folder, value):

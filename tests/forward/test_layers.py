@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from phiconv.forward import layers
 from phiconv.forward.ops import MixtureOfExperts
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 

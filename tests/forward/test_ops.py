@@ -12,7 +12,8 @@ import phiconv
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.forward.ops import Attention, MixtureOfExperts, Recorder, check_weights, output_matrix
-from phiconv.ir.model import Role, Rope
+from phiconv.ir.model import Role
+from phiconv.ir.rope import Rope
 
 KINDS = ("phi", "phi2", "phi3", "phi3-gqa", "phi4mini", "phimoe", "phimoe-stacked", "phimoe-tiny")
 

@@ -125,3 +125,12 @@ class Runtime:
         finally:
             self.llama.llama_batch_free(batch)
             self.llama.llama_free(state)
+
+
+def llama_logits(llama, path, ids):
+    """Logits of a file at every position of a prompt."""
+    runtime = Runtime(llama, path)
+    try:
+        return runtime.logits(ids, context=max(512, -(-len(ids) // 256) * 256))
+    finally:
+        llama.llama_model_free(runtime.model)

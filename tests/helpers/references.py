@@ -29,6 +29,14 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "phimoe": ("phimoe", {}),
     "phimoe-tiny": ("phimoe-tiny", {"sliding_window": 7}),
     "phimoe-long": ("phimoe", {"rope_scaling": _MOE_ROPE}),
+    "llama": ("llama", {}),
+    "llama3": ("llama3", {}),
+    "llama3-long": ("llama3", {}),
+    "llama-bias": ("llama-bias", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-untied": ("qwen2-untied", {}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-untied": ("qwen3-untied", {}),
 }
 
 

@@ -78,3 +78,9 @@ def mlx_lm() -> ModuleType:
 def ort() -> ModuleType:
     """The real ONNX Runtime."""
     return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+
+@pytest.fixture(scope="session")
+def openvino() -> ModuleType:
+    """The real OpenVINO."""
+    return pytest.importorskip("openvino", reason="OpenVINO is not installed", exc_type=ImportError)

@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 KINDS = ["phi", "phi-fp16", "phi2", "phi3", "phi3-gqa", "phi3-sharded", "phi4", "phi4mini", "phimoe"]
+ALSO = ["llama", "llama3", "llama-bias", "qwen2", "qwen2-untied", "qwen3", "qwen3-untied"]
 NEW_STYLE = ["phi4mini-transformers5", "phimoe-transformers5"]
 
 
@@ -81,7 +82,7 @@ def test_trained_model_in_every_recipe(convert, tmp_path, name, recipe):
 
 
 @pytest.mark.parametrize("recipe", ["4bit-g32", "nvfp4", "f32"])
-@pytest.mark.parametrize("kind", [*KINDS, *NEW_STYLE])
+@pytest.mark.parametrize("kind", [*KINDS, *ALSO, *NEW_STYLE])
 def test_every_kind_of_model(convert, tmp_path, model_folder, kind, recipe):
     convert(model_folder(kind), tmp_path / "theirs", **peer_options(recipe))
     choices = phiconv.Choices(match_runtime=True)

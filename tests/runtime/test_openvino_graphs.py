@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import phiconv
+from openvino_runtime import STRICT, infer
 from paths import FIXTURES
 from phiconv import ir
 from phiconv.quantizers import decode, encode
@@ -16,13 +17,6 @@ from phiconv.tokenization.encoder import decode as decode_ids
 from phiconv_formats.openvino.names import group_of, output_tensors
 
 pytestmark = pytest.mark.runtime
-
-STRICT = {
-    "INFERENCE_PRECISION_HINT": "f32",
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
-    "KV_CACHE_PRECISION": "f32",
-}
-"""Without these the plugin rounds activations to 16 or 8 bits, and no error below 1e-2 could be seen."""
 
 KINDS = ["phi", "phi2", "phi3", "phi3-gqa", "phi4mini", "phimoe", "phimoe-tiny"]
 SCHEMES = [
@@ -32,12 +26,6 @@ SCHEMES = [
 
 
 EXPERT_SCHEMES = ["int4-asym-g32", "int4-sym-channel", "int8-sym", "mxfp4", "mxfp8"]
-
-
-@pytest.fixture(scope="module")
-def openvino():
-    """The real OpenVINO."""
-    return pytest.importorskip("openvino", reason="OpenVINO is not installed", exc_type=ImportError)
 
 
 @pytest.fixture
@@ -51,26 +39,6 @@ def run(openvino, tmp_path):
         return plan, openvino.Core().compile_model(target, "CPU", STRICT)
 
     return compile_
-
-
-def infer(compiled, ids, chunks=None):
-    """Logits of a batch, its tokens given in chunks."""
-    request = compiled.create_infer_request()
-    results, at = [], 0
-    for count in chunks or [ids.shape[1]]:
-        stop = at + count
-        positions = np.broadcast_to(np.arange(at, stop), (len(ids), count))
-        request.infer(
-            {
-                "input_ids": ids[:, at:stop].astype(np.int64),
-                "attention_mask": np.ones((len(ids), stop), np.int64),
-                "position_ids": np.ascontiguousarray(positions, np.int64),
-                "beam_idx": np.arange(len(ids), dtype=np.int32),
-            }
-        )
-        results.append(request.get_tensor("logits").data.copy())
-        at = stop
-    return np.concatenate(results, axis=1)
 
 
 def layers(compiled):

@@ -8,8 +8,9 @@ import pytest
 
 import phiconv
 from builder_folder import rewrite
-from llama_runtime import Runtime
+from llama_runtime import llama_logits
 from mlx_runtime import run_logits
+from onnx_runtime import onnx_logits
 from paths import FIXTURES
 from phiconv import ir
 from references import relative_l2
@@ -21,30 +22,6 @@ pytestmark = [
 ]
 
 TRAINED = ["tiny-phi3", "tiny-phi4mini"]
-
-
-def onnx_logits(ort, folder, ids):
-    """Logits of ONNX Runtime on the processor; products in float32 where the graph names no other level."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
-    inputs = {i.name: i for i in session.get_inputs()}
-    if "position_ids" in inputs:
-        feeds["position_ids"] = np.arange(len(ids))[None]
-    for name, value in inputs.items():
-        if name.startswith("past"):
-            dtype = np.float32 if value.type == "tensor(float)" else np.float16
-            feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), dtype)
-    return session.run(["logits"], feeds)[0][0].astype(np.float64)
-
-
-def llama_logits(llama, path, ids):
-    runtime = Runtime(llama, path)
-    try:
-        return runtime.logits(ids)
-    finally:
-        llama.llama_model_free(runtime.model)
 
 
 def check_blocks(first, second):

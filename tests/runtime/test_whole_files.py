@@ -37,6 +37,13 @@ KINDS = [
     "phimoe-transformers5",
     "phimoe-stacked",
     "phimoe-tiny",
+    "llama",
+    "llama3",
+    "llama-bias",
+    "qwen2",
+    "qwen2-untied",
+    "qwen3",
+    "qwen3-untied",
     "tiny-phi3",
     "tiny-phi4mini",
 ]

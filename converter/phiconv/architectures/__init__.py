@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.architectures.architecture import Architecture
+from phiconv.architectures.llama import LLAMA
 from phiconv.architectures.phi import PHI
 from phiconv.architectures.phi3 import PHI3
 from phiconv.architectures.phimoe import PHIMOE
+from phiconv.architectures.qwen2 import QWEN2
+from phiconv.architectures.qwen3 import QWEN3
 from phiconv.architectures.weights import bind, layout, table
 from phiconv.errors import ConfigError, UnsupportedModelError
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ARCHITECTURES", "Architecture", "find", "hub_tensors", "read_weights"]
 
 
-ARCHITECTURES = {a.name: a for a in (PHI, PHI3, PHIMOE)}
+ARCHITECTURES = {a.name: a for a in (PHI, PHI3, PHIMOE, LLAMA, QWEN2, QWEN3)}
 
 # Known by class name and by model_type, and refused by name rather than misread.
 _UNSUPPORTED = {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from phiconv.architectures.config import Config
     from phiconv.forward.ops import Forward
     from phiconv.ir.model import Hyperparameters
+    from phiconv.tokenization.tokenizer import SplitName
 
 __all__ = ["ENDS", "Architecture", "Gguf", "Layout", "Mlx", "full_name"]
 
@@ -53,6 +54,9 @@ class Gguf:
             left out where it says what the runtime assumes anyway.
         neighbours: It rotates neighbouring dimensions, so rows of queries and keys stand by turns.
         tied: It loads a file without an output matrix.
+        head_dim: It loads heads that do not add up to ``hidden_size``.
+        bias_keys: It loads the biases that `Architecture.bias_keys` are about.
+        tokenizer_keys: Keys of the tokenizer that its converter writes before all others of it.
         pre: What it calls a way of splitting text, where that is not the usual name.
         note: What it computes wrongly, "" if nothing.
     """
@@ -61,7 +65,10 @@ class Gguf:
     keys: Sequence[str]
     neighbours: bool = False
     tied: bool = True
-    pre: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    head_dim: bool = True
+    bias_keys: bool = True
+    tokenizer_keys: Sequence[str] = ()
+    pre: Mapping[SplitName, str] = field(default_factory=lambda: MappingProxyType({}))
     note: str = ""
 
 
@@ -103,6 +110,7 @@ class Architecture:
             tensors decide: published files are known to have the keys wrong.
         layouts: Other ways in which checkpoints store some roles.
         openvino: Names in an OpenVINO model, where they are not those of the hub.
+        windowed: Its ``sliding_window`` in config.json counts.
         mscales: LongRoPE's two factors of cos and sin are keys of ``rope_scaling``.
     """
 
@@ -120,6 +128,7 @@ class Architecture:
     bias_keys: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     layouts: tuple[Layout, ...] = ()
     openvino: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    windowed: bool = False
     mscales: bool = False
 
     @property
@@ -128,8 +137,8 @@ class Architecture:
         return frozenset(role for roles in self.bias_keys.values() for role in roles)
 
     def group(self, role: str) -> tuple[str, ...]:
-        """The roles that the hub stores in one matrix with this one, in order."""
-        return tuple(r for r, name in self.names.items() if name == self.names[role])
+        """The roles that the hub stores in one matrix with this one, in order; () for no role of its."""
+        return tuple(r for r, name in self.names.items() if name == self.names.get(role))
 
     def apart(self, role: str) -> str:
         """The name of a role that is stored by itself, the experts of a layer in one stack."""

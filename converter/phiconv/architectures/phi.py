@@ -27,7 +27,7 @@ def parse(config: Config) -> Hyperparameters:
     return hyperparameters(
         config,
         rope={"partial_rotary_factor": 0.5},
-        epsilon=("layer_norm_eps", "layer_norm_epsilon"),
+        norm_epsilon=config.number("layer_norm_eps", "layer_norm_epsilon", default=1e-5),
         intermediate_size=config.integer("intermediate_size", default=4 * config.integer("hidden_size")),
     )
 
@@ -71,8 +71,9 @@ PHI = Architecture(
         keys=(
             "context_length embedding_length feed_forward_length block_count attention.head_count "
             "attention.head_count_kv attention.layer_norm_epsilon rope.dimension_count rope.freq_base? "
-            "attention.key_length? attention.value_length? tokenizer.ggml.add_bos_token"
+            "attention.key_length? attention.value_length?"
         ).split(),
+        tokenizer_keys=("add_bos_token",),
         tied=False,
         pre={"gpt2": "phi-2"},
     ),

@@ -59,6 +59,7 @@ PHI3 = Architecture(
         "output_norm": "model.norm",
         "output": "lm_head",
     },
+    windowed=True,
     layouts=(
         Layout({"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}),
         Layout({"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}),

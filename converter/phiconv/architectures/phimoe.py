@@ -93,6 +93,7 @@ PHIMOE = Architecture(
         Layout({"router": "mlp.router"}),
     ),
     openvino=_OPENVINO,
+    windowed=True,
     mscales=True,
     gguf=Gguf(
         "phimoe",

@@ -7,20 +7,29 @@ the top level. transformers 5 style: everything inside ``rope_parameters``. "su"
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope, RopeScaling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from phiconv.architectures.config import Config
+    from phiconv.ir.rope import Scaling
 
 __all__ = ["parse_rope"]
 
 _TYPES = ("default", "longrope", "su")
+"""The types that the Phi models have."""
 
 
 def parse_rope(
-    config: Config, head_dim: int, *, partial_rotary_factor: float = 1.0, original_context: int | None = None
+    config: Config,
+    head_dim: int,
+    *,
+    partial_rotary_factor: float = 1.0,
+    original_context: int | None = None,
+    types: Sequence[str] = _TYPES,
 ) -> Rope:
     """Reads the rotary embedding of a model.
 
@@ -29,6 +38,7 @@ def parse_rope(
         head_dim: Dimensions of a head.
         partial_rotary_factor: The architecture's default for the part of a head that is rotated.
         original_context: The architecture's default for ``original_max_position_embeddings``.
+        types: The values of ``rope_type`` that the architecture may have.
 
     Raises:
         ConfigError: An unknown rope type, a missing key, or factor lists of the wrong length.
@@ -36,7 +46,7 @@ def parse_rope(
     context = config.integer("max_position_embeddings")
     rope = config.section("rope_parameters") or config.section("rope_scaling")
     inner = rope or type(config)({}, config.path)
-    kind = inner.choice(inner.get("rope_type", "type")[0], _TYPES, "default")
+    kind = inner.choice(inner.get("rope_type", "type")[0], tuple(types), "default")
     factor = inner.number(
         "partial_rotary_factor", default=config.number("partial_rotary_factor", default=partial_rotary_factor)
     )
@@ -55,6 +65,8 @@ def parse_rope(
         if inner.get("long_factor", "short_factor")[1] is not None:
             raise inner.error("rope_type", 'no "longrope", although there are long and short factors')
         return Rope(dimensions, theta, original)
+    if kind not in _TYPES:
+        return Rope(dimensions, theta, original, scaling=_scaling(inner, cast("Scaling", kind)))
     # A factor of its own replaces the ratio of the contexts, as in transformers.
     scale = inner.number("factor", default=context / original)
     mscale = inner.number("attention_factor", default=Rope.longrope_mscale(scale, original))
@@ -67,3 +79,14 @@ def parse_rope(
         short_mscale=inner.number("short_mscale", default=mscale),
         long_mscale=inner.number("long_mscale", default=mscale),
     )
+
+
+def _scaling(rope: Config, kind: Scaling) -> RopeScaling:
+    """Frequencies that are scaled otherwise than by LongRoPE; all keys must be there."""
+    factor = rope.number("factor")
+    if kind == "linear":
+        return RopeScaling(kind, factor)
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise rope.error("high_freq_factor", f"must be more than low_freq_factor ({low}), not {high}")
+    return RopeScaling(kind, factor, low, high, rope.integer("original_max_position_embeddings"))

@@ -14,7 +14,7 @@ import numpy as np
 
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.forward import layers, threads
-from phiconv.forward.ops import ATTENTION_ROLES, check_weights, output_matrix
+from phiconv.forward.ops import ATTENTION_ROLES, HEAD_NORMS, check_weights, output_matrix
 from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 
@@ -233,6 +233,11 @@ class NumpyOps:
             self.linear(x, Role(name, layer)).reshape(batch, length, -1, spec.head_dim)
             for name in ATTENTION_ROLES
         )
+        if spec.norm_epsilon is not None:
+            q, k = (
+                layers.rms_norm(x, self._vector(Role(name, layer)), spec.norm_epsilon)
+                for x, name in zip((q, k), HEAD_NORMS, strict=True)
+            )
         layers.rotate(q, cos, sin)
         layers.rotate(k, cos, sin)
 

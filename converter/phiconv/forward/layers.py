@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.forward.ops import Activation, MixtureOfExperts
-    from phiconv.ir.model import Rope
+    from phiconv.ir.rope import Rope
 
 __all__ = [
     "ACTIVATIONS",

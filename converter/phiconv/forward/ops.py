@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from phiconv.ir.model import Hyperparameters, Rope
+    from phiconv.ir.model import Hyperparameters
+    from phiconv.ir.rope import Rope
 
 __all__ = [
     "ATTENTION_ROLES",
     "EXPERT_ROLES",
+    "HEAD_NORMS",
     "Activation",
     "Attention",
     "Call",
@@ -49,6 +51,9 @@ x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` (https://arxiv.org/ab
 ATTENTION_ROLES = ("attn_q", "attn_k", "attn_v")
 """The matrices that `Ops.attention` reads."""
 
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+"""The norms that it reads, where there are any; one vector for all heads."""
+
 EXPERT_ROLES = ("router", "experts_gate", "experts_up", "experts_down")
 """The matrices that `Ops.moe` reads; those of the experts are stacked."""
 
@@ -63,6 +68,8 @@ class Attention:
         head_dim: Dimensions of a head; scores are divided by its square root.
         rope: What rotates queries and keys.
         window: Positions that a token attends to, itself included; None for all before it.
+        norm_epsilon: Queries and keys go through an RMSNorm, head by head, before they are rotated, with this
+            epsilon; None for no norm.
     """
 
     heads: int
@@ -70,13 +77,24 @@ class Attention:
     head_dim: int
     rope: Rope
     window: int | None = None
+    norm_epsilon: float | None = None
 
     @staticmethod
-    def of(hp: Hyperparameters) -> Attention:
-        """The attention of a model whose layers are all alike."""
+    def of(hp: Hyperparameters, *, normed: bool = False) -> Attention:
+        """The attention of a model whose layers are all alike, with or without norms of queries and keys."""
         return Attention(
-            hp.num_attention_heads, hp.num_key_value_heads, hp.head_dim, hp.rope, hp.sliding_window
+            hp.num_attention_heads,
+            hp.num_key_value_heads,
+            hp.head_dim,
+            hp.rope,
+            hp.sliding_window,
+            hp.norm_epsilon if normed else None,
         )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The weights that `Ops.attention` reads."""
+        return (*ATTENTION_ROLES, *(HEAD_NORMS if self.norm_epsilon is not None else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +152,7 @@ class Ops(Protocol[V, R_co]):
         """``activation(linear(x, gate)) * linear(x, up)``."""
 
     def attention(self, x: V, layer: int, spec: Attention, /) -> V:
-        """Causal self-attention: query, key and value matrices included, the output matrix not."""
+        """Causal self-attention: the matrices of queries, keys and values included, the output matrix not."""
 
     def moe(self, x: V, layer: int, spec: MixtureOfExperts, /) -> V:
         """The weighted sum of the chosen experts, router included."""
@@ -210,7 +228,7 @@ class Recorder:
 
     def attention(self, x: int, layer: int, spec: Attention, /) -> int:
         """See `Ops.attention`."""
-        return self._record("attention", (x, layer, spec), *(Role(name, layer) for name in ATTENTION_ROLES))
+        return self._record("attention", (x, layer, spec), *(Role(name, layer) for name in spec.roles))
 
     def moe(self, x: int, layer: int, spec: MixtureOfExperts, /) -> int:
         """See `Ops.moe`."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv.ir import Blocks, Tensor
+from phiconv.ir import Blocks, Tensor, concatenate
 
 if TYPE_CHECKING:
     from phiconv.ir import Encoded, Encoding
 
-__all__ = ["deinterleave", "interleave"]
+__all__ = ["deinterleave", "halves_by_turns", "halves_in_order", "interleave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +100,30 @@ def deinterleave(tensor: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"the rows of {tensor.shape} are not those of two tensors by turns")
     shape = (*tensor.shape[:-2], tensor.shape[-2] // 2, tensor.shape[-1])
     return Tensor.of(_EveryOther(tensor, odd=False), shape), Tensor.of(_EveryOther(tensor, odd=True), shape)
+
+
+def halves_by_turns(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of queries or keys for a runtime that rotates neighbouring dimensions of a head.
+
+    The models rotate dimension ``i`` of a head with ``i + head_dim / 2``; there they are neighbours.
+
+    Args:
+        tensor: A matrix or a bias with ``heads * head_dim`` rows.
+        heads: How many.
+
+    Returns:
+        The same rows: of each head, one of the first half, one of the second, and so on.
+    """
+    matrix = tensor.reshape((tensor.rows, tensor.columns))
+    half = tensor.rows // heads // 2
+    parts = [matrix.slice_rows(i * half, (i + 1) * half) for i in range(2 * heads)]
+    return interleave(concatenate(parts[::2]), concatenate(parts[1::2])).reshape(tensor.shape)
+
+
+def halves_in_order(tensor: Tensor, heads: int) -> Tensor:
+    """The inverse of `halves_by_turns`."""
+    even, odd = deinterleave(tensor.reshape((tensor.rows, tensor.columns)))
+    half = tensor.rows // heads // 2
+    bounds = [(i * half, (i + 1) * half) for i in range(heads)]
+    parts = [part.slice_rows(*bound) for bound in bounds for part in (even, odd)]
+    return concatenate(parts).reshape(tensor.shape)

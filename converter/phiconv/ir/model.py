@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Tensor
+    from phiconv.ir.rope import Rope
     from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "ModelCard",
     "Role",
     "RoleRows",
-    "Rope",
 ]
 
 
@@ -62,71 +60,6 @@ class HubTensor:
 
     shape: tuple[int, ...]
     rows: tuple[RoleRows, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary position embedding over the first ``dimensions`` of each head, in halves (NeoX style).
-
-    With ``short_factor`` and ``long_factor`` it is LongRoPE (https://arxiv.org/abs/2402.13753): frequency
-    ``i`` is divided by the short factor ``i`` up to ``original_context`` positions, by the long one beyond.
-
-    Attributes:
-        dimensions: Rotated dimensions of a head, even.
-        theta: Base of the frequencies.
-        short_factor, long_factor: ``dimensions / 2`` divisors each, or empty.
-        original_context: Positions the model was first trained for.
-        short_mscale, long_mscale: What cos and sin are multiplied by, at every length.
-    """
-
-    dimensions: int
-    theta: float
-    original_context: int
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-    short_mscale: float = 1.0
-    long_mscale: float = 1.0
-
-    @staticmethod
-    def longrope_mscale(scale: float, original_context: int) -> float:
-        """LongRoPE's attention factor, sqrt(1 + ln(scale) / ln(original)): the context grew by ``scale``."""
-        return math.sqrt(1 + math.log(scale) / math.log(original_context)) if scale > 1 else 1.0
-
-    def is_long(self, length: int) -> bool:
-        """Whether a sequence of this many positions takes the long factors, at all of its positions."""
-        return bool(self.long_factor) and length > self.original_context
-
-    def inverse_frequencies(self, *, long: bool) -> tuple[float, ...]:
-        """Radians per position of each rotated pair, ``1 / (factor[i] * theta ** (2 * i / dimensions))``.
-
-        Every step is rounded to float32. The models were trained so, and at position 100 000 even the last
-        bit of a frequency turns a pair by 0.01 radians.
-
-        Args:
-            long: Take the long factors instead of the short ones.
-
-        Returns:
-            ``dimensions / 2`` numbers that are float32 exactly.
-        """
-        half = self.dimensions // 2
-        factors = (self.long_factor if long else self.short_factor) or (1.0,) * half
-        theta = _float32(self.theta)
-        powers = (_float32(theta ** _float32(2 * i / self.dimensions)) for i in range(half))
-        divisors = (_float32(_float32(f) * power) for f, power in zip(factors, powers, strict=True))
-        return tuple(_float32(1 / divisor) if divisor else math.inf for divisor in divisors)
-
-    def mscale(self, *, long: bool) -> float:
-        """What cos and sin are multiplied by."""
-        return self.long_mscale if long else self.short_mscale
-
-
-def _float32(value: float) -> float:
-    """The nearest float32, infinity where it is too large."""
-    try:
-        rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
-    except OverflowError:
-        return math.inf
-    return rounded
 
 
 @dataclass(frozen=True, slots=True)

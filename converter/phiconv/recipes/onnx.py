@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UsageError
 from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
 from phiconv.quantizers.repack import stays
@@ -228,11 +229,17 @@ def _by_rule(tensor: OutputTensor, scheme: Scheme, model: Model, *, match_runtim
             return _shared(scheme) if tied else _runtime_embedding(scheme)
         case "output":
             return scheme.high
-        case "ffn_down" if match_runtime and model.architecture == "phi":
-            pass  # the builder looks for a name that these models do not have
+        case "ffn_down" if match_runtime and not _has_down_proj(model):
+            pass  # the builder looks for this name
         case "attn_q" | "attn_v" | "ffn_down" if _more_bits(tensor.role.layer or 0, model):
             return scheme.high
     return scheme.encoding
+
+
+def _has_down_proj(model: Model) -> bool:
+    """Whether the hub calls the way out of the feed-forward part so."""
+    names = ARCHITECTURES[model.architecture].names if model.architecture else {}
+    return names.get("ffn_down", "mlp.down_proj").endswith("down_proj")
 
 
 def _shared(scheme: Scheme) -> Encoding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizers.writer import tokenizer_files
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir.model import Model
+    from phiconv.ir.rope import RopeScaling
 
-__all__ = ["companion_files", "json_bytes", "model_config", "own_config"]
+__all__ = [
+    "companion_files",
+    "corrected_biases",
+    "json_bytes",
+    "model_config",
+    "own_config",
+    "scaling_object",
+]
 
 _LIMIT = 64 << 20
 _TOKENIZER_FILES = (
@@ -42,8 +51,31 @@ def json_bytes(value: Any, *, indent: int = 2) -> bytes:
 
 
 def own_config(model: Model) -> dict[str, Any]:
-    """The source's config.json, without what is not for another folder."""
-    return {key: value for key, value in model.card.config.items() if key not in _DROPPED}
+    """The source's config.json, without what is not for another folder, and right about biases."""
+    config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
+    return config | corrected_biases(model)
+
+
+def corrected_biases(model: Model) -> dict[str, bool]:
+    """The keys that announce biases, where config.json is wrong about them."""
+    if model.architecture is None:
+        return {}
+    present = {role.name for role in model.tensors if role.part == "bias"}
+    keys = ARCHITECTURES[model.architecture].bias_keys
+    found = {key: bool(present & {*roles}) for key, roles in keys.items()}
+    return {key: flag for key, flag in found.items() if flag != bool(model.card.config.get(key))}
+
+
+def scaling_object(scaling: RopeScaling) -> dict[str, Any]:
+    """``rope_scaling`` of config.json."""
+    result: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        result |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    return result
 
 
 def model_config(model: Model) -> dict[str, Any]:

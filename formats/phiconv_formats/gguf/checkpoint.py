@@ -7,16 +7,17 @@ all of them can be looked at and copied.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from gguf.constants import Keys
 
 from phiconv import ir
+from phiconv.architectures.architecture import full_name
+from phiconv.ir.interleaving import halves_in_order
 from phiconv.ir.model import Checkpoint, ModelCard
 from phiconv_formats.gguf.config import generation_config, model_config
 from phiconv_formats.gguf.entries import Entries
-from phiconv_formats.gguf.names import ARCHITECTURE_NAMES
+from phiconv_formats.gguf.names import ARCHITECTURE_OF_NAME, LLAMA3_FACTORS, parse_name
 from phiconv_formats.gguf.reader import open_gguf
 from phiconv_formats.gguf.vocabulary_reader import read_vocabulary
 
@@ -24,48 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from phiconv.architectures import Architecture
+    from phiconv_formats.gguf.names import Stored
     from phiconv_formats.gguf.reader import GgufFile
 
 __all__ = ["open_checkpoint"]
 
-_OUTSIDE = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_QKV = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
-_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-
-# llama.cpp's name in a layer -> that of the checkpoint, by llama.cpp's architecture. Its loaders take
-# queries, keys and values fused or split; phi2 and phimoe checkpoints have them split only (see `_unfuse`).
-_INSIDE = {
-    "phi2": {
-        "attn_norm": "input_layernorm",
-        **_QKV,
-        "attn_output": "self_attn.dense",
-        "ffn_up": "mlp.fc1",
-        "ffn_down": "mlp.fc2",
-    },
-    "phi3": {
-        **_NORMS,
-        **_QKV,
-        "attn_qkv": "self_attn.qkv_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_up": "mlp.gate_up_proj",
-        "ffn_down": "mlp.down_proj",
-    },
-    "phimoe": {
-        **_NORMS,
-        **_QKV,
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate_inp": "block_sparse_moe.gate",
-        "ffn_gate_exps": "block_sparse_moe.switch_mlp.gate_proj",
-        "ffn_up_exps": "block_sparse_moe.switch_mlp.up_proj",
-        "ffn_down_exps": "block_sparse_moe.switch_mlp.down_proj",
-    },
-}
-_NAME = re.compile(r"(?:blk\.([0-9]+)\.)?([a-z_]+)\.(weight|bias)")
-_HYPERPARAMETERS = ("rope_factors_long.weight", "rope_factors_short.weight")
+_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", LLAMA3_FACTORS)
+"""Tensors that are hyperparameters."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -79,8 +46,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     architecture = _architecture(file)
     if architecture is None:
         return Checkpoint(path, "gguf", file.tensors, metadata=file.metadata)
-    entries = Entries(file.metadata, file.path, architecture)
-    config = model_config(entries, file.tensors)
+    entries = Entries(file.metadata, file.path, architecture.gguf.name)
+    config = model_config(entries, file.tensors, architecture)
     if (name := entries.text(Keys.General.NAME)) is not None:
         config["_name_or_path"] = name
     return Checkpoint(
@@ -96,48 +63,66 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def _architecture(file: GgufFile) -> str | None:
-    """llama.cpp's name of the architecture, where the file is a whole model that phiconv knows."""
+def _architecture(file: GgufFile) -> Architecture | None:
+    """The architecture, where the file is a whole model that phiconv knows."""
     entries = Entries(file.metadata, file.path)
-    architecture = entries.text(Keys.General.ARCHITECTURE)
-    known = architecture in ARCHITECTURE_NAMES.values()
+    architecture = ARCHITECTURE_OF_NAME.get(entries.text(Keys.General.ARCHITECTURE) or "")
     whole = (entries.text(Keys.General.TYPE) or "model") == "model"
     decoded = not any(isinstance(t.encoding, ir.RawEncoding) for t in file.tensors.values())
-    return architecture if known and whole and decoded else None
+    return architecture if whole and decoded else None
 
 
 def _checkpoint_names(
-    stored: Mapping[str, ir.Tensor], architecture: str, config: Mapping[str, Any]
+    stored: Mapping[str, ir.Tensor], architecture: Architecture, config: Mapping[str, Any]
 ) -> dict[str, ir.Tensor]:
     """The weights under the checkpoint's names; one that has none there keeps its own."""
-    inside, result = _INSIDE[architecture], {}
-    outside = _OUTSIDE | ({"output_norm": "model.final_layernorm"} if architecture == "phi2" else {})
+    result: dict[str, ir.Tensor] = {}
     for name, tensor in stored.items():
-        match = _NAME.fullmatch(name)
-        layer, base, part = match.groups() if match else (None, "", "")
-        if layer is None and base in outside:
-            result[f"{outside[base]}.{part}"] = tensor
-        elif layer is not None and base in inside:
-            result[f"model.layers.{layer}.{inside[base]}.{part}"] = tensor
-        elif layer is not None and _fused(name, stored) and (parts := _unfuse(tensor, config)):
-            result |= {f"model.layers.{layer}.{_QKV[role]}.{part}": view for role, view in parts.items()}
-        elif name not in _HYPERPARAMETERS:
+        found = parse_name(name, architecture)
+        if found is not None and (views := _views(found, tensor, architecture, config, stored)):
+            result |= {
+                f"{full_name(found.roles[0], path, found.layer)}.{found.part}": view
+                for path, view in views.items()
+            }
+        elif name not in _FACTORS:
             result[name] = tensor
     return result
 
 
-def _fused(name: str, stored: Mapping[str, ir.Tensor]) -> bool:
-    """Whether a tensor holds queries, keys and values that are nowhere else."""
-    return ".attn_qkv." in name and name.replace("attn_qkv", "attn_q") not in stored
+def _views(
+    found: Stored,
+    tensor: ir.Tensor,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    stored: Mapping[str, ir.Tensor],
+) -> dict[str, ir.Tensor]:
+    """The checkpoint's tensors that a stored one holds, by their paths; {} if it is none of its weights."""
+    roles = found.roles
+    if len(roles) == 1:
+        heads = _heads(config).get(roles[0]) if architecture.gguf.neighbours else None
+        if heads is not None and len(tensor.shape) <= 2 and heads > 0 and tensor.rows % (2 * heads) == 0:
+            tensor = halves_in_order(tensor, heads)
+        return {architecture.apart(roles[0]): tensor}
+    if architecture.group(roles[0]) == roles:
+        return {architecture.names[roles[0]]: tensor}
+    # llama.cpp's loaders take queries, keys and values fused or split, whatever the checkpoint does.
+    if f"blk.{found.layer}.{roles[0]}.{found.part}" in stored:
+        return {}
+    return {architecture.apart(role): view for role, view in _unfuse(tensor, config).items()}
+
+
+def _heads(config: Mapping[str, Any]) -> dict[str, int]:
+    heads = config["num_attention_heads"]
+    return {"attn_q": heads, "attn_k": config.get("num_key_value_heads", heads)}
 
 
 def _unfuse(tensor: ir.Tensor, config: Mapping[str, Any]) -> dict[str, ir.Tensor]:
     """Queries, keys and values of one stored matrix or bias; {} if it has not their number of rows."""
-    heads = config["num_attention_heads"]
-    groups = heads + 2 * config.get("num_key_value_heads", heads)
+    heads, kv_heads = _heads(config).values()
+    groups = heads + 2 * kv_heads
     if len(tensor.shape) > 2 or groups == 0 or tensor.rows % groups:
         return {}
-    head_dim, kv_heads = tensor.rows // groups, (groups - heads) // 2
+    head_dim = tensor.rows // groups
     first, second = heads * head_dim, (heads + kv_heads) * head_dim
     ends = {"attn_q": (0, first), "attn_k": (first, second), "attn_v": (second, tensor.rows)}
     return {role: tensor.slice_rows(start, stop) for role, (start, stop) in ends.items()}

@@ -13,22 +13,19 @@ from gguf.constants import Keys
 
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.ir import FloatEncoding
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 from phiconv_formats.gguf.entries import shortest
+from phiconv_formats.gguf.llama3_factors import find_llama3
+from phiconv_formats.gguf.names import LLAMA3_FACTORS, parse_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from phiconv.architectures import Architecture
     from phiconv.ir import Tensor
     from phiconv_formats.gguf.entries import Entries
 
 __all__ = ["generation_config", "model_config"]
-
-_FIXED: dict[str, dict[str, Any]] = {
-    "phi2": {"architectures": ["PhiForCausalLM"], "model_type": "phi", "hidden_act": "gelu_new"},
-    "phi3": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu"},
-    "phimoe": {"architectures": ["PhiMoEForCausalLM"], "model_type": "phimoe", "hidden_act": "silu"},
-}
 
 # Keys of config.json and of GGUF: those that must be there, and those that may be missing.
 _NEEDED = {
@@ -49,11 +46,7 @@ _EXPERTS = {
     "num_local_experts": Keys.LLM.EXPERT_COUNT,
     "num_experts_per_tok": Keys.LLM.EXPERT_USED_COUNT,
 }
-_EPSILON = {
-    "phi2": ("layer_norm_eps", Keys.Attention.LAYERNORM_EPS),
-    "phi3": ("rms_norm_eps", Keys.Attention.LAYERNORM_RMS_EPS),
-    "phimoe": ("rms_norm_eps", Keys.Attention.LAYERNORM_RMS_EPS),
-}
+_EPSILONS = ("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon")
 
 # generation_config.json -> the file's key.
 _SAMPLING_INTEGERS = {"top_k": Keys.General.SAMPLING_TOP_K}
@@ -67,38 +60,50 @@ _SAMPLING_NUMBERS = {
 _MOST_FACTORS = 1 << 16  # half of the rotated dimensions of a head; the Phi models have 16 to 64
 
 
-def model_config(entries: Entries, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def model_config(
+    entries: Entries, tensors: Mapping[str, Tensor], architecture: Architecture
+) -> dict[str, Any]:
     """Makes config.json from the metadata, and from what the tensors alone say.
 
     Args:
-        entries: The metadata; its architecture is one of llama.cpp's names for the family.
-        tensors: The tensors by their names in the file. Only LongRoPE's factors are read.
+        entries: The metadata.
+        tensors: The tensors by their names in the file. Only factors of rotary frequencies are read.
+        architecture: The family.
 
     Raises:
         ConfigError: A key is missing, of a wrong type, or asks for something that the family does not have.
         MalformedFileError: A tensor is missing or has another shape than the keys say.
     """
-    arch = entries.architecture
-    config = dict(_FIXED[arch])
-    config["vocab_size"] = _tensor(tensors, "token_embd.weight", entries).shape[0]
-    needed = _NEEDED | (_EXPERTS if arch == "phimoe" else {})
+    config: dict[str, Any] = {
+        "architectures": [architecture.classes[0]],
+        "model_type": architecture.name,
+        "hidden_act": architecture.hidden_act,
+        "vocab_size": _tensor(tensors, "token_embd.weight", entries).shape[0],
+    }
+    keys = {key.removesuffix("?") for key in architecture.gguf.keys}
+    needed = _NEEDED | (_EXPERTS if "expert_count" in keys else {})
     config |= {key: entries.need(template) for key, template in needed.items()}
     found = {key: entries.integer(template) for key, template in _OPTIONAL.items()}
     config |= {key: value for key, value in found.items() if value is not None}
     if entries.integer(Keys.Attention.VALUE_LENGTH) not in {None, _head_dim(config)}:
         raise entries.error(Keys.Attention.VALUE_LENGTH, "is not the size of a key")
-    key, template = _EPSILON[arch]
+    template = next(f"{{arch}}.{key}" for key in _EPSILONS if key in keys)
     if (epsilon := entries.number(template)) is None:
         raise entries.error(template, "missing")
-    config[key] = epsilon
+    config[architecture.epsilon] = epsilon
     config["tie_word_embeddings"] = "output.weight" not in tensors
-    if arch != "phi2":
+    if architecture.windowed:
         # The runtime takes 0 for "all positions".
         config["sliding_window"] = entries.integer(Keys.Attention.SLIDING_WINDOW) or None
-    if arch == "phimoe":
-        config["attention_bias"] = "blk.0.attn_output.bias" in tensors
-        config["lm_head_bias"] = "output.bias" in tensors
-    return config | _rope(entries, tensors, config)
+    config |= _bias_keys(architecture, tensors)
+    return config | _rope(entries, tensors, config, architecture)
+
+
+def _bias_keys(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, bool]:
+    """The keys that announce biases, as the tensors of the first layer have them."""
+    stored = (parse_name(name, architecture) for name in tensors)
+    present = {s.roles[0] for s in stored if s is not None and s.part == "bias" and s.layer in {None, 0}}
+    return {key: bool(present & {*roles}) for key, roles in architecture.bias_keys.items()}
 
 
 def generation_config(entries: Entries) -> dict[str, Any]:
@@ -119,11 +124,10 @@ def _tensor(tensors: Mapping[str, Tensor], name: str, entries: Entries) -> Tenso
 # ---------------------------------------------------------------------------------------- rotary embeddings
 
 
-def _rope(entries: Entries, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def _rope(
+    entries: Entries, tensors: Mapping[str, Tensor], config: Mapping[str, Any], architecture: Architecture
+) -> dict[str, Any]:
     """The keys of the rotary embedding."""
-    kind = entries.text(Keys.Rope.SCALING_TYPE)
-    if kind not in {None, "none", "longrope"} or entries.number(Keys.Rope.SCALING_FACTOR) not in {None, 1.0}:
-        raise entries.error(Keys.Rope.SCALING_TYPE, "only longrope is supported, not other ways of scaling")
     head_dim = _head_dim(config)
     rotated = entries.integer(Keys.Rope.DIMENSION_COUNT)
     rotated = head_dim if rotated is None else rotated
@@ -133,19 +137,33 @@ def _rope(entries: Entries, tensors: Mapping[str, Tensor], config: Mapping[str, 
     result: dict[str, Any] = {
         "rope_theta": entries.number(Keys.Rope.FREQ_BASE) or 10000.0,
         "partial_rotary_factor": _fraction(rotated, head_dim),
-        "rope_scaling": None,
+        "rope_scaling": _scaling(entries, architecture),
     }
     original = entries.integer(Keys.Rope.SCALING_ORIG_CTX_LEN)
-    if original is not None or config["model_type"] == "phi3":  # whose default is not the context
+    if original is not None or "rope.scaling.original_context_length" in architecture.gguf.keys:
         original = config["max_position_embeddings"] if original is None else original
         result["original_max_position_embeddings"] = original
     factors = [name for name in tensors if name.startswith("rope_factors_")]
     mscale = entries.number(Keys.Rope.SCALING_ATTN_FACTOR)
     if factors:
-        result["rope_scaling"] = _longrope(entries, tensors, rotated, {**config, **result}, mscale)
+        known = {**config, **result}
+        result["rope_scaling"] = _longrope(entries, tensors, rotated, known, mscale, architecture)
     elif mscale not in {None, 1.0}:
         raise entries.error(Keys.Rope.SCALING_ATTN_FACTOR, f"is {mscale}, and there are no LongRoPE factors")
+    elif LLAMA3_FACTORS in tensors:
+        divisors = _factors(entries, tensors, LLAMA3_FACTORS, rotated // 2)
+        result["rope_scaling"] = find_llama3(divisors, result["rope_theta"], rotated, entries)
     return result
+
+
+def _scaling(entries: Entries, architecture: Architecture) -> dict[str, Any] | None:
+    """``rope_scaling`` as far as keys say it, which is how positions are divided by a number."""
+    kind, factor = entries.text(Keys.Rope.SCALING_TYPE), entries.number(Keys.Rope.SCALING_FACTOR)
+    if kind == "linear" and "rope.scaling.factor" in architecture.gguf.keys:
+        return {"rope_type": "linear", "factor": factor or 1.0}
+    if kind not in {None, "none", "longrope"} or factor not in {None, 1.0}:
+        raise entries.error(Keys.Rope.SCALING_TYPE, "only longrope is supported, not other ways of scaling")
+    return None
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
@@ -165,6 +183,7 @@ def _longrope(
     rotated: int,
     config: Mapping[str, Any],
     mscale: float | None,
+    architecture: Architecture,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {
         "long_factor": _factors(entries, tensors, "rope_factors_long.weight", rotated // 2),
@@ -172,7 +191,7 @@ def _longrope(
         "type": "longrope",
     }
     mscale = 1.0 if mscale is None else mscale  # the runtime's default
-    if config["model_type"] == "phimoe":
+    if architecture.mscales:
         return result | {"long_mscale": mscale, "short_mscale": mscale}
     context, original = config["max_position_embeddings"], config["original_max_position_embeddings"]
     # The formula's own value is left to the formula: config.json does not have it, and float32 rounds it.
@@ -182,7 +201,7 @@ def _longrope(
 
 
 def _factors(entries: Entries, tensors: Mapping[str, Tensor], name: str, count: int) -> list[float]:
-    """One list of LongRoPE's divisors."""
+    """One list of divisors of frequencies."""
     tensor = _tensor(tensors, name, entries)
     if tensor.shape != (count,) or count > _MOST_FACTORS:
         message = f"has shape {list(tensor.shape)}, but half of the rotated dimensions are {count}"

@@ -6,79 +6,68 @@ can be compared. Where phiconv writes another value on purpose, docs/gguf.md say
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gguf import GGUFWriter, Metadata
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 from gguf.utility import size_label
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv_formats.gguf.model_card import read_model_card
-from phiconv_formats.gguf.names import ARCHITECTURE_NAMES
 from phiconv_formats.gguf.values import GgufValue
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from phiconv.architectures import Architecture
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Hyperparameters, Model, ModelCard
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["file_metadata"]
 
-_U32, _F32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
+_U32, _F32, _STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 
 
-def _key_length(hp: Hyperparameters) -> int | None:
-    """Only where it is not what the runtime assumes."""
-    return None if hp.num_attention_heads * hp.head_dim == hp.hidden_size else hp.head_dim
+def _linear(hp: Hyperparameters) -> float | None:
+    """By how much positions are divided, if they are."""
+    scaling = hp.rope.scaling
+    return scaling.factor if scaling is not None and scaling.kind == "linear" else None
 
 
-_Row = tuple[str, GGUFValueType, "Callable[[Hyperparameters], float | int | None]"]
+_Value: TypeAlias = "tuple[GGUFValueType, Callable[[Hyperparameters], float | int | str | None]]"
 
-_SIZES: tuple[_Row, ...] = (
-    (Keys.LLM.EMBEDDING_LENGTH, _U32, lambda hp: hp.hidden_size),
-    (Keys.LLM.FEED_FORWARD_LENGTH, _U32, lambda hp: hp.intermediate_size),
-    (Keys.LLM.BLOCK_COUNT, _U32, lambda hp: hp.num_hidden_layers),
-    (Keys.Attention.HEAD_COUNT, _U32, lambda hp: hp.num_attention_heads),
-    (Keys.Attention.HEAD_COUNT_KV, _U32, lambda hp: hp.num_key_value_heads),
-)
-_CONTEXT: _Row = (Keys.LLM.CONTEXT_LENGTH, _U32, lambda hp: hp.max_position_embeddings)
-_ROTATED: _Row = (Keys.Rope.DIMENSION_COUNT, _U32, lambda hp: hp.rope.dimensions)
-_HEAD_SIZES: tuple[_Row, ...] = (
-    (Keys.Attention.KEY_LENGTH, _U32, _key_length),
-    (Keys.Attention.VALUE_LENGTH, _U32, _key_length),
-)
-_PHI3: tuple[_Row, ...] = (
-    _CONTEXT,
-    (Keys.Rope.SCALING_ORIG_CTX_LEN, _U32, lambda hp: hp.rope.original_context),
-    *_SIZES,
-    (Keys.Attention.LAYERNORM_RMS_EPS, _F32, lambda hp: hp.norm_epsilon),
-    _ROTATED,
-    (Keys.Rope.FREQ_BASE, _F32, lambda hp: hp.rope.theta),
+_VALUES: dict[str, _Value] = {
+    "context_length": (_U32, lambda hp: hp.max_position_embeddings),
+    "embedding_length": (_U32, lambda hp: hp.hidden_size),
+    "feed_forward_length": (_U32, lambda hp: hp.intermediate_size),
+    "block_count": (_U32, lambda hp: hp.num_hidden_layers),
+    "vocab_size": (_U32, lambda hp: hp.vocab_size),
+    "attention.head_count": (_U32, lambda hp: hp.num_attention_heads),
+    "attention.head_count_kv": (_U32, lambda hp: hp.num_key_value_heads),
+    "attention.key_length": (_U32, lambda hp: hp.head_dim),
+    "attention.value_length": (_U32, lambda hp: hp.head_dim),
+    "attention.layer_norm_epsilon": (_F32, lambda hp: hp.norm_epsilon),
+    "attention.layer_norm_rms_epsilon": (_F32, lambda hp: hp.norm_epsilon),
     # Zero is how the runtime tells Phi-4 from the others.
-    (Keys.Attention.SLIDING_WINDOW, _U32, lambda hp: hp.sliding_window or 0),
-)
-
-# Hyperparameters by llama.cpp's architecture; a None is left out.
-_KEYS: dict[str, tuple[_Row, ...]] = {
-    "phi2": (
-        _CONTEXT,
-        *_SIZES,
-        (Keys.Attention.LAYERNORM_EPS, _F32, lambda hp: hp.norm_epsilon),
-        _ROTATED,
-        # The runtime's default is 10000, and its converter leaves the key out.
-        (Keys.Rope.FREQ_BASE, _F32, lambda hp: None if hp.rope.theta == 10000 else hp.rope.theta),
-        *_HEAD_SIZES,
-    ),
-    "phi3": (*_PHI3, *_HEAD_SIZES),
-    "phimoe": (
-        *_PHI3,
-        (Keys.LLM.EXPERT_USED_COUNT, _U32, lambda hp: hp.experts.used if hp.experts else None),
-        (Keys.LLM.EXPERT_COUNT, _U32, lambda hp: hp.experts.count if hp.experts else None),
-        *_HEAD_SIZES,
-    ),
+    "attention.sliding_window": (_U32, lambda hp: hp.sliding_window or 0),
+    "expert_count": (_U32, lambda hp: hp.experts.count if hp.experts else None),
+    "expert_used_count": (_U32, lambda hp: hp.experts.used if hp.experts else None),
+    "rope.dimension_count": (_U32, lambda hp: hp.rope.dimensions),
+    "rope.freq_base": (_F32, lambda hp: hp.rope.theta),
+    "rope.scaling.original_context_length": (_U32, lambda hp: hp.rope.original_context),
+    "rope.scaling.type": (_STRING, lambda hp: "linear" if _linear(hp) else None),
+    "rope.scaling.factor": (_F32, _linear),
 }
+"""What the keys of an architecture say; a None is left out."""
+
+_ASSUMED: dict[str, Callable[[Hyperparameters], float]] = {
+    "attention.key_length": lambda hp: hp.hidden_size / hp.num_attention_heads,
+    "attention.value_length": lambda hp: hp.hidden_size / hp.num_attention_heads,
+    "rope.freq_base": lambda _: 10000,
+}
+"""What the runtime takes where a key is missing."""
 
 # generation_config.json -> an attribute of gguf's Metadata, and the type that its key has.
 _SAMPLING = {
@@ -107,20 +96,29 @@ def file_metadata(
         ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE, Keys.General.ALIGNMENT}
         pairs += [(key, value) for key, value in model.metadata.items() if key not in ours]
     elif model.architecture is not None and model.hyperparameters is not None:
-        name, hp = ARCHITECTURE_NAMES[model.architecture], model.hyperparameters
-        pairs.append((Keys.General.ARCHITECTURE, GgufValue(GGUFValueType.STRING, name)))
+        architecture, hp = ARCHITECTURES[model.architecture], model.hyperparameters
+        name = architecture.gguf.name
+        pairs.append((Keys.General.ARCHITECTURE, GgufValue(_STRING, name)))
         if hp.rope.long_factor:
             key = Keys.Rope.SCALING_ATTN_FACTOR.format(arch=name)
             pairs.append((key, GgufValue(_F32, hp.rope.short_mscale)))
         pairs += _general(model, tensors)
-        for key, kind, value_of in _KEYS[name]:
-            if (value := value_of(hp)) is not None:
-                pairs.append((key.format(arch=name), GgufValue(kind, value)))
+        pairs += _sizes(architecture, hp)
         if model.tokenizer is not None:
             pairs += tokenizer_metadata(model.tokenizer, architecture=name, vocab_size=hp.vocab_size)
     pairs.append((Keys.General.QUANTIZATION_VERSION, GgufValue(_U32, GGML_QUANT_VERSION)))
     pairs.append((Keys.General.FILE_TYPE, GgufValue(_U32, file_type)))
     return pairs + (_importance(importance) if importance else [])
+
+
+def _sizes(architecture: Architecture, hp: Hyperparameters) -> Iterator[tuple[str, GgufValue]]:
+    """The hyperparameters that llama.cpp's converter writes for the family, in its order."""
+    for entry in architecture.gguf.keys:
+        key, may_be_missing = entry.removesuffix("?"), entry.endswith("?")
+        kind, value_of = _VALUES[key]
+        value = value_of(hp)
+        if value is not None and not (may_be_missing and value == _ASSUMED[key](hp)):
+            yield f"{architecture.gguf.name}.{key}", GgufValue(kind, value)
 
 
 def _importance(importance: ImportanceMatrix) -> list[tuple[str, GgufValue]]:

@@ -1,16 +1,18 @@
-"""What llama.cpp calls things: architectures, tensors and metadata keys, per family.
+"""What llama.cpp calls tensors, by their roles, and which of them it wants in one.
 
-Names are those of the `gguf` package and of llama.cpp's own converter (conversion/phi.py); fused tensors stay
-fused as its graphs expect them.
+Names are those of the `gguf` package and of llama.cpp's own converter. What the hub fuses stays fused, as its
+graphs expect it.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from phiconv import ir
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError
+from phiconv.ir.interleaving import halves_by_turns
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import join
 from phiconv_formats.shared.output import OutputTensor
@@ -18,12 +20,22 @@ from phiconv_formats.shared.output import OutputTensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from phiconv.ir.model import Model
+    from phiconv.architectures import Architecture
+    from phiconv.ir.model import Hyperparameters, Model
 
-__all__ = ["ARCHITECTURE_NAMES", "output_tensors", "runtime_notes"]
+__all__ = [
+    "ARCHITECTURE_OF_NAME",
+    "LLAMA3_FACTORS",
+    "Stored",
+    "check_model",
+    "heads_of",
+    "output_tensors",
+    "parse_name",
+    "runtime_notes",
+]
 
-ARCHITECTURE_NAMES = {"phi": "phi2", "phi3": "phi3", "phimoe": "phimoe"}
-"""phiconv's name of an architecture -> llama.cpp's."""
+ARCHITECTURE_OF_NAME = {a.gguf.name: a for a in ARCHITECTURES.values()}
+"""By llama.cpp's name of it."""
 
 _NAMES = {
     "token_embedding": "token_embd",
@@ -33,6 +45,8 @@ _NAMES = {
     "attn_q": "attn_q",
     "attn_k": "attn_k",
     "attn_v": "attn_v",
+    "attn_q_norm": "attn_q_norm",
+    "attn_k_norm": "attn_k_norm",
     "attn_output": "attn_output",
     "ffn_norm": "ffn_norm",
     "ffn_gate": "ffn_gate",
@@ -43,17 +57,48 @@ _NAMES = {
     "experts_up": "ffn_up_exps",
     "experts_down": "ffn_down_exps",
 }
+_FUSED = {("attn_q", "attn_k", "attn_v"): "attn_qkv", ("ffn_gate", "ffn_up"): "ffn_up"}
+"""Of matrices that hold the rows of several roles."""
+
+_ROLES = {name: role for role, name in _NAMES.items()}
+_NAME = re.compile(r"(?:blk\.([0-9]+)\.)?([a-z_]+)\.(weight|bias)")
+_QUERIES_AND_KEYS = ("attn_q", "attn_k")
 
 # Parts of names that llama-quantize leaves alone, among the architectures that phiconv knows.
 _KEPT = ("_norm.weight", "ffn_gate_inp.weight")
 
-# What the runtime wants in one matrix, by its first row's role: the name, and the roles in order.
-_JOINED = {
-    "phi3": {
-        "attn_q": ("attn_qkv", ("attn_q", "attn_k", "attn_v")),
-        "ffn_gate": ("ffn_up", ("ffn_gate", "ffn_up")),
-    },
-}
+LLAMA3_FACTORS = "rope_freqs.weight"
+"""What rotary frequencies are divided by, at every length."""
+
+
+class Stored(NamedTuple):
+    """What a tensor of a file is.
+
+    Attributes:
+        layer: Its layer, None for the ends of the model.
+        roles: Whose rows it holds, in order.
+        part: "weight" or "bias".
+    """
+
+    layer: int | None
+    roles: tuple[str, ...]
+    part: str
+
+
+def parse_name(name: str, architecture: Architecture) -> Stored | None:
+    """What llama.cpp means by the name of a tensor; None where it is no weight of this architecture."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    layer, base, part = match.groups()
+    for roles, fused in _FUSED.items():
+        if base == fused and (base not in _ROLES or architecture.group(roles[0]) == roles):
+            return None if layer is None else Stored(int(layer), roles, part)
+    role = _ROLES.get(base, "")
+    is_end = role in ("token_embedding", "output_norm", "output")
+    if role not in architecture.names or is_end != (layer is None):
+        return None
+    return Stored(None if layer is None else int(layer), (role,), part)
 
 
 def output_tensors(model: Model) -> list[OutputTensor]:
@@ -65,9 +110,7 @@ def output_tensors(model: Model) -> list[OutputTensor]:
         return sorted((_stored(name, tensor) for name, tensor in model.stored.items()), key=_order)
     if model.architecture is None:
         return [_plain(name, tensor) for name, tensor in model.stored.items()]
-    if model.architecture not in ARCHITECTURE_NAMES:
-        raise UnsupportedModelError(f"llama.cpp does not know {model.architecture}", path=model.path)
-    return sorted(_model_tensors(model), key=_order)
+    return sorted(_model_tensors(model, ARCHITECTURES[model.architecture]), key=_order)
 
 
 def _order(tensor: OutputTensor) -> tuple[int, str]:
@@ -76,17 +119,30 @@ def _order(tensor: OutputTensor) -> tuple[int, str]:
     return int(layer[1]) if layer else -1, tensor.name
 
 
-def _model_tensors(model: Model) -> Iterator[OutputTensor]:
-    joined = _JOINED.get(model.architecture or "", {})
-    inner = {role for _, roles in joined.values() for role in roles[1:]}
-    for role, tensor in model.tensors.items():
-        if role.name in joined:
-            name, roles = joined[role.name]
-            parts = [model.tensors[role._replace(name=r)] for r in roles]
-            yield _named(_full_name(name, role), join(parts), role)
-        elif role.name not in inner:
-            yield _named(_full_name(_NAMES[role.name], role), tensor, role)
-    yield from _rope_factors(model)
+def _model_tensors(model: Model, architecture: Architecture) -> Iterator[OutputTensor]:
+    assert model.hyperparameters is not None  # noqa: S101 - set wherever an architecture is
+    for role in model.tensors:
+        group = architecture.group(role.name)
+        if role.name != group[0]:
+            continue
+        name = _FUSED[group] if len(group) > 1 else _NAMES[role.name]
+        parts = [_rows(model, architecture, role._replace(name=each)) for each in group]
+        yield _named(_full_name(name, role), join(parts), role)
+    yield from _rope_factors(model.hyperparameters)
+
+
+def _rows(model: Model, architecture: Architecture, role: Role) -> ir.Tensor:
+    """A weight with its rows as the runtime wants them."""
+    tensor, hp = model.tensors[role], model.hyperparameters
+    assert hp is not None  # noqa: S101 - set wherever an architecture is
+    if not architecture.gguf.neighbours or role.name not in _QUERIES_AND_KEYS:
+        return tensor
+    return halves_by_turns(tensor, heads_of(role.name, hp))
+
+
+def heads_of(role: str, hp: Hyperparameters) -> int:
+    """Heads of the queries or of the keys."""
+    return hp.num_attention_heads if role == "attn_q" else hp.num_key_value_heads
 
 
 def _full_name(name: str, role: Role) -> str:
@@ -99,11 +155,13 @@ def _named(name: str, tensor: ir.Tensor, role: Role) -> OutputTensor:
     return OutputTensor(name, tensor, role, ir.F32 if keep else None)
 
 
-def _rope_factors(model: Model) -> Iterator[OutputTensor]:
-    """LongRoPE's two lists of divisors are tensors of the file."""
-    assert model.hyperparameters is not None  # noqa: S101 - set wherever an architecture is
-    rope = model.hyperparameters.rope
-    for name, factors in (("rope_factors_long", rope.long_factor), ("rope_factors_short", rope.short_factor)):
+def _rope_factors(hp: Hyperparameters) -> Iterator[OutputTensor]:
+    """What rotary frequencies are divided by is a tensor of the file, of LongRoPE two."""
+    rope = hp.rope
+    lists = [("rope_factors_long", rope.long_factor), ("rope_factors_short", rope.short_factor)]
+    if rope.scaling is not None and rope.scaling.kind == "llama3":  # "linear" is two keys
+        lists.append((LLAMA3_FACTORS.removesuffix(".weight"), rope.divisors()))
+    for name, factors in lists:
         if factors:
             yield OutputTensor(f"{name}.weight", ir.constant(factors, name), Role(name), ir.F32)
 
@@ -121,20 +179,42 @@ def _plain(name: str, tensor: ir.Tensor) -> OutputTensor:
     return OutputTensor(name, tensor, None, ir.F32 if len(tensor.shape) <= 1 else None)
 
 
+def check_model(model: Model) -> None:
+    """Refuses what llama.cpp (release v0.5.0) would not load.
+
+    Raises:
+        UnsupportedModelError: Heads of their own size, or biases, in an architecture that has none there.
+    """
+    hp = model.hyperparameters
+    if hp is None or model.architecture is None or model.format == "gguf":
+        return
+    architecture = ARCHITECTURES[model.architecture]
+    problem = ""
+    if not architecture.gguf.head_dim and hp.num_attention_heads * hp.head_dim != hp.hidden_size:
+        problem = f"heads of {hp.head_dim} dimensions that do not add up to hidden_size"
+    biased = {role.name for role in model.tensors if role.part == "bias"} & architecture.optional_biases
+    if biased and not architecture.gguf.bias_keys:
+        problem = f"biases of {', '.join(sorted(biased))} ({', '.join(architecture.bias_keys)})"
+    if problem:
+        raise UnsupportedModelError(
+            f"llama.cpp does not load a {architecture.name} with {problem}",
+            path=model.path,
+            hint="choose another format",
+        )
+
+
 def runtime_notes(model: Model) -> list[str]:
     """What llama.cpp (release v0.5.0) is known to do wrong with this model, whoever writes the file."""
     hp = model.hyperparameters
-    if hp is None:
+    if hp is None or model.architecture is None:
         return []
-    notes = []
-    if model.architecture == "phimoe":
+    gguf = ARCHITECTURES[model.architecture].gguf
+    notes = [gguf.note] if gguf.note else []
+    if hp.experts is not None and hp.num_attention_heads * hp.head_dim != hp.hidden_size:
         notes.append(
-            "llama.cpp computes phimoe with other norms and another router than the model was trained with"
+            f"llama.cpp does not load a {model.architecture} whose heads do not add up to hidden_size "
+            "(Phi-tiny-MoE)"
         )
-        if hp.num_attention_heads * hp.head_dim != hp.hidden_size:
-            notes.append(
-                "llama.cpp does not load a phimoe whose heads do not add up to hidden_size (Phi-tiny-MoE)"
-            )
-    if model.architecture != "phi3" and hp.tie_word_embeddings:
+    if not gguf.tied and hp.tie_word_embeddings:
         notes.append(f"llama.cpp does not load a {model.architecture} whose output is tied to its embedding")
     return notes

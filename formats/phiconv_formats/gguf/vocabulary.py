@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gguf.constants import Keys
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenization.tokenizer import TokenType
+from phiconv_formats.gguf.names import ARCHITECTURE_OF_NAME
 from phiconv_formats.gguf.values import GgufValue, ValueType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from phiconv.architectures.architecture import Gguf
     from phiconv.tokenization.tokenizer import SplitName, Tokenizer
 
 __all__ = [
@@ -79,7 +82,7 @@ The runtime puts bos before the text, too, unless a file says otherwise.
 SPLIT_OF_PRE: Mapping[str, SplitName] = {
     **{pre: split for split, pre in _PRE.items()},
     **dict.fromkeys(PRES_OF_WHOLE_WORDS, "cl100k"),
-    "phi-2": "gpt2",
+    **{pre: split for a in ARCHITECTURES.values() for split, pre in a.gguf.pre.items()},
     _QWEN2_WITHOUT_NFC: "qwen2",
 }
 """The split by the runtime's name of it."""
@@ -87,7 +90,10 @@ SPLIT_OF_PRE: Mapping[str, SplitName] = {
 PRE_OF_NFC = "qwen2"
 """The name whose tokenizers compose characters. The runtime does not, so other names say nothing of it."""
 
-_PHI2 = "phi2"
+_FIRST: Mapping[str, Callable[[Tokenizer], bool | None]] = {
+    Keys.Tokenizer.ADD_BOS: lambda tokenizer: tokenizer.add_bos or False,
+}
+"""Values of `Gguf.tokenizer_keys`; a None is left out."""
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: int) -> list[KeyValue]:
@@ -95,25 +101,24 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
 
     Args:
         tokenizer: What to write.
-        architecture: GGUF's name of the architecture: "phi2", "phi3", "phimoe".
+        architecture: GGUF's name of the architecture: "phi2", "phi3", ...
         vocab_size: Rows of the embedding; ids without a token become ``[PAD<id>]``.
 
     Raises:
         ConfigError: The runtime cannot tokenize like this tokenizer.
     """
-    result: list[KeyValue] = []
-    if architecture == _PHI2:
-        # Phi-2 was trained without bos; the converter says so first, among the model's own keys.
-        result.append((Keys.Tokenizer.ADD_BOS, GgufValue(ValueType.BOOL, tokenizer.add_bos or False)))
+    gguf = ARCHITECTURE_OF_NAME[architecture].gguf
+    first = {key: _FIRST[key](tokenizer) for key in (f"tokenizer.ggml.{k}" for k in gguf.tokenizer_keys)}
+    result = [(key, GgufValue(ValueType.BOOL, flag)) for key, flag in first.items() if flag is not None]
     write = _sentencepiece if tokenizer.kind == "sentencepiece" else _byte_bpe
-    result += write(tokenizer, architecture, vocab_size)
+    result += write(tokenizer, gguf, vocab_size)
     for role, token_id in tokenizer.special_ids.items():
         if role in ID_KEYS:
             result.append((ID_KEYS[role], GgufValue(ValueType.UINT32, token_id)))
-    if tokenizer.ignore_merges and tokenizer.add_bos is None:  # or else the runtime would put one there
-        result.append((ADD_KEYS["bos"], GgufValue(ValueType.BOOL, value=False)))
-    for role, add in tokenizer.add_special.items():
-        if role in ADD_KEYS and (role, architecture) != ("bos", _PHI2):
+    # With whole words as tokens the runtime would put a bos there.
+    silent = {"bos": False} if tokenizer.ignore_merges and tokenizer.add_bos is None else {}
+    for role, add in (silent | dict(tokenizer.add_special)).items():
+        if role in ADD_KEYS and ADD_KEYS[role] not in first:
             result.append((ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
     return result + list(_chat_templates(tokenizer.chat_templates))
 
@@ -126,7 +131,7 @@ def tokenizer_notes(tokenizer: Tokenizer | None) -> list[str]:
     return ["llama.cpp puts a space before all text that follows a special token; this tokenizer does not"]
 
 
-def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) -> Iterator[KeyValue]:
+def _sentencepiece(tokenizer: Tokenizer, _gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     missing = vocab_size - len(tokenizer)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * missing
@@ -151,7 +156,7 @@ def _sentencepiece(tokenizer: Tokenizer, _architecture: str, vocab_size: int) ->
         yield Keys.Tokenizer.ADD_PREFIX, GgufValue(ValueType.BOOL, value=False)
 
 
-def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Iterator[KeyValue]:
+def _byte_bpe(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * (vocab_size - len(tokenizer))
     for added in tokenizer.added:
@@ -166,7 +171,7 @@ def _byte_bpe(tokenizer: Tokenizer, architecture: str, vocab_size: int) -> Itera
     if not merges:
         raise ConfigError("the tokenizer has no merges, and the runtime needs them")
     yield Keys.Tokenizer.MODEL, GgufValue(ValueType.STRING, "gpt2")
-    yield Keys.Tokenizer.PRE, GgufValue(ValueType.STRING, _pre(tokenizer, architecture))
+    yield Keys.Tokenizer.PRE, GgufValue(ValueType.STRING, _pre(tokenizer, gguf))
     yield Keys.Tokenizer.LIST, GgufValue(ValueType.ARRAY, tokens, ValueType.STRING)
     yield Keys.Tokenizer.TOKEN_TYPE, GgufValue(ValueType.ARRAY, types, ValueType.INT32)
     yield Keys.Tokenizer.MERGES, GgufValue(ValueType.ARRAY, merges, ValueType.STRING)
@@ -195,7 +200,7 @@ def _check_unique(tokens: Sequence[str]) -> None:
         seen[token] = i
 
 
-def _pre(tokenizer: Tokenizer, architecture: str) -> str:
+def _pre(tokenizer: Tokenizer, gguf: Gguf) -> str:
     split = tokenizer.split
     if split is None or split.name is None:
         message = f"llama.cpp has no name for the way in which text is split: {split.text if split else '?'}"
@@ -209,7 +214,7 @@ def _pre(tokenizer: Tokenizer, architecture: str) -> str:
         return _WHOLE_WORDS[split.name]
     if split.name == "qwen2" and not tokenizer.nfc:
         return _QWEN2_WITHOUT_NFC
-    return "phi-2" if (split.name, architecture) == ("gpt2", _PHI2) else _PRE[split.name]
+    return gguf.pre.get(split.name) or _PRE[split.name]
 
 
 def _looks_special(text: str) -> bool:

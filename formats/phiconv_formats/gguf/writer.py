@@ -13,7 +13,7 @@ from gguf.constants import GGUFValueType, LlamaFileType
 
 from phiconv.errors import UnsupportedModelError
 from phiconv_formats.gguf.metadata import file_metadata
-from phiconv_formats.gguf.names import runtime_notes
+from phiconv_formats.gguf.names import check_model, runtime_notes
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
 from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
@@ -82,9 +82,10 @@ def package(
         settings: Not used.
 
     Raises:
-        UnsupportedModelError: A tensor that GGUF cannot hold.
+        UnsupportedModelError: A tensor that GGUF cannot hold, or a model that llama.cpp does not load.
         UsageError: A split size smaller than a tensor would make too many files.
     """
+    check_model(model)
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
     metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
     shards = split(entries, split_max_size, 0xFFFF)

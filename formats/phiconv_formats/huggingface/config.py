@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from phiconv.architectures import ARCHITECTURES
+from phiconv_formats.folders.companions import corrected_biases
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,6 +22,7 @@ __all__ = ["make_config"]
 _DROPPED = ("auto_map", "quantization", "quantization_config", "dtype")
 
 _DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+_LONGROPE = ("longrope", "su")
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -30,12 +34,14 @@ def make_config(model: Model, recipe: str) -> dict[str, Any]:
         recipe: The float type of the weights.
     """
     assert model.hyperparameters is not None  # noqa: S101 - wherever there is a configuration
+    assert model.architecture is not None  # noqa: S101 - the same
+    architecture = ARCHITECTURES[model.architecture]
     config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
     if isinstance(rope := config.pop("rope_parameters", None), dict):
         config |= _hub_style(rope, config)
-    if model.architecture == "phimoe" and isinstance(scaling := config.get("rope_scaling"), dict):
+    if architecture.mscales and isinstance(scaling := config.get("rope_scaling"), dict):
         config["rope_scaling"] = _complete(scaling, model.hyperparameters)
-    return config | {"torch_dtype": _DTYPES[recipe]}
+    return config | corrected_biases(model) | {"torch_dtype": _DTYPES[recipe]}
 
 
 def _hub_style(rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +51,8 @@ def _hub_style(rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     top: dict[str, Any] = {
         key: rest.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rest
     }
+    if kind not in {None, "default", *_LONGROPE}:
+        return top | {"rope_scaling": {"rope_type": kind, **rest}}
     if _ORIGINAL in rest:
         top[_ORIGINAL] = config.get(_ORIGINAL) or rest.pop(_ORIGINAL)
         rest.pop(_ORIGINAL, None)  # version 4 allows a Phi-3 three keys in rope_scaling

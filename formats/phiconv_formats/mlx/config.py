@@ -10,18 +10,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError
-from phiconv.ir.model import Rope
-from phiconv_formats.folders.companions import own_config
+from phiconv.ir.rope import Rope
+from phiconv_formats.folders.companions import own_config, scaling_object
+from phiconv_formats.mlx.names import announced_biases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from phiconv.ir.model import Hyperparameters, Model
+    from phiconv.architectures import Architecture
+    from phiconv.ir.model import Model
 
 __all__ = ["check_model", "encoding_of", "make_config", "quantization_of", "runtime_notes"]
 
 _DTYPES = {ir.F16: "float16", ir.BF16: "bfloat16", ir.F32: "float32"}
+
+_TINY = "Phi-tiny-MoE"
 
 _MICROSCALING = {
     ir.MLX_MXFP4: {"group_size": 32, "bits": 4, "mode": "mxfp4"},
@@ -61,9 +66,9 @@ def make_config(model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir
     Returns:
         Keys in alphabetical order, as mlx-lm writes them.
     """
-    assert model.hyperparameters is not None  # noqa: S101 - MLX has no files of plain tensors
+    assert model.architecture is not None  # noqa: S101 - MLX has no files of plain tensors
     config = own_config(model)
-    config |= _older_keys(model.architecture or "", model.hyperparameters, config)
+    config |= _older_keys(ARCHITECTURES[model.architecture], model, config)
     config |= {"model_type": model.architecture, "torch_dtype": _DTYPES[dtype]}
     if "dtype" in config:
         config["dtype"] = _DTYPES[dtype]
@@ -86,32 +91,39 @@ def _quantization(matrices: Mapping[str, ir.Encoding]) -> dict[str, Any] | None:
     return usual | others
 
 
-def _older_keys(architecture: str, hp: Hyperparameters, config: Mapping[str, Any]) -> dict[str, Any]:
+def _older_keys(architecture: Architecture, model: Model, config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary embedding and the shape in the keys that mlx-lm reads."""
-    rope = hp.rope
-    result: dict[str, Any] = {
-        "rope_theta": rope.theta,
-        "num_key_value_heads": hp.num_key_value_heads,
-        "tie_word_embeddings": hp.tie_word_embeddings and architecture == "phi3",
+    hp = model.hyperparameters
+    assert hp is not None  # noqa: S101 - make_config has looked
+    values = {
+        "partial_rotary_factor": hp.rope.dimensions / hp.head_dim,
+        "layer_norm_eps": hp.norm_epsilon,
+        "rms_norm_eps": hp.norm_epsilon,
+        "head_dim": hp.head_dim,
+        "original_max_position_embeddings": hp.rope.original_context,
+        "rope_scaling": _rope_scaling(architecture, hp.rope, config),
+        **{key: key in announced_biases(architecture, model.tensors) for key in architecture.bias_keys},
     }
-    if architecture != "phimoe":
-        result["partial_rotary_factor"] = rope.dimensions / hp.head_dim
-    if architecture == "phi":
-        result["layer_norm_eps"] = hp.norm_epsilon
-    else:
-        result["rms_norm_eps"] = hp.norm_epsilon
-        result["original_max_position_embeddings"] = rope.original_context
-    if rope.long_factor:
-        scaling = config.get("rope_scaling") or {}
-        result["rope_scaling"] = dict(scaling) | {
-            "type": "longrope",
-            "short_factor": list(rope.short_factor),
-            "long_factor": list(rope.long_factor),
-        }
-        if architecture == "phimoe":
-            result["rope_scaling"] |= {"short_mscale": rope.short_mscale, "long_mscale": rope.long_mscale}
-    elif architecture != "phi":
-        result["rope_scaling"] = None
+    return {
+        "rope_theta": hp.rope.theta,
+        "num_key_value_heads": hp.num_key_value_heads,
+        "tie_word_embeddings": hp.tie_word_embeddings and architecture.mlx.tied,
+        **{key: values[key] for key in architecture.mlx.keys},
+    }
+
+
+def _rope_scaling(architecture: Architecture, rope: Rope, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    if rope.scaling is not None:
+        return scaling_object(rope.scaling)
+    if not rope.long_factor:
+        return None
+    result = dict(config.get("rope_scaling") or {}) | {
+        "type": "longrope",
+        "short_factor": list(rope.short_factor),
+        "long_factor": list(rope.long_factor),
+    }
+    if architecture.mscales:
+        result |= {"short_mscale": rope.short_mscale, "long_mscale": rope.long_mscale}
     return result
 
 
@@ -122,7 +134,7 @@ def check_model(model: Model) -> None:
         UnsupportedModelError: Heads of their own size, a rotary embedding that it does not know.
     """
     hp = model.hyperparameters
-    if hp is None:
+    if hp is None or model.architecture is None:
         return
 
     def refuse(what: str) -> UnsupportedModelError:
@@ -130,12 +142,19 @@ def check_model(model: Model) -> None:
             f"mlx-lm does not support {what}", path=model.path, hint="choose another format"
         )
 
-    if hp.head_dim * hp.num_attention_heads != hp.hidden_size:
-        raise refuse(f"heads of {hp.head_dim} dimensions that do not add up to hidden_size (Phi-tiny-MoE)")
-    if model.architecture == "phi" and hp.rope.long_factor:
-        raise refuse("longrope in a PhiForCausalLM")
-    if model.architecture == "phimoe" and hp.rope.dimensions != hp.head_dim:
-        raise refuse("a partial rotary embedding in a phimoe")
+    architecture = ARCHITECTURES[model.architecture]
+    name, keys = architecture.name, architecture.mlx.keys
+    if hp.head_dim * hp.num_attention_heads != hp.hidden_size and "head_dim" not in keys:
+        which = f" ({_TINY})" if hp.experts else f" in a {name}"
+        raise refuse(f"heads of {hp.head_dim} dimensions that do not add up to hidden_size{which}")
+    if (hp.rope.long_factor or hp.rope.scaling) and "rope_scaling" not in keys:
+        kind = "longrope" if hp.rope.scaling is None else hp.rope.scaling.kind
+        raise refuse(f"{kind} in a {architecture.classes[0]}")
+    if hp.rope.dimensions != hp.head_dim and "partial_rotary_factor" not in keys:
+        raise refuse(f"a partial rotary embedding in a {name}")
+    for key, roles in announced_biases(architecture, model.tensors).items():
+        if key not in keys and not {*roles} <= {*architecture.mlx.biases}:
+            raise refuse(f"{key} in a {name}")
 
 
 def runtime_notes(model: Model) -> list[str]:
@@ -149,7 +168,7 @@ def runtime_notes(model: Model) -> list[str]:
             f"mlx-lm uses the long rotary factors at every length, so that up to {rope.original_context} "
             "tokens its answers are off; give --short-context if you need no more than that"
         )
-    if rope.long_factor and model.architecture == "phi3":
+    if rope.long_factor and model.architecture and not ARCHITECTURES[model.architecture].mscales:
         scale = hp.max_position_embeddings / rope.original_context
         if abs(Rope.longrope_mscale(scale, rope.original_context) - rope.long_mscale) > 1e-6:
             notes.append("mlx-lm ignores this model's own attention factor of the rotary embedding")

@@ -10,13 +10,16 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from phiconv.architectures.architecture import ENDS
 from phiconv.ir.interleaving import deinterleave
 from phiconv_formats.onnx.initializers import FLOATS
+from phiconv_formats.onnx.names import LAYER_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from phiconv import ir
+    from phiconv.architectures import Architecture
     from phiconv_formats.onnx.initializers import Initializers
     from phiconv_formats.onnx.stored_matrices import Matrix
 
@@ -25,33 +28,9 @@ __all__ = ["Heads", "Weights", "checkpoint_names", "find_weights"]
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
 _VECTOR = re.compile(r"(.+?)(?:\.Add)?\.(weight|bias)")
 
-# What phiconv or the builder calls it -> the checkpoint's name; the family's own come first.
-_INSIDE = {
-    "input_layernorm": "input_layernorm",
-    "post_attention_layernorm": "post_attention_layernorm",
-    "attn.q_proj": "self_attn.q_proj",
-    "attn.k_proj": "self_attn.k_proj",
-    "attn.v_proj": "self_attn.v_proj",
-    "attn.o_proj": "self_attn.o_proj",
-    "mlp.gate_proj": "mlp.gate_proj",
-    "mlp.up_proj": "mlp.up_proj",
-    "mlp.down_proj": "mlp.down_proj",
-    "moe.router": "block_sparse_moe.gate",
-    "moe.experts.down_proj": "block_sparse_moe.switch_mlp.down_proj",
-}
-_OWN = {
-    "phi": {
-        "attn.o_proj": "self_attn.dense",
-        "mlp.up_proj": "mlp.fc1",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.down_proj": "mlp.fc2",
-        "mlp.fc2": "mlp.fc2",
-    }
-}
-_FINAL_NORM = {"phi": "model.final_layernorm"}
-_QKV = "attn.qkv_proj"
-_GATE_UP = "moe.experts.gate_up_proj"
 _EXPERT = re.compile(r"moe\.experts\.([0-9]+)\.(gate_up_proj|down_proj)")
+_GATE_UP = ("experts_gate", "experts_up")
+_ROLES_OF_ENDS = {"model.norm": "output_norm"}
 _TABLES = ("cos_cache", "sin_cache", "constants/", "/")
 """How names of tensors begin that are no weights: rotary tables, and constants of the graph."""
 
@@ -109,14 +88,18 @@ def find_weights(matrices: Sequence[Matrix], tensors: Initializers) -> Weights:
     return Weights(result, tied)
 
 
-def checkpoint_names(weights: Weights, architecture: str, heads: Heads) -> dict[str, ir.Tensor]:
+def checkpoint_names(
+    weights: Weights, architecture: Architecture | None, heads: Heads
+) -> dict[str, ir.Tensor]:
     """The weights under the checkpoint's names; one that has none there keeps its own.
 
     Args:
         weights: The graph's.
-        architecture: The family, as phiconv calls it.
+        architecture: The family; None for one that phiconv does not know.
         heads: Of the attention.
     """
+    if architecture is None:
+        return dict(weights.tensors)
     result: dict[str, ir.Tensor] = {}
     for name, tensor in weights.tensors.items():
         path, _, part = name.rpartition(".")
@@ -126,28 +109,35 @@ def checkpoint_names(weights: Weights, architecture: str, heads: Heads) -> dict[
 
 
 def _renamed(
-    path: str, tensor: ir.Tensor, architecture: str, heads: Heads
+    path: str, tensor: ir.Tensor, architecture: Architecture, heads: Heads
 ) -> Iterator[tuple[str, ir.Tensor]]:
     match = _LAYER.fullmatch(path)
     layer, inside = (f"model.layers.{match[1]}.", match[2]) if match else ("", path)
-    names = _INSIDE | _OWN.get(architecture, {})
-    if path == "model.norm" or (match and inside == "final_norm_layernorm"):
-        yield _FINAL_NORM.get(architecture, "model.norm"), tensor
-    elif match and inside in names:
-        yield layer + names[inside], tensor
-    elif match and inside == _QKV and (parts := _unfused(tensor, heads)):
-        yield from ((layer + names[f"attn.{each}_proj"], view) for each, view in parts.items())
-    elif match and inside == _GATE_UP and len(tensor.shape) == 3 and tensor.shape[1] % 2 == 0:
-        for each, view in zip(("gate", "up"), deinterleave(tensor), strict=True):
-            yield f"{layer}block_sparse_moe.switch_mlp.{each}_proj", view
+    role = (LAYER_ROLES if match else _ROLES_OF_ENDS).get(inside, "")
+    if role in ENDS:
+        yield architecture.names[role], tensor
+    elif role in architecture.names:
+        yield layer + architecture.apart(role), tensor
+    elif role == "attn_qkv" and (parts := _unfused(tensor, heads)):
+        yield from ((layer + architecture.apart(each), view) for each, view in parts.items())
+    elif role == "experts_gate_up" and len(tensor.shape) == 3 and tensor.shape[1] % 2 == 0:
+        for each, view in zip(_GATE_UP, deinterleave(tensor), strict=True):
+            yield layer + architecture.apart(each), view
     elif match and (expert := _EXPERT.fullmatch(inside)) and len(tensor.shape) == 2:
-        stem = f"{layer}block_sparse_moe.experts.{expert[1]}"
-        if expert[2] == "down_proj" or tensor.shape[0] % 2:
-            yield f"{stem}.w2", tensor
-        else:
-            yield from zip((f"{stem}.w1", f"{stem}.w3"), deinterleave(tensor), strict=True)
+        yield from (
+            (layer + architecture.separate(each, int(expert[1])), view)
+            for each, view in _of_expert(tensor, expert[2])
+        )
     else:
         yield path, tensor
+
+
+def _of_expert(tensor: ir.Tensor, name: str) -> Iterator[tuple[str, ir.Tensor]]:
+    """The matrices of one expert, by their roles."""
+    if name == "down_proj" or tensor.shape[0] % 2:
+        yield "experts_down", tensor
+    else:
+        yield from zip(_GATE_UP, deinterleave(tensor), strict=True)
 
 
 def _unfused(tensor: ir.Tensor, heads: Heads) -> dict[str, ir.Tensor]:
@@ -157,5 +147,5 @@ def _unfused(tensor: ir.Tensor, heads: Heads) -> dict[str, ir.Tensor]:
         return {}
     size = tensor.rows // groups
     first, second = heads.queries * size, (heads.queries + heads.keys) * size
-    ends = {"q": (0, first), "k": (first, second), "v": (second, tensor.rows)}
+    ends = {"attn_q": (0, first), "attn_k": (first, second), "attn_v": (second, tensor.rows)}
     return {each: tensor.slice_rows(start, stop) for each, (start, stop) in ends.items()}

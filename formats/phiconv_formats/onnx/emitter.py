@@ -15,7 +15,8 @@ import numpy as np
 from onnx import TensorProto
 
 from phiconv import ir
-from phiconv.forward.ops import ATTENTION_ROLES, output_matrix
+from phiconv.forward.ops import ATTENTION_ROLES, HEAD_NORMS, output_matrix
+from phiconv.ir.model import Role
 from phiconv_formats.onnx.experts import mixture
 from phiconv_formats.onnx.graph import CONTRIB, Graph
 from phiconv_formats.onnx.integers import is_standard
@@ -27,7 +28,8 @@ from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
     from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
-    from phiconv.ir.model import Model, Role, Rope
+    from phiconv.ir.model import Model
+    from phiconv.ir.rope import Rope
     from phiconv_formats.onnx.store import Store
     from phiconv_formats.shared.output import RuntimeSettings
 
@@ -139,6 +141,9 @@ class OnnxOps:
         projected = [self._products.matrix(x, name, layer) for name in names]
         lengths, inside = self._lengths(), self.target.rotates and rotates_inside(spec.rope, spec.head_dim)
         tables = self._tables(spec.rope)
+        if spec.norm_epsilon is not None:
+            for i, name in enumerate(HEAD_NORMS):
+                projected[i] = self._head_norm(projected[i], Role(name, layer), spec)
         if not inside:
             projected = self._split(projected, path, spec)
             for i, (part, heads) in enumerate((("q", spec.heads), ("k", spec.kv_heads))):
@@ -162,6 +167,17 @@ class OnnxOps:
             rotary_interleaved=0,
         )
         return result
+
+    def _head_norm(self, x: str, role: Role, spec: Attention) -> str:
+        """An RMSNorm of every head by itself; heads stand one after the other, as tokens do."""
+        g, path = self.graph, f"/model/layers.{role.layer}/attn/{role.name.removeprefix('attn_')}"
+        heads = spec.heads if role.name == HEAD_NORMS[0] else spec.kv_heads
+        one, all_ = (g.constant(np.array([0, -1, n * spec.head_dim], np.int64)) for n in (1, heads))
+        x = g.value("Reshape", f"{path}/Reshape_1", x, one)
+        weight = self.store.floats(g, norm_name(role))
+        name = f"{path}/{self.target.rms_norm}"
+        x = g.value(self.target.rms_norm, name, x, weight, axis=-1, epsilon=spec.norm_epsilon)
+        return g.value("Reshape", f"{path}/Reshape_2", x, all_)
 
     def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> Value:
         """See `Ops.moe`."""

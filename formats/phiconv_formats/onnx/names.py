@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from phiconv.errors import UnsupportedModelError
-from phiconv.forward.ops import ATTENTION_ROLES, Attention, MixtureOfExperts, check_weights, output_matrix
+from phiconv.forward.ops import (
+    ATTENTION_ROLES,
+    HEAD_NORMS,
+    Attention,
+    MixtureOfExperts,
+    check_weights,
+    output_matrix,
+)
 from phiconv.ir.interleaving import interleave
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import alike, join
@@ -23,10 +30,12 @@ if TYPE_CHECKING:
 
     from phiconv import ir
     from phiconv.forward.ops import Call, Forward
-    from phiconv.ir.model import Model, Rope
+    from phiconv.ir.model import Model
+    from phiconv.ir.rope import Rope
 
 __all__ = [
     "EMBEDDING",
+    "LAYER_ROLES",
     "bias_name",
     "expert_name",
     "matrix_name",
@@ -45,6 +54,8 @@ _LAYER_PATHS = {
     "attn_k": "attn.k_proj",
     "attn_v": "attn.v_proj",
     "attn_qkv": "attn.qkv_proj",
+    "attn_q_norm": "attn.q_norm.layernorm",
+    "attn_k_norm": "attn.k_norm.layernorm",
     "attn_output": "attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
@@ -54,6 +65,13 @@ _LAYER_PATHS = {
     "experts_gate_up": "moe.experts.gate_up_proj",
     "experts_down": "moe.experts.down_proj",
 }
+LAYER_ROLES = {path: role for role, path in _LAYER_PATHS.items()} | {
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "final_norm_layernorm": "output_norm",
+}
+"""Roles by their paths in a layer, those of the model builder included where they are others."""
+
 _PATHS = {"token_embedding": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -108,14 +126,17 @@ class _Weights:
                 yield OutputTensor(norm_name(each), self.tensors[each], each)
 
     def attention(self, layer: int, spec: Attention) -> Iterator[OutputTensor]:
-        """Queries, keys and values in one matrix, where they are stored alike and the operator rotates."""
+        """Queries, keys, values: in one matrix if they are stored alike and the operator takes it."""
         roles = [Role(name, layer) for name in ATTENTION_ROLES]
         alike = len({self.tensors[role].encoding for role in roles}) == 1
-        if alike and rotates_inside(spec.rope, spec.head_dim):
+        if alike and spec.norm_epsilon is None and rotates_inside(spec.rope, spec.head_dim):
             yield from self.matrix("attn_qkv", *roles)
         else:
             for role in roles:
                 yield from self.matrix(role.name, role)
+        if spec.norm_epsilon is not None:
+            for name in HEAD_NORMS:
+                yield from self.norm(Role(name, layer))
 
     def experts(self, layer: int) -> Iterator[OutputTensor]:
         """Router; gate and up rows by turns, as the operator wants them; down."""

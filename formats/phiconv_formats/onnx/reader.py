@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import MalformedFileError, MissingFileError, printable
 from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, with_folder
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from phiconv.architectures import Architecture
     from phiconv_formats.onnx.checkpoint_names import Weights
 
 __all__ = ["open_checkpoint"]
-
-_CLASSES = {"phiforcausallm": "phi"}
-"""Classes of config.json whose family has names of its own."""
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -58,11 +57,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return with_folder(checkpoint, config_path, _with_ends(config, weights), generation_config(genai or {}))
 
 
-def _family(config: Mapping[str, Any]) -> str:
+def _family(config: Mapping[str, Any]) -> Architecture | None:
     """The model's family, as far as names go; what is wrong with the key is said later."""
     classes = config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
-    return _CLASSES.get(str(name).lower(), str(name))
+    name = str(classes[0] if isinstance(classes, list) and classes else config.get("model_type")).lower()
+    found = (a for a in ARCHITECTURES.values() if name in {a.name, *map(str.lower, a.classes)})
+    return next(found, None)
 
 
 def _with_ends(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:

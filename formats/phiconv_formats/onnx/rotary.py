@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv import ir
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

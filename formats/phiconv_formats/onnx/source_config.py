@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import MalformedFileError, MissingFileError, printable
 from phiconv_formats.onnx.checkpoint_names import Heads
 from phiconv_formats.onnx.rotary import find_theta
@@ -36,20 +37,8 @@ _NORMS = {
     "SkipSimplifiedLayerNormalization",
 }
 
-# genai_config.json's type -> what config.json says of it, its key for epsilon, the matrix with a row for each
-# unit of the feed-forward network.
-_FAMILIES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "phi": (
-        {"architectures": ["PhiForCausalLM"], "model_type": "phi", "hidden_act": "gelu_new"},
-        "layer_norm_eps",
-        ("mlp.fc1", "mlp.up_proj"),
-    ),
-    "phi3": (
-        {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu"},
-        "rms_norm_eps",
-        ("mlp.up_proj",),
-    ),
-}
+_INNER = ("mlp.up_proj", "mlp.fc1")
+"""Matrices with a row for each unit of the feed-forward network, by any of the names that it has."""
 
 # config.json -> genai_config.json, in its "model" and in the "decoder" of that.
 _MODEL = {"vocab_size": "vocab_size", "max_position_embeddings": "context_length"}
@@ -110,22 +99,28 @@ class _Deriver:
         model = self.genai.get("model")
         decoder = model.get("decoder") if isinstance(model, dict) else None
         kind = str(model.get("type")) if isinstance(model, dict) else ""
-        if not isinstance(model, dict) or not isinstance(decoder, dict) or kind not in _FAMILIES:
+        dense = {name: a for name, a in ARCHITECTURES.items() if "router" not in a.names}
+        family = dense.get(kind)
+        if not isinstance(model, dict) or not isinstance(decoder, dict) or family is None:
             raise self._unknown(f"a model of type {printable(kind, 40)!r}")
-        fixed, epsilon, inner = _FAMILIES[kind]
-        config = fixed | {key: model.get(name) for key, name in _MODEL.items()}
+        config: dict[str, Any] = {
+            "architectures": [family.classes[0]],
+            "model_type": family.name,
+            "hidden_act": family.hidden_act,
+        }
+        config |= {key: model.get(name) for key, name in _MODEL.items()}
         config |= {key: decoder.get(name) for key, name in _DECODER.items()}
-        names = (f"model.layers.0.{name}.weight" for name in inner)
+        names = (f"model.layers.0.{name}.weight" for name in _INNER)
         first = next((name for name in names if name in self.weights.tensors), None)
         if first is None:
             raise self._unknown("the size of the feed-forward network")
         config["intermediate_size"] = self.weights.tensors[first].shape[0]
         value = self._only(_NORMS, "epsilon", "the epsilon of the normalisations")
-        config[epsilon] = float(str(np.float32(value)))  # 1e-05, which is stored as 9.99999974737e-06
+        config[family.epsilon] = float(str(np.float32(value)))  # 1e-05, which is stored as 9.99999974737e-06
         window = self._only({_ATTENTION}, "local_window_size", "the sliding window")
         if window < 1 and "sliding_window" in decoder:  # GenAI 0.18 writes such graphs: they do not agree
             raise self._unknown("the sliding window")
-        if kind == "phi3":
+        if family.windowed:
             config["sliding_window"] = int(window) if window >= 1 else None
         config["tie_word_embeddings"] = self.weights.tied
         config |= {key: model[key] for key in _TOKENS if key in model}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from phiconv_formats.openvino.inputs import dimension
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from phiconv.forward.ops import Attention
-    from phiconv.ir.model import Rope
+    from phiconv.ir.rope import Rope
     from phiconv_formats.openvino.graph import Graph, Value
     from phiconv_formats.openvino.inputs import Inputs
 
-__all__ = ["AttentionEmitter"]
+__all__ = ["AttentionEmitter", "Norm"]
+
+Norm: TypeAlias = "Callable[[Value], Value]"
+"""A norm of every head by itself; the last axis is the head's dimensions."""
 
 _TO_THE_END = 2**63 - 1
 _HIDDEN = -65504.0
@@ -30,12 +33,24 @@ class AttentionEmitter:
         self._angles: dict[Rope, tuple[Value, Value]] = {}
         self._masks: dict[int | None, Value] = {}
 
-    def emit(self, q: Value, k: Value, v: Value, layer: int, spec: Attention) -> Value:
-        """Attention from the products with the three matrices, (batch, length, heads * head_dim) each."""
+    def emit(
+        self, q: Value, k: Value, v: Value, layer: int, spec: Attention, norms: Sequence[Norm] = ()
+    ) -> Value:
+        """Attention from the products with the three matrices, (batch, length, heads * head_dim) each.
+
+        Args:
+            q: Queries.
+            k: Keys.
+            v: Values.
+            layer: The layer.
+            spec: How it attends.
+            norms: What queries and keys go through, head by head.
+        """
         g = self._graph
+        sizes = (spec.heads, spec.kv_heads, spec.kv_heads)
         q, k, v = (
-            self._heads(x, heads, spec.head_dim)
-            for x, heads in ((q, spec.heads), (k, spec.kv_heads), (v, spec.kv_heads))
+            self._heads(x, heads, spec.head_dim, norm)
+            for x, heads, norm in zip((q, k, v), sizes, (*norms, *[None] * (3 - len(norms))), strict=True)
         )
         cos, sin = self._cos_sin(spec.rope)
         q, k = self._rotate(q, cos, sin, spec), self._rotate(k, cos, sin, spec)
@@ -48,10 +63,11 @@ class AttentionEmitter:
         y = g.add("Transpose", y, g.constant([0, 2, 1, 3], "i64"))
         return g.add("Reshape", y, g.constant([0, 0, spec.heads * spec.head_dim], "i64"), special_zero=True)
 
-    def _heads(self, x: Value, heads: int, head_dim: int) -> Value:
+    def _heads(self, x: Value, heads: int, head_dim: int, norm: Norm | None) -> Value:
         """To (batch, heads, length, head_dim)."""
         g = self._graph
         x = g.add("Reshape", x, g.constant([0, 0, heads, head_dim], "i64"), special_zero=True)
+        x = x if norm is None else norm(x)
         return g.add("Transpose", x, g.constant([0, 2, 1, 3], "i64"))
 
     # ------------------------------------------------------------------------------------------------ rotary

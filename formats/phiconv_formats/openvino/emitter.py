@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.forward.ops import ATTENTION_ROLES, EXPERT_ROLES, output_matrix
+from phiconv.forward.ops import ATTENTION_ROLES, EXPERT_ROLES, HEAD_NORMS, output_matrix
 from phiconv.ir.model import Role
 from phiconv_formats.openvino.attention import AttentionEmitter
 from phiconv_formats.openvino.experts import emit_experts
@@ -19,6 +19,7 @@ from phiconv_formats.openvino.names import group_of
 if TYPE_CHECKING:
     from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
     from phiconv.ir.model import Model
+    from phiconv_formats.openvino.attention import Norm
     from phiconv_formats.openvino.graph import Graph, Value
     from phiconv_formats.openvino.weights import Weights
 
@@ -100,7 +101,12 @@ class IrOps:
     def attention(self, x: Value, layer: int, spec: Attention, /) -> Value:
         roles = tuple(Role(name, layer) for name in ATTENTION_ROLES)
         q, k, v = self._products(x, roles)
-        return self._attention.emit(q, k, v, layer, spec)
+        norms = [] if spec.norm_epsilon is None else [self._norm(Role(n, layer), spec) for n in HEAD_NORMS]
+        return self._attention.emit(q, k, v, layer, spec, norms)
+
+    def _norm(self, role: Role, spec: Attention) -> Norm:
+        """The norm that each head of queries or keys goes through."""
+        return lambda x: self.rms_norm(x, role, spec.norm_epsilon or 0)
 
     def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> Value:
         router, gate, up, down = (self._weights.value(Role(name, layer)) for name in EXPERT_ROLES)

@@ -44,8 +44,6 @@ _ENDS = {
     ".mlp.experts.down_proj": ".mlp.experts.down_proj.weight",
 }
 
-# The experts of a layer, and what mlx-lm calls them.
-_EXPERTS = {".mlp.router.": ".block_sparse_moe.gate.", ".mlp.experts.": ".block_sparse_moe.switch_mlp."}
 _MODULE = re.compile(r"__module\.([A-Za-z0-9_.]+)/.*")
 
 
@@ -151,6 +149,4 @@ def _name(user: Layer, constant: str) -> str:
         name = constant.removeprefix("self.").removeprefix("__module.").removesuffix("_compressed")
         end = next((end for end in _ENDS if name.endswith(end)), "")
         name = name.removesuffix(end) + _ENDS.get(end, "")
-    for ours, theirs in _EXPERTS.items():
-        name = name.replace(ours, theirs)
     return name

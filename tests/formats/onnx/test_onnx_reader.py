@@ -14,7 +14,7 @@ import phiconv
 from builder_folder import rewrite
 from paths import FIXTURES
 from phiconv import ir
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 from phiconv.recipes.onnx import RECIPES
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.rotary import find_theta, rotary_tables

@@ -10,7 +10,7 @@ import pytest
 import phiconv
 from paths import FIXTURES
 from phiconv import ir
-from phiconv.ir.model import Rope
+from phiconv.ir.rope import Rope
 
 EXPORTS = sorted((FIXTURES / "openvino").glob("*.npz"))
 
