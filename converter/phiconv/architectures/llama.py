@@ -78,6 +78,7 @@ LLAMA = Architecture(
             "rope.dimension_count"
         ).split(),
         neighbours=True,
+        tokenizer_keys=("add_space_prefix",),
     ),
     mlx=Mlx(
         order=MLX_ORDER,

@@ -92,8 +92,14 @@ PRE_OF_NFC = "qwen2"
 
 _FIRST: Mapping[str, Callable[[Tokenizer], bool | None]] = {
     Keys.Tokenizer.ADD_BOS: lambda tokenizer: tokenizer.add_bos or False,
+    Keys.Tokenizer.ADD_PREFIX: lambda tokenizer: (
+        False if _no_prefix(tokenizer) else tokenizer.add_prefix_space
+    ),
 }
 """Values of `Gguf.tokenizer_keys`; a None is left out."""
+
+_WITHOUT_BOS = ("llama", 49152)
+"""The architecture and the vocabulary of which llama.cpp's converter says last that there is no bos."""
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: int) -> list[KeyValue]:
@@ -120,7 +126,15 @@ def tokenizer_metadata(tokenizer: Tokenizer, *, architecture: str, vocab_size: i
     for role, add in (silent | dict(tokenizer.add_special)).items():
         if role in ADD_KEYS and ADD_KEYS[role] not in first:
             result.append((ADD_KEYS[role], GgufValue(ValueType.BOOL, add)))
-    return result + list(_chat_templates(tokenizer.chat_templates))
+    result += _chat_templates(tokenizer.chat_templates)
+    if (gguf.name, vocab_size) == _WITHOUT_BOS and Keys.Tokenizer.ADD_BOS not in dict(result):
+        result.append((Keys.Tokenizer.ADD_BOS, GgufValue(ValueType.BOOL, value=False)))
+    return result
+
+
+def _no_prefix(tokenizer: Tokenizer) -> bool:
+    """Whether a SentencePiece tokenizer puts no space in front of a text."""
+    return tokenizer.sentencepiece is not None and not tokenizer.sentencepiece.add_dummy_prefix
 
 
 def tokenizer_notes(tokenizer: Tokenizer | None) -> list[str]:
@@ -131,7 +145,7 @@ def tokenizer_notes(tokenizer: Tokenizer | None) -> list[str]:
     return ["llama.cpp puts a space before all text that follows a special token; this tokenizer does not"]
 
 
-def _sentencepiece(tokenizer: Tokenizer, _gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:
+def _sentencepiece(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:
     tokens = _texts(tokenizer, vocab_size)
     missing = vocab_size - len(tokenizer)
     types = list(map(int, tokenizer.types)) + [int(TokenType.UNUSED)] * missing
@@ -151,7 +165,7 @@ def _sentencepiece(tokenizer: Tokenizer, _gguf: Gguf, vocab_size: int) -> Iterat
     yield Keys.Tokenizer.LIST, GgufValue(ValueType.ARRAY, tokens, ValueType.STRING)
     yield Keys.Tokenizer.SCORES, GgufValue(ValueType.ARRAY, scores, ValueType.FLOAT32)
     yield Keys.Tokenizer.TOKEN_TYPE, GgufValue(ValueType.ARRAY, types, ValueType.INT32)
-    if tokenizer.sentencepiece is not None and not tokenizer.sentencepiece.add_dummy_prefix:
+    if _no_prefix(tokenizer) and "add_space_prefix" not in gguf.tokenizer_keys:
         # The runtime's default is the usual true, which is therefore not written.
         yield Keys.Tokenizer.ADD_PREFIX, GgufValue(ValueType.BOOL, value=False)
 

@@ -178,3 +178,31 @@ def test_a_vocabulary_that_the_runtime_would_refuse_under_that_name():
     tokenizer = fixture("tiny-phi4mini")
     assert name_for_runtime("Phi-3 student", tokenizer) == "Phi 3 student"
     assert name_for_runtime("Phi 4 Mini", tokenizer) == "Phi 4 Mini"
+
+
+def test_llama_says_first_what_its_settings_say_of_a_space():
+    for said in (True, False, None):
+        metadata = tokenizer_metadata(
+            replace(BYTE_BPE, add_prefix_space=said), architecture="llama", vocab_size=7
+        )
+        first = [(key, value.value) for key, value in metadata[:1]]
+        assert first == [
+            ("tokenizer.ggml.add_space_prefix", said)
+            if said is not None
+            else ("tokenizer.ggml.model", "gpt2")
+        ]
+    tokenizer = fixture("tiny-phi3")
+    options = replace(tokenizer.sentencepiece, add_dummy_prefix=False)
+    changed = replace(tokenizer, sentencepiece=options, add_prefix_space=True)
+    metadata = tokenizer_metadata(changed, architecture="llama", vocab_size=2112)
+    spaces = [value.value for key, value in metadata if key == "tokenizer.ggml.add_space_prefix"]
+    assert spaces == [False]
+
+
+def test_a_llama_of_49152_tokens_says_last_that_it_has_no_bos():
+    silent = replace(BYTE_BPE, add_special={})
+    metadata = tokenizer_metadata(silent, architecture="llama", vocab_size=49152)
+    assert (metadata[-1][0], metadata[-1][1].value) == ("tokenizer.ggml.add_bos_token", False)
+    said = tokenizer_metadata(BYTE_BPE, architecture="llama", vocab_size=49152)
+    assert [key for key, _ in said].count("tokenizer.ggml.add_bos_token") == 1
+    assert said[-1][0] == "tokenizer.chat_template"
