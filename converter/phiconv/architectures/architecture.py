@@ -111,6 +111,8 @@ class Architecture:
         layouts: Other ways in which checkpoints store some roles.
         openvino: Names in an OpenVINO model, where they are not those of the hub.
         windowed: Its ``sliding_window`` in config.json counts.
+        byte_level: The class that transformers 5 is to read a byte-level tokenizer with. It splits text like
+            GPT-2, whatever the file says, where it finds a ``GPT2Tokenizer`` in another model than a Phi.
         mscales: LongRoPE's two factors of cos and sin are keys of ``rope_scaling``.
     """
 
@@ -129,6 +131,7 @@ class Architecture:
     layouts: tuple[Layout, ...] = ()
     openvino: Mapping[str, str] = field(default_factory=lambda: _NONE)
     windowed: bool = False
+    byte_level: str = "PreTrainedTokenizerFast"
     mscales: bool = False
 
     @property

@@ -65,6 +65,7 @@ PHI = Architecture(
     names=NAMES,
     hidden_act="gelu_new",
     epsilon="layer_norm_eps",
+    byte_level="GPT2Tokenizer",
     biases=tuple(role for role in NAMES if role != "token_embedding"),
     gguf=Gguf(
         "phi2",

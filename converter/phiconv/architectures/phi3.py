@@ -60,6 +60,7 @@ PHI3 = Architecture(
         "output": "lm_head",
     },
     windowed=True,
+    byte_level="GPT2Tokenizer",
     layouts=(
         Layout({"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}),
         Layout({"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}),

@@ -94,6 +94,7 @@ PHIMOE = Architecture(
     ),
     openvino=_OPENVINO,
     windowed=True,
+    byte_level="GPT2Tokenizer",
     mscales=True,
     gguf=Gguf(
         "phimoe",

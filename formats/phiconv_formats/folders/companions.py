@@ -24,6 +24,7 @@ __all__ = [
     "companion_files",
     "corrected_biases",
     "json_bytes",
+    "made_tokenizer_files",
     "model_config",
     "own_config",
     "scaling_object",
@@ -97,10 +98,7 @@ def companion_files(model: Model) -> dict[str, bytes]:
     in either place.
     """
     folder = model.card.folder
-    if folder is not None:
-        files = _from_folder(folder)
-    else:
-        files = tokenizer_files(model.tokenizer) if model.tokenizer else {}
+    files = made_tokenizer_files(model) if folder is None else _from_folder(folder)
     settings = json.loads(files[_SETTINGS]) if _SETTINGS in files else {}
     template = model.tokenizer.chat_templates.get("default") if model.tokenizer else None
     if template is not None:
@@ -110,6 +108,13 @@ def companion_files(model: Model) -> dict[str, bytes]:
     if generation := _generation(model):
         files["generation_config.json"] = json_bytes(generation)
     return files
+
+
+def made_tokenizer_files(model: Model) -> dict[str, bytes]:
+    """The tokenizer's files, made from what is known of it."""
+    if model.tokenizer is None or model.architecture is None:
+        return {}
+    return tokenizer_files(model.tokenizer, ARCHITECTURES[model.architecture].byte_level)
 
 
 def _generation(model: Model) -> dict[str, Any]:

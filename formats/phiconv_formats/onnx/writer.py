@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, cast
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv_formats.folders.companions import companion_files, json_bytes, model_config
+from phiconv_formats.folders.companions import companion_files, json_bytes, made_tokenizer_files, model_config
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
-from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,7 +88,7 @@ def _tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
     """What the runtime's tokenizer reads: tokenizer.json in any case."""
     files = companion_files(model)
     if model.tokenizer is not None and _must_be_made(model.tokenizer, files):
-        made = tokenizer_files(model.tokenizer)
+        made = made_tokenizer_files(model)
         files = made | files | {"tokenizer.json": made["tokenizer.json"]}
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     # Some models have 1e30 here, which the runtime's parser does not take for a length.

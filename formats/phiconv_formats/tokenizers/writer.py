@@ -26,20 +26,27 @@ __all__ = ["merges_of_scores", "tokenizer_files"]
 
 _SPACE = "\u2581"
 _LONGEST_PIECE = 256  # SentencePiece makes pieces of at most 16 characters, unless it is told otherwise
-_CLASSES = {"sentencepiece": "LlamaTokenizer", "byte-bpe": "GPT2Tokenizer"}
+_SENTENCEPIECE = "LlamaTokenizer"
 _AS_THE_FILE_SAYS = "PreTrainedTokenizerFast"
 _PHI_SPLITS = ("gpt2", "cl100k", "o200k")
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+def tokenizer_files(tokenizer: Tokenizer, byte_level: str = "GPT2Tokenizer") -> dict[str, bytes]:
     """The files of a tokenizer by name, as JSON in UTF-8.
+
+    Args:
+        tokenizer: What to write.
+        byte_level: The class of a byte-level one (see `Architecture.byte_level`).
 
     Raises:
         UnsupportedModelError: A way of splitting text that phiconv cannot write down.
         ConfigError: Two ids with one text, or a text that is no valid Unicode.
     """
-    files = {"tokenizer.json": _tokenizer_json(tokenizer), "tokenizer_config.json": _settings(tokenizer)}
+    files = {
+        "tokenizer.json": _tokenizer_json(tokenizer),
+        "tokenizer_config.json": _settings(tokenizer, byte_level),
+    }
     try:
         return {name: _serialize(content) for name, content in files.items()}
     except UnicodeEncodeError as error:
@@ -221,7 +228,7 @@ def _text(tokenizer: Tokenizer, token: int | None) -> str | None:
 # ------------------------------------------------------------------------------------- tokenizer_config.json
 
 
-def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+def _settings(tokenizer: Tokenizer, byte_level: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         f"add_{role}_token": add for role, add in tokenizer.add_special.items() if role in ROLES
     }
@@ -239,11 +246,13 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
     settings["clean_up_tokenization_spaces"] = False
     if tokenizer.kind == "sentencepiece":
         settings["legacy"] = False
-    return settings | {"tokenizer_class": _class(tokenizer)}
+    return settings | {"tokenizer_class": _class(tokenizer, byte_level)}
 
 
-def _class(tokenizer: Tokenizer) -> str:
-    """The class of transformers. Release 5 gives a GPT2Tokenizer GPT-2's split, but for Phi models."""
+def _class(tokenizer: Tokenizer, byte_level: str) -> str:
+    """The class of transformers."""
+    if tokenizer.kind == "sentencepiece":
+        return _SENTENCEPIECE
     split = tokenizer.split
     phi = split is None or (split.name in _PHI_SPLITS and not tokenizer.nfc and not tokenizer.ignore_merges)
-    return _CLASSES[tokenizer.kind] if phi else _AS_THE_FILE_SAYS
+    return byte_level if phi else _AS_THE_FILE_SAYS

@@ -160,7 +160,7 @@ def test_fused_and_apart_at_once_is_refused(gguf_of, contents, gguf_bytes, tmp_p
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("general.architecture", "llama"), ("general.type", "adapter"), ("general.type", "imatrix")],
+    [("general.architecture", "gemma"), ("general.type", "adapter"), ("general.type", "imatrix")],
 )
 def test_what_stays_plain_tensors(key, value, gguf_of, contents, gguf_bytes, tmp_path):
     entries, tensors = contents(gguf_of("phi3"))
