@@ -15,7 +15,19 @@ from phiconv.forward.ops import Attention, MixtureOfExperts, Recorder, check_wei
 from phiconv.ir.model import Role
 from phiconv.ir.rope import Rope
 
-KINDS = ("phi", "phi2", "phi3", "phi3-gqa", "phi4mini", "phimoe", "phimoe-stacked", "phimoe-tiny")
+KINDS = (
+    "phi",
+    "phi2",
+    "phi3",
+    "phi3-gqa",
+    "phi4mini",
+    "phimoe",
+    "phimoe-stacked",
+    "phimoe-tiny",
+    "llama",
+    "qwen2",
+    "qwen3",
+)
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ CASES = [
     ("phi3-gqa", "f16", "dml"),
     ("phi", "int4-k_quant_mixed", "cpu"),
     ("phi4mini", "int4-rtn", "cpu"),
+    ("llama-bias", "int4", "cpu"),
+    ("qwen3-untied", "int4-rtn", "cuda"),
 ]
 
 

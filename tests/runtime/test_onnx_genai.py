@@ -53,7 +53,7 @@ def test_genai_generates_what_numpy_does(genai, model_folder, tmp_path, kind):
     assert generate(genai, tmp_path / "m", prompt, 12) == expected
 
 
-@pytest.mark.parametrize("kind", ["phi4mini", "phimoe"])
+@pytest.mark.parametrize("kind", ["phi4mini", "phimoe", "llama3", "qwen3"])
 def test_genai_generates_with_a_quantized_model(genai, model_folder, tmp_path, kind):
     convert(model_folder(kind), tmp_path / "m", "q4")
     assert len(generate(genai, tmp_path / "m", list(range(100, 120)), 8)) == 8

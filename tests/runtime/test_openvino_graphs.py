@@ -165,6 +165,8 @@ def test_padding_on_the_left_changes_nothing(run):
         ("phi2", "int4-asym-g32", {"MVN": (1, 1)}, {"u4": (6, 0), "u8": (0, 1)}),
         ("phi3-gqa", "int4-sym-g32", {"RMS": (2, 1)}, {"i4": (4, 0), "u8": (0, 1)}),
         ("phi4mini", "int8-asym", {"RMS": (2, 1)}, {"u8": (4, 1)}),
+        ("llama3", "int4-asym-g32", {"RMS": (2, 1)}, {"u4": (7, 0), "u8": (0, 1)}),
+        ("qwen3", "int4-asym-g32", {"RMS": (4, 1)}, {"u4": (7, 0), "u8": (0, 1)}),
         ("phi3", "nf4-g32", {"RMS": (2, 1)}, {"nf4": (4, 0), "u8": (0, 1)}),
         ("phimoe", "int4-asym-g32", {"MVN": (2, 1), "GatherMatmul": (3, 0)}, {"u4": (4, 0), "u8": (1, 1)}),
     ],

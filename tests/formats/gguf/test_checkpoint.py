@@ -20,7 +20,7 @@ from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_tensor_i
 KINDS = [
     "phi", "phi-fp16", "phi2", "phi3", "phi3-gqa", "phi3-su", "phi3-sharded", "phi4", "phi4mini",
     "phi4mini-transformers5", "phimoe", "phimoe-transformers5", "phimoe-stacked", "phimoe-tiny",
-    "tiny-phi3", "tiny-phi4mini",
+    "llama", "llama3", "llama-bias", "qwen2", "qwen3-untied", "tiny-phi3", "tiny-phi4mini",
 ]  # fmt: skip
 STRING = ValueType.STRING
 

@@ -14,7 +14,8 @@ from phiconv.errors import PhiconvError
 from phiconv_formats.gguf.values import GgufValue, ValueType
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
-KINDS = ("phi", "phi4mini", "phimoe")
+KINDS = ("phi", "phi4mini", "phimoe", "llama3")
+FAMILIES = {"phi", "phi3", "phimoe", "llama"}
 
 WORDS = [
     "",
@@ -52,7 +53,7 @@ VALUES = st.one_of(
 EXTRA = ["attention.key_length", "attention.value_length", "rope.scaling.type", "rope.scaling.factor"]
 NAMES = [
     "token_embd.weight", "output.weight", "blk.0.attn_qkv.weight", "blk.0.attn_qkv.bias",
-    "rope_factors_long.weight",
+    "rope_factors_long.weight", "rope_freqs.weight", "blk.0.attn_q.weight", "blk.0.attn_q.bias",
 ]  # fmt: skip
 SHAPES = st.sampled_from(
     [(1,), (8,), (12,), (96, 64), (192, 64), (256, 128), (2112, 64), (4, 32, 64), (3, 1)]
@@ -92,7 +93,7 @@ def opens(path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_small_files_open(kind, originals, gguf_bytes, tmp_path):
     (tmp_path / "x.gguf").write_bytes(gguf_bytes(*originals[kind]))
-    assert opens(tmp_path / "x.gguf") in {"phi", "phi3", "phimoe"}
+    assert opens(tmp_path / "x.gguf") in FAMILIES
 
 
 def change(data, entries, tensors):
@@ -102,7 +103,10 @@ def change(data, entries, tensors):
     if what == 0:
         entries.pop(data.draw(st.sampled_from(sorted(entries))))
     elif what == 1:
-        keys = [*sorted(entries), *(f"{arch}.{key}" for arch in ("phi2", "phi3", "phimoe") for key in EXTRA)]
+        keys = [
+            *sorted(entries),
+            *(f"{arch}.{key}" for arch in ("phi2", "phi3", "phimoe", "llama") for key in EXTRA),
+        ]
         entries[data.draw(st.sampled_from(keys))] = data.draw(VALUES)
     elif what == 2 and arrays:
         key = data.draw(st.sampled_from(arrays))
@@ -129,7 +133,7 @@ def test_changed_keys_and_tensors(originals, gguf_bytes, tmp_path, data):
         path.write_bytes(gguf_bytes(entries, tensors))
     except ValueError:  # a negative number in an array of unsigned ones
         return
-    assert opens(path) in {None, "phi", "phi3", "phimoe"}
+    assert opens(path) in {None, *FAMILIES}
 
 
 @given(seed=st.integers(0, 2**32), kind=st.sampled_from(KINDS))
@@ -144,4 +148,4 @@ def test_changed_bytes(originals, gguf_bytes, tmp_path, seed, kind):
             struct.pack_into("<I", content, at, int(rng.choice([0, 1, 2**31, 2**32 - 1])))
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
-    assert opens(path) in {None, "phi", "phi3", "phimoe"}
+    assert opens(path) in {None, *FAMILIES}

@@ -15,6 +15,7 @@ from phiconv_formats.shared.safetensors import open_safetensors
 KINDS = [
     "tiny-phi3", "tiny-phi4mini", "phi", "phi-fp16", "phi2", "phi3-su", "phi3-sharded",
     "phi4mini-transformers5", "phimoe", "phimoe-transformers5", "phimoe-stacked", "phimoe-tiny",
+    "llama3", "llama-bias", "qwen2", "qwen3-untied",
 ]  # fmt: skip
 
 

@@ -16,7 +16,17 @@ from paths import FIXTURES
 from phiconv.errors import PhiconvError
 from phiconv_formats.shared.safetensors import open_safetensors
 
-KINDS = ["phi", "phi2", "phi3", "phi4mini", "phi4mini-transformers5", "phimoe", "phimoe-stacked"]
+KINDS = [
+    "phi",
+    "phi2",
+    "phi3",
+    "phi4mini",
+    "phi4mini-transformers5",
+    "phimoe",
+    "phimoe-stacked",
+    "llama3",
+    "qwen3",
+]
 
 
 def convert(source, target, quant, **options):

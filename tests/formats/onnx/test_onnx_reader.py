@@ -20,7 +20,18 @@ from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.rotary import find_theta, rotary_tables
 from phiconv_formats.shared.files import InputFile
 
-KINDS = ["phi", "phi2", "phi3-gqa", "phi3-su", "phi4", "phi4mini", "phi4mini-transformers5", "phimoe-stacked"]
+KINDS = [
+    "phi",
+    "phi2",
+    "phi3-gqa",
+    "phi3-su",
+    "phi4",
+    "phi4mini",
+    "phi4mini-transformers5",
+    "phimoe-stacked",
+    "llama3",
+    "qwen3",
+]
 FLOATS = ("f32", "f16", "bf16")
 # Not every block size with every method: they differ in sizes alone.
 QUANTIZED = [name for name in RECIPES.names() if name not in FLOATS and not name.endswith(("-g64", "-g128"))]

@@ -15,7 +15,17 @@ from phiconv.quantizers import decode, encode
 from phiconv.recipes import override
 from phiconv_formats.openvino.packing import encoding_of, pack, parts_of, unpack
 
-KINDS = ["phi", "phi2", "phi3", "phi4mini", "phi4mini-transformers5", "phimoe", "phimoe-stacked"]
+KINDS = [
+    "phi",
+    "phi2",
+    "phi3",
+    "phi4mini",
+    "phi4mini-transformers5",
+    "phimoe",
+    "phimoe-stacked",
+    "llama-bias",
+    "qwen3",
+]
 RECIPES = [
     *("int4-asym", "int4-asym-g64", "int4-asym-g32", "int4-asym-channel", "int8-asym"),
     *("int4-sym", "int4-sym-g64", "int4-sym-g32", "int4-sym-channel", "int8-sym"),
