@@ -1,7 +1,7 @@
 """Frequencies of rotary embeddings, and how they are scaled.
 
-The reference version below is transformers' in float64. That every number is rounded where theirs are is shown by
-the logits of tests/runtime/test_architectures.py and by the factors in fixtures/converted.json.
+The reference version below is transformers' in float64. That numbers are rounded where theirs are show the
+logits of tests/runtime/test_architectures.py and the factors in fixtures/converted.json.
 """
 
 from __future__ import annotations
