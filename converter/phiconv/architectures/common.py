@@ -1,18 +1,20 @@
-"""What the decoders of all families share when their config.json is read."""
+"""What families share: most of their config.json, and the decoder of Phi-3, Llama and their kin."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures.rope import parse_rope
-from phiconv.ir.model import Hyperparameters
+from phiconv.forward.ops import Attention
+from phiconv.ir.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from phiconv.architectures.config import Config
+    from phiconv.forward.ops import Ops, R, V
 
-__all__ = ["hyperparameters"]
+__all__ = ["hyperparameters", "swiglu_decoder"]
 
 
 def hyperparameters(config: Config, *, rope: Mapping[str, Any] | None = None, **own: Any) -> Hyperparameters:
@@ -58,3 +60,22 @@ def _attention_sizes(config: Config, usual: int | None) -> tuple[int, int, int]:
             raise config.error("num_attention_heads", f"{heads} does not divide hidden_size ({hidden})")
         head_dim = hidden // heads
     return heads, kv_heads, head_dim
+
+
+def swiglu_decoder(ops: Ops[V, R], hp: Hyperparameters, *, head_norms: bool = False) -> R:
+    """RMSNorm, attention, RMSNorm, SwiGLU, layer by layer, each pair added to what comes in.
+
+    Args:
+        ops: Who computes it.
+        hp: The numbers.
+        head_norms: Queries and keys go through a norm of each head.
+    """
+    attention = Attention.of(hp, normed=head_norms)
+    x = ops.embed(Role("token_embedding"))
+    for n in range(hp.num_hidden_layers):
+        y = ops.attention(ops.rms_norm(x, Role("attn_norm", n), hp.norm_epsilon), n, attention)
+        x = ops.add(x, ops.linear(y, Role("attn_output", n)))
+        y = ops.rms_norm(x, Role("ffn_norm", n), hp.norm_epsilon)
+        y = ops.gated(y, Role("ffn_gate", n), Role("ffn_up", n), "silu")
+        x = ops.add(x, ops.linear(y, Role("ffn_down", n)))
+    return ops.logits(ops.rms_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.architectures.architecture import Architecture, Gguf, Mlx
-from phiconv.architectures.common import hyperparameters
-from phiconv.forward.ops import Attention
-from phiconv.ir.model import Hyperparameters, Role
+from phiconv.architectures.common import hyperparameters, swiglu_decoder
 
 if TYPE_CHECKING:
     from phiconv.architectures.config import Config
-    from phiconv.forward.ops import Ops, R, V
+    from phiconv.ir.model import Hyperparameters
 
-__all__ = ["LLAMA", "MLX_ORDER", "NAMES", "forward"]
+__all__ = ["LLAMA", "MLX_ORDER", "NAMES"]
 
 
 def parse(config: Config) -> Hyperparameters:
@@ -27,18 +25,6 @@ def parse(config: Config) -> Hyperparameters:
     if hp.rope.dimensions != hp.head_dim:
         raise config.error("partial_rotary_factor", "a llama rotates whole heads")
     return hp
-
-
-def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:
-    """The decoder."""
-    x = ops.embed(Role("token_embedding"))
-    for n in range(hp.num_hidden_layers):
-        y = ops.attention(ops.rms_norm(x, Role("attn_norm", n), hp.norm_epsilon), n, Attention.of(hp))
-        x = ops.add(x, ops.linear(y, Role("attn_output", n)))
-        y = ops.rms_norm(x, Role("ffn_norm", n), hp.norm_epsilon)
-        y = ops.gated(y, Role("ffn_gate", n), Role("ffn_up", n), "silu")
-        x = ops.add(x, ops.linear(y, Role("ffn_down", n)))
-    return ops.logits(ops.rms_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))
 
 
 NAMES = {
@@ -63,7 +49,7 @@ LLAMA = Architecture(
     classes=("LlamaForCausalLM",),
     title="Phi-4 in Llama's shape, and Llama",
     parse=parse,
-    forward=forward,
+    forward=swiglu_decoder,
     names=NAMES,
     bias_keys={
         "attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"),

@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.architectures.architecture import Architecture, Gguf, Layout, Mlx
-from phiconv.architectures.common import hyperparameters
-from phiconv.forward.ops import Attention
-from phiconv.ir.model import Hyperparameters, Role
+from phiconv.architectures.common import hyperparameters, swiglu_decoder
 
 if TYPE_CHECKING:
     from phiconv.architectures.config import Config
-    from phiconv.forward.ops import Ops, R, V
+    from phiconv.ir.model import Hyperparameters
 
 __all__ = ["PHI3"]
 
@@ -27,24 +25,12 @@ def parse(config: Config) -> Hyperparameters:
     )
 
 
-def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:
-    """The decoder."""
-    x = ops.embed(Role("token_embedding"))
-    for n in range(hp.num_hidden_layers):
-        y = ops.attention(ops.rms_norm(x, Role("attn_norm", n), hp.norm_epsilon), n, Attention.of(hp))
-        x = ops.add(x, ops.linear(y, Role("attn_output", n)))
-        y = ops.rms_norm(x, Role("ffn_norm", n), hp.norm_epsilon)
-        y = ops.gated(y, Role("ffn_gate", n), Role("ffn_up", n), "silu")
-        x = ops.add(x, ops.linear(y, Role("ffn_down", n)))
-    return ops.logits(ops.rms_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))
-
-
 PHI3 = Architecture(
     name="phi3",
     classes=("Phi3ForCausalLM",),
     title="Phi-3 and Phi-3.5 mini and medium, Phi-4, Phi-4-reasoning, Phi-4-mini",
     parse=parse,
-    forward=forward,
+    forward=swiglu_decoder,
     names={
         "token_embedding": "model.embed_tokens",
         "attn_norm": "input_layernorm",

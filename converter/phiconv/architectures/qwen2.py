@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.architectures.architecture import Architecture, Gguf, Mlx
-from phiconv.architectures.common import hyperparameters
-from phiconv.architectures.llama import MLX_ORDER, NAMES, forward
+from phiconv.architectures.common import hyperparameters, swiglu_decoder
+from phiconv.architectures.llama import MLX_ORDER, NAMES
 from phiconv.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ QWEN2 = Architecture(
     classes=("Qwen2ForCausalLM",),
     title="Qwen2, Qwen2.5",
     parse=parse,
-    forward=forward,
+    forward=swiglu_decoder,
     names=NAMES,
     biases=("attn_q", "attn_k", "attn_v"),
     gguf=Gguf(

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.architectures.architecture import Architecture, Gguf, Mlx
-from phiconv.architectures.common import hyperparameters
+from phiconv.architectures.common import hyperparameters, swiglu_decoder
 from phiconv.architectures.llama import NAMES
 from phiconv.architectures.qwen2 import check_layers
-from phiconv.forward.ops import Attention
-from phiconv.ir.model import Hyperparameters, Role
 
 if TYPE_CHECKING:
     from phiconv.architectures.config import Config
     from phiconv.forward.ops import Ops, R, V
+    from phiconv.ir.model import Hyperparameters
 
 __all__ = ["QWEN3"]
 
@@ -32,15 +31,7 @@ def parse(config: Config) -> Hyperparameters:
 
 def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:
     """The decoder."""
-    attention = Attention.of(hp, normed=True)
-    x = ops.embed(Role("token_embedding"))
-    for n in range(hp.num_hidden_layers):
-        y = ops.attention(ops.rms_norm(x, Role("attn_norm", n), hp.norm_epsilon), n, attention)
-        x = ops.add(x, ops.linear(y, Role("attn_output", n)))
-        y = ops.rms_norm(x, Role("ffn_norm", n), hp.norm_epsilon)
-        y = ops.gated(y, Role("ffn_gate", n), Role("ffn_up", n), "silu")
-        x = ops.add(x, ops.linear(y, Role("ffn_down", n)))
-    return ops.logits(ops.rms_norm(x, Role("output_norm"), hp.norm_epsilon), Role("output"))
+    return swiglu_decoder(ops, hp, head_norms=True)
 
 
 QWEN3 = Architecture(
