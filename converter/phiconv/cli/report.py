@@ -307,7 +307,7 @@ def _plain_progress(interval: float = 5.0) -> Progress:
     def update(done: int, total: int, name: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= interval:
+        if done and now - last >= interval:
             last = now
             left = (now - started) * (total - done) / done
             sys.stderr.write(f"{100 * done // total:3d} %, about {left:.0f} s left, {printable(name, 60)}\n")

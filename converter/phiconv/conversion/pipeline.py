@@ -224,7 +224,7 @@ def _spans(package: Package) -> Iterator[_Span]:
     for index, stream in enumerate(package.streams):
         rows, columns = stream.tensor.rows, stream.tensor.columns
         step = _step(_SPAN, stream)
-        for start in range(0, rows, step):
+        for start in range(0, rows if columns else 0, step):  # rows of nothing may be any number
             stop = min(start + step, rows)
             yield _Span(index, start, stop, (stop - start) * columns)
 

@@ -277,7 +277,7 @@ def _in_order(pool: Executor, limit: int, pairs: Sequence[_Pair]) -> Iterator[tu
 def _spans(pairs: Sequence[_Pair]) -> Iterator[tuple[int, int, int]]:
     for index, (_, x, _) in enumerate(pairs):
         step = max(_SPAN // max(x.columns, 1), 1)
-        for start in range(0, x.rows, step):
+        for start in range(0, x.rows if x.size else 0, step):  # rows of nothing may be any number
             yield index, start, min(start + step, x.rows)
 
 
