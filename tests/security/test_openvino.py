@@ -65,7 +65,7 @@ DOCUMENTS = {
     "nothing": ("", "no XML"),
     "zeros": ("\0" * 100, "no XML"),
     "truncated": (chain(const())[:-30], "no XML"),
-    "another document": ("<html></html>", "its first element is <html>, not <net>"),
+    "another document": ("<svg></svg>", "its first element is <svg>, not <net>"),
     "an element of escapes": ("<net\x1b[2J/>", "no XML"),
     "version 9": ('<net name="x" version="9"/>', "an IR of version '9'"),
     "no version": ("<net/>", "an IR of version ''"),

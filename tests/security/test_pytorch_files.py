@@ -21,7 +21,7 @@ STATE = (
     ("content", "says"),
     [
         (b"", "not a PyTorch checkpoint"),
-        (b"<html>", "not a PyTorch checkpoint"),
+        (b"<svg>", "not a PyTorch checkpoint"),
         (b"MZ" + bytes(600), "not a PyTorch checkpoint"),
         (b"pickles".ljust(257, b"\0") + b"ustar  \0" + bytes(300), "in its first form, a tar archive"),
         (b"\x80\x02}.", "a pickle, and not one of torch.save"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures.architecture import Architecture
 from phiconv.architectures.llama import LLAMA
@@ -11,8 +11,9 @@ from phiconv.architectures.phi3 import PHI3
 from phiconv.architectures.phimoe import PHIMOE
 from phiconv.architectures.qwen2 import QWEN2
 from phiconv.architectures.qwen3 import QWEN3
+from phiconv.architectures.stored_names import refusal, unwrapped
 from phiconv.architectures.weights import bind, layout, table
-from phiconv.errors import ConfigError, UnsupportedModelError
+from phiconv.errors import ConfigError, MalformedFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -83,9 +84,35 @@ def _class_names(config: Config) -> list[object]:
 
 
 def read_weights(
+    architecture: Architecture,
+    hp: Hyperparameters,
+    stored: Mapping[str, Tensor],
+    path: Path,
+    config: Mapping[str, Any],
+) -> dict[Role, Tensor]:
+    """Every weight of the model by role, as views of the stored tensors (see `weights.bind`).
+
+    Args:
+        architecture: The family.
+        hp: The sizes.
+        stored: The tensors under the checkpoint's names, or with what a wrapper left in these.
+        path: The checkpoint, for messages.
+        config: config.json, for messages.
+    """
+    try:
+        return _bind(architecture, hp, stored, path)
+    except (MalformedFileError, ConfigError):
+        if (kind := refusal(stored, config, path)) is not None:
+            raise kind from None
+        names = unwrapped(stored, architecture)
+        if not names:
+            raise
+    return _bind(architecture, hp, {new: stored[old] for old, new in names.items()}, path)
+
+
+def _bind(
     architecture: Architecture, hp: Hyperparameters, stored: Mapping[str, Tensor], path: Path
 ) -> dict[Role, Tensor]:
-    """Every weight of the model by role, as views of the stored tensors (see `weights.bind`)."""
     # A tied head that is stored all the same is the embedding once more.
     ignored = (*_IGNORED, r"lm_head\.weight") if hp.tie_word_embeddings else _IGNORED
     return bind(table(architecture, hp, stored), stored, path=path, ignored=ignored)

@@ -42,7 +42,7 @@ def open_model(path: str | PathLike[str]) -> Model:
     architecture = architectures.find(config)
     hyperparameters = architecture.parse(config)
     named = found.stored if found.tensors is None else found.tensors
-    tensors = architectures.read_weights(architecture, hyperparameters, named, path)
+    tensors = architectures.read_weights(architecture, hyperparameters, named, path, found.config)
     return Model(
         path=path,
         format=found.format,

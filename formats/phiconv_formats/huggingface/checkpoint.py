@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from phiconv.errors import InputError, MissingFileError, printable
+from phiconv.errors import InputError, MissingFileError, UnsupportedModelError, printable
 from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["open_checkpoint"]
 
 _INDEX_LIMIT = 256 << 20
+_ADAPTER = "adapter_config.json"
 _INDEX = ".index.json"
 
 # Where a folder's weights are, the best first: a usual name, or the only file that a pattern fits.
@@ -53,10 +54,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         MissingFileError: A folder without weights or without config.json.
         InputError: The .bin of an OpenVINO model.
         UnsafePickleError: A PyTorch file that asks for more than tensors.
-        UnsupportedModelError: A PyTorch file in a form that phiconv does not read.
+        UnsupportedModelError: A PyTorch file in a form that phiconv does not read, or an adapter.
         MalformedFileError: Any file that does not follow its format.
     """
     folder = path if path.is_dir() else path.parent
+    if (folder / _ADAPTER).exists():
+        raise _adapter_error(path, folder)
     weights = _in_folder(path) if path.is_dir() else _whole(path)
     config_path = folder / "config.json"
     if path.is_dir() and not config_path.exists():
@@ -76,6 +79,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return checkpoint
     checkpoint = with_folder(checkpoint, config_path, config)
     return as_checkpoint(checkpoint) if is_mlx(archive.tensors, archive.metadata) else checkpoint
+
+
+def _adapter_error(path: Path, folder: Path) -> UnsupportedModelError:
+    """What to say of an adapter's folder: libraries apply it to the model, wherever that is."""
+    base = (optional_json(folder / _ADAPTER) or {}).get("base_model_name_or_path")
+    of = f" of {printable(base, 80)}" if isinstance(base, str) and base else ""
+    others = (p for pattern in _USUAL for p in folder.glob(pattern))
+    if all(p.name.startswith("adapter_") for p in others):
+        return UnsupportedModelError(
+            f"this is an adapter{of}, and no whole model",
+            path=path,
+            at=_ADAPTER,
+            hint="merge it into its base model first",
+        )
+    return UnsupportedModelError(
+        f"an adapter{of} lies beside these weights, and would be ignored",
+        path=path,
+        at=_ADAPTER,
+        hint="merge it into the model first, or take its files out of the folder",
+    )
 
 
 def _in_folder(folder: Path) -> Path:

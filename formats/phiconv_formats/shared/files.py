@@ -147,6 +147,9 @@ class InputFile:
                     raise MalformedFileError(
                         "the file changed while it was being read", path=self.path, hint="run again"
                     )
+                if self._stamp is None and (stands_for := _placeholder(descriptor)):
+                    os.close(descriptor)
+                    raise MalformedFileError(stands_for[0], path=self.path, hint=stands_for[1])
                 self._stamp, self._descriptor = now, descriptor
             return self._descriptor
 
@@ -171,6 +174,23 @@ class InputFile:
             path=self.path,
             hint="download it again",
         )
+
+
+_PLACEHOLDERS = (
+    (b"version https://git-lfs", "a pointer of git-lfs, and not the file itself", "run 'git lfs pull'"),
+    (b"<!doctype html", "a web page, and not the file", "download it again; it may ask for a login"),
+    (b"<html", "a web page, and not the file", "download it again; it may ask for a login"),
+)
+"""What a download leaves in place of a file: how it begins, what it is, and what to do."""
+
+
+def _placeholder(descriptor: int) -> tuple[str, str] | None:
+    """What stands in place of a file and why, if something does."""
+    try:
+        head = os.read(descriptor, 64).lstrip().lower()
+    except OSError:  # whoever reads on says so
+        return None
+    return next(((what, hint) for start, what, hint in _PLACEHOLDERS if head.startswith(start)), None)
 
 
 def read_small_file(path: str | os.PathLike[str], limit: int) -> bytes:
