@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv.conversion import pipeline
 from phiconv.conversion.planning import Plan, make_plan
-from phiconv.conversion.source import open_model
+from phiconv.conversion.source import expanded, open_model
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
@@ -22,6 +21,7 @@ from phiconv_formats.gguf.imatrix import read_imatrix
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from os import PathLike
+    from pathlib import Path
 
     from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
@@ -85,7 +85,7 @@ def plan(
         choices = replace(choices, importance=read_imatrix(imatrix))
     return make_plan(
         model,
-        Path(destination),
+        expanded(destination),
         to=to,
         quant=quant,
         split_max_size=split_max_size,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import InputError, MissingFileError, UsageError
+from phiconv_formats.recognition import format_of_content, what_is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -186,17 +187,25 @@ FORMATS = {
 
 
 def find_reader(path: Path) -> Reader:
-    """The reader for a path, by what it looks like; a folder is a Hugging Face one unless a file tells."""
+    """The reader for a path, by what it is; a folder is a Hugging Face one unless a file tells."""
     if not path.exists():
-        raise MissingFileError("no such file or folder", path=path)
-    folder = _folder_format(path) if path.is_dir() else ""
-    for entry in FORMATS.values():
-        if entry.reader is not None and (path.name.endswith(entry.suffixes) or entry.name == folder):
-            return entry.reader()
+        message, hint = what_is_missing(path)
+        raise MissingFileError(message, path=path, hint=hint)
+    found = _folder_format(path) if path.is_dir() else _file_format(path)
+    reader = FORMATS[found].reader if found else None
+    if reader is not None:
+        return reader()
     suffixes = ", ".join(s for f in FORMATS.values() if f.reader for s in f.suffixes)
     raise InputError(
         "not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}"
     )
+
+
+def _file_format(path: Path) -> str:
+    """The name of a file's format: by its content, else by its suffix, in any case; "" if neither tells."""
+    name = path.name.lower()
+    named = (f.name for f in FORMATS.values() if f.reader is not None and name.endswith(f.suffixes))
+    return format_of_content(path) or next(named, "")
 
 
 def _folder_format(folder: Path) -> str:

@@ -14,6 +14,7 @@ from phiconv.errors import (
     UsageError,
 )
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
+from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, assign, cast, find_recipe
 from phiconv_formats import find_target
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Encoding
-    from phiconv.ir.model import Model
     from phiconv_formats import Format
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
@@ -305,8 +305,7 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
         return destination.parent, destination.name
     if target.folder:
         return destination, ""
-    source = (model.path if model.path.is_dir() else model.path.parent).resolve().name
-    return destination, f"{source}-{recipe}{suffix}"
+    return destination, f"{name_of(model.path)}-{recipe}{suffix}"
 
 
 def _check_place(model: Model, folder: Path, file: Path) -> None:

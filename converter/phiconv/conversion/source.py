@@ -13,7 +13,16 @@ from phiconv_formats import find_reader
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["open_model"]
+__all__ = ["expanded", "open_model"]
+
+
+def expanded(path: str | PathLike[str]) -> Path:
+    """A path with ``~`` for the home folder, as a shell has it, which does not see what is in quotes."""
+    plain = Path(path)
+    try:
+        return plain if plain.exists() else plain.expanduser()
+    except (OSError, RuntimeError):  # a name that is too long, or nobody's home
+        return plain
 
 
 def open_model(path: str | PathLike[str]) -> Model:
@@ -34,7 +43,7 @@ def open_model(path: str | PathLike[str]) -> Model:
         UnsafePickleError: A PyTorch file that asks for more than tensors; nothing was run.
         UnsupportedModelError: A kind of model or file that phiconv does not read.
     """
-    path = Path(path)
+    path = expanded(path)
     found = find_reader(path)(path)
     if found.config is None:
         return Model(path, found.format, found.stored, metadata=found.metadata)

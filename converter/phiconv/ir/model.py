@@ -22,7 +22,17 @@ __all__ = [
     "ModelCard",
     "Role",
     "RoleRows",
+    "name_of",
 ]
+
+
+def name_of(path: Path) -> str:
+    """What a model is called after the place that it is in: its folder, in the hub's cache the repository."""
+    folder = (path if path.is_dir() else path.parent).resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return folder.name
 
 
 class Role(NamedTuple):

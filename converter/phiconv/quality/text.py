@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phiconv.conversion.outputs import partial_files
-from phiconv.conversion.source import open_model
+from phiconv.conversion.source import expanded, open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Model
@@ -19,6 +18,7 @@ from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from os import PathLike
+    from pathlib import Path
 
     from numpy.typing import ArrayLike
 
@@ -117,7 +117,7 @@ def calibrate(
         OutputError: The file cannot be written.
         UsageError: The text is shorter than a window.
     """
-    model, path = _opened(source), Path(destination)
+    model, path = _opened(source), expanded(destination)
     if not force and path.exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
     names = measured_matrices(model)

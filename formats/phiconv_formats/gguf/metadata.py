@@ -13,6 +13,7 @@ from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 from gguf.utility import size_label
 
 from phiconv.architectures import ARCHITECTURES
+from phiconv.ir.model import name_of
 from phiconv_formats.gguf.model_card import read_model_card
 from phiconv_formats.gguf.values import GgufValue
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
@@ -138,7 +139,7 @@ def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, G
     counts = _parameter_counts(tensors)
     metadata = _describe(model.card, counts[0])
     if metadata.name is None:
-        metadata.name = model.card.folder.name if model.card.folder else "model"
+        metadata.name = name_of(model.card.folder) if model.card.folder else "model"
     if model.tokenizer is not None:
         metadata.name = name_for_runtime(metadata.name, model.tokenizer)
     if metadata.size_label is None:
@@ -165,7 +166,8 @@ def _describe(card: ModelCard, parameters: int) -> Metadata:
         origin["_name_or_path"] = name
     folder = card.folder.resolve() if card.folder else None
     readme = read_model_card(folder)
-    metadata = Metadata.apply_metadata_heuristic(Metadata(), readme, origin, folder, parameters)
+    named = folder.with_name(name_of(folder)) if folder else None
+    metadata = Metadata.apply_metadata_heuristic(Metadata(), readme, origin, named, parameters)
     for key, (attribute, kind) in _SAMPLING.items():
         value = card.generation.get(key)
         if type(value) in {int, float}:

@@ -13,6 +13,7 @@ from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
+from phiconv_formats.recognition import format_of_content, what_folder_is
 from phiconv_formats.shared.safetensors import open_safetensors, open_sharded
 from phiconv_formats.shared.strict_json import load_json_object
 
@@ -63,13 +64,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     weights = _in_folder(path) if path.is_dir() else _whole(path)
     config_path = folder / "config.json"
     if path.is_dir() and not config_path.exists():
+        _refuse_other_kinds(path)
         raise MissingFileError(
             "no config.json in this folder",
             path=path,
             hint="give the file of weights itself to convert plain tensors",
         )
     name = weights.name.removesuffix(_INDEX)
-    if name.endswith(".safetensors"):
+    content = format_of_content(weights) if name == weights.name else ""
+    if content == "safetensors" or (not content and name.lower().endswith(".safetensors")):
         kind, archive = "safetensors", (open_safetensors if name == weights.name else open_sharded)(weights)
     else:
         kind, archive = "pytorch", (open_pytorch if name == weights.name else open_pytorch_sharded)(weights)
@@ -110,12 +113,24 @@ def _in_folder(folder: Path) -> Path:
             return found[0]
         if found and not several:
             several = f"{len(found)} {pattern.removeprefix('*')} files, and no index of them"
+    if not several:
+        _refuse_other_kinds(folder)
     message = f"{several or 'no .safetensors file'} in this folder"
     others = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_FORMATS)
     hint = (
         f"to read {printable(others[0], 80)}, give that file" if others else "the download may be incomplete"
     )
     raise MissingFileError(message, path=folder, hint=hint)
+
+
+def _refuse_other_kinds(folder: Path) -> None:
+    """Says what a folder is that is no model's.
+
+    Raises:
+        MissingFileError: It is of a kind that can be told.
+    """
+    if (kind := what_folder_is(folder)) is not None:
+        raise MissingFileError(kind.message, path=folder, hint=kind.hint)
 
 
 def _may_be_weights(path: Path) -> bool:

@@ -1,0 +1,123 @@
+"""What a path is, by what is in it; and of one that is no model, what it is instead and what to do."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from phiconv.errors import printable
+from phiconv_formats.shared.files import InputFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Advice", "format_of_content", "what_folder_is", "what_is_missing"]
+
+_LARGEST_HEADER = 100 << 20  # of a safetensors file
+_MOST_NAMES = 5
+
+
+class Advice(NamedTuple):
+    """What something is, and what to do."""
+
+    message: str
+    hint: str
+
+
+def format_of_content(path: Path) -> str:
+    """The format of a file by its first bytes; "" where they do not say.
+
+    Raises:
+        InputError: It cannot be read, or something else stands in its place.
+    """
+    with InputFile(path) as file:
+        start = file.read_bytes(0, min(file.size, 16))
+    if start.startswith(b"GGUF"):
+        return "gguf"
+    if start.startswith((b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")):
+        return "pytorch"
+    if len(start) > 9 and struct.unpack("<Q", start[:8])[0] < _LARGEST_HEADER and start[8:9] == b"{":
+        return "safetensors"
+    if start.startswith((b"<?xml", b"<net")):
+        return "openvino"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------- what is not there
+
+_ADDRESS = re.compile(r"(?:https?|hf|s3|gs):/", re.IGNORECASE)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OFFLINE = "phiconv works offline: download it first"
+
+
+def what_is_missing(path: Path) -> Advice:
+    """What somebody may have meant by a path that there is not."""
+    text = str(path)
+    if _ADDRESS.match(text):
+        return Advice("an address, and not a file or folder", _OFFLINE)
+    if _HUB_NAME.fullmatch(text) and not path.parent.exists():
+        return Advice("no such file or folder; it looks like a name on the Hugging Face hub", _OFFLINE)
+    if text.startswith("~"):
+        return Advice("no such file or folder", "")
+    near = sorted(p.name for p in path.parent.glob("*") if p.name.lower() == path.name.lower())
+    hint = f"there is {printable(near[0], 80)}" if near else ""
+    return Advice("no such file or folder", hint)
+
+
+# ------------------------------------------------------------------------------------ folders of other kinds
+
+
+def what_folder_is(folder: Path) -> Advice | None:
+    """What a folder is that has no model's files; None where nothing tells."""
+    names = sorted(p.name for p in folder.iterdir())
+    if not names:
+        return Advice("an empty folder", "the download may have failed")
+    training = _training_state(names)
+    if training is not None:
+        return training
+    if any(name.startswith("models--") for name in names):
+        models = [n.removeprefix("models--").replace("--", "/") for n in names if n.startswith("models--")]
+        return Advice(
+            f"the cache of the Hugging Face hub, with {_list(models)}",
+            f"give the folder of a snapshot: models--{models[0].replace('/', '--')}/snapshots/...",
+        )
+    if "snapshots" in names and "blobs" in names:
+        found = _models_in(folder / "snapshots")
+        return Advice(
+            "a model's folder in the cache of the Hugging Face hub",
+            f"give snapshots/{found[0] if found else '...'} in it",
+        )
+    found = _models_in(folder)
+    if found:
+        return Advice(f"a folder of models: {_list(found)}", f"give one of them, as {found[0]}")
+    return None
+
+
+def _training_state(names: list[str]) -> Advice | None:
+    if any(name.endswith(".distcp") or name.startswith("pytorch_model_fsdp") for name in names):
+        return Advice("the state of a training with FSDP, in pieces", "gather it: accelerate merge-weights")
+    zero = ("zero_pp_rank", "bf16_zero_pp_rank", "fp16_zero_pp_rank", "zero_to_fp32", "mp_rank_")
+    if any(name.startswith(zero) or re.fullmatch(r"global_step\d+", name) for name in names):
+        return Advice("the state of a training with DeepSpeed, in pieces", "gather it: zero_to_fp32.py")
+    return None
+
+
+def _models_in(folder: Path) -> list[str]:
+    """The folders in a folder that look like models."""
+    if not folder.is_dir():
+        return []
+    inner = (p for p in folder.iterdir() if p.is_dir() and (p / "config.json").exists())
+    return sorted((printable(p.name, 80) for p in inner), key=_by_number)
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    """checkpoint-1000 comes behind checkpoint-500."""
+    match = re.fullmatch(r"(.*?)(\d*)", name)
+    assert match is not None  # noqa: S101 - anything matches
+    return match[1], int(match[2] or 0)
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(printable(name, 80) for name in names[:_MOST_NAMES]) + more
