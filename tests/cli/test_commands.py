@@ -195,7 +195,7 @@ def test_split(cli):
 
 def test_wrong_usage(fails):
     fails(FIXTURE, "o.bin", code=2, says="cannot tell the format")
-    fails(FIXTURE, "o.gguf", "--quant", "Q9_Z", code=2, says="gguf has no quantization 'Q9_Z'; one of F32")
+    fails(FIXTURE, "o.gguf", "--quant", "Q9_Z", code=2, says="no quantization 'Q9_Z'; phiconv formats")
     fails(FIXTURE, "o.gguf", "--to", "mp3", code=2, says="unknown format")
     fails(FIXTURE, "o.gguf", "--split-max-size", "lots", code=2, says="write it like 2G")
     fails(FIXTURE, code=2, says="Missing argument 'DEST'")

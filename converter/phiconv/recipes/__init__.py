@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,7 +88,25 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
             usual = _DECODED[target]
         return known.PRESETS[usual]
     wanted = known.PRESETS.get(name.lower(), name)
+    if known.RECIPES.find(wanted) is None and (theirs := _of_another(wanted, target)):
+        near = known.RECIPES.near(wanted) or known.PRESETS[_preset(wanted, known)]
+        raise UsageError(
+            f"{target} has no quantization {name!r}, which is one of {theirs}",
+            hint=f"here it would be {near}; phiconv formats lists them all",
+        )
     return known.RECIPES.read(wanted, f"{target} has no quantization").spelling
+
+
+def _of_another(name: str, target: str) -> str:
+    """Another target that has a recipe of this name; "" if none has."""
+    return next((t for t, recipes in TARGETS.items() if t != target and recipes.RECIPES.find(name)), "")
+
+
+def _preset(name: str, recipes: Recipes) -> str:
+    """The preset of about as many bits as a name of another target says."""
+    bits = int(next(iter(re.findall(r"\d+", name)), "16"))
+    preset = next(p for most, p in ((5, "q4"), (8, "q8"), (16, "f16"), (1 << 30, "f32")) if bits <= most)
+    return preset if preset in recipes.PRESETS else "f16"
 
 
 def assign(

@@ -16,7 +16,7 @@ from phiconv.ir import FloatEncoding
 from phiconv.quantizers import QUANTIZERS
 from phiconv.quantizers.repack import stays
 from phiconv.recipes.gguf_rules import RULES, Place
-from phiconv.recipes.grammar import Family, Grammar
+from phiconv.recipes.grammar import FLOAT_ALIASES, Family, Grammar
 from phiconv_formats.gguf.types import GGML_TYPES
 
 if TYPE_CHECKING:
@@ -99,7 +99,15 @@ def _types(recipe: str) -> set[str]:
 DEFAULTS = {name: default for name, default in _ALL.items() if all(map(_can, _types(name)))}
 """Every recipe, by its name, and its default type."""
 
-RECIPES = Grammar((Family(tuple(DEFAULTS)),), {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"})
+RECIPES = Grammar(
+    (Family(tuple(DEFAULTS)),),
+    {
+        "Q3_K": "Q3_K_M",
+        "Q4_K": "Q4_K_M",
+        "Q5_K": "Q5_K_M",
+        **{alias: name.upper() for alias, name in FLOAT_ALIASES.items()},
+    },
+)
 """How the recipes are called: by llama-quantize's own names."""
 
 TYPES = Grammar((Family(tuple(filter(_can, _TYPES))),))

@@ -7,6 +7,7 @@ its `Family` objects, gets names taken apart by them, and makes a scheme of the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -122,18 +123,36 @@ class Grammar:
         Raises:
             UsageError: There is no such name.
         """
+        found = self.find(name)
+        if found is None:
+            near = self.near(name)
+            hint = f"did you mean {near}? " if near else ""
+            raise UsageError(f"{refusal} {name!r}", hint=f"{hint}phiconv formats lists them all")
+        return found
+
+    def find(self, name: str) -> Name | None:
+        """As `read`, and None where there is no such name."""
         aliases = {_folded(alias): meant for alias, meant in self.aliases.items()}
         meant = aliases.get(_folded(name), name)
-        for family in self.families:
-            if found := family.read(meant):
-                return found
-        known = ", ".join(map(str, self.families))
-        sizes = "; phiconv formats says which N" if "gN" in known else ""
-        raise UsageError(f"{refusal} {name!r}", hint=f"one of {known}{sizes}")
+        found = next(filter(None, (family.read(meant) for family in self.families)), None)
+        if found is not None:
+            return found
+        # Without any hyphen, as some write it: Q4KM.
+        squeezed = [known for known in self.names() if _squeezed(known) == _folded(name) != _folded(known)]
+        return self.find(squeezed[0]) if len(squeezed) == 1 else None
+
+    def near(self, name: str) -> str:
+        """The name that is most like one that there is not; "" if none is."""
+        folded = {_folded(known): known for known in (*self.names(), *self.aliases)}
+        return next((folded[n] for n in get_close_matches(_folded(name), folded, 1)), "")
 
 
 def _folded(text: str) -> str:
     return text.lower().replace("_", "-")
+
+
+def _squeezed(text: str) -> str:
+    return _folded(text).replace("-", "")
 
 
 def _notation(row: tuple[str, ...]) -> str:
