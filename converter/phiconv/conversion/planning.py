@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -16,7 +17,8 @@ from phiconv.errors import (
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
-from phiconv.recipes import Choices, assign, cast, find_recipe
+from phiconv.recipes import Choices, cast, choose
+from phiconv.units import size_text
 from phiconv_formats import find_target
 from phiconv_formats.shared.output import RuntimeSettings
 
@@ -139,8 +141,7 @@ def make_plan(
     if choices.short_context:
         model = _for_short_context(model, target.name)
     tensors = writer.tensors(model)
-    recipe = find_recipe(target.name, quant, _matrix_encodings(tensors))
-    encodings = assign(target.name, recipe, model, tensors, choices)
+    recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
     folder, file_name = _place(destination, target, model, recipe)
     _check_place(model, folder, folder / file_name)
@@ -160,11 +161,24 @@ def make_plan(
         notes.append(
             f"{again} tensors were quantized a second time, which costs more quality than doing it once"
         )
-    package = replace(package, notes=tuple(notes))
     plans = _tensor_plans(tensors, package)
+    if quant is None:
+        notes += _growth(plans, target.name)
+    package = replace(package, notes=tuple(notes))
     if repack_only:
         _check_lossless(plans, model)
     return Plan(model, folder, target.name, recipe, package, plans)
+
+
+def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
+    """A note where quantized weights become floats although nobody asked for that."""
+    decoded = [plan for plan in plans if plan.action == "dequantized"]
+    if not decoded:
+        return []
+    before = sum(math.prod(plan.shape) * plan.stored.bits_per_weight / 8 for plan in decoded)
+    after = sum(plan.nbytes for plan in decoded)
+    sizes = f"{size_text(after)} instead of {size_text(before)}"
+    return [f"{len(decoded)} quantized tensors become floats, {sizes}; {target} has other types, see --quant"]
 
 
 def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:
@@ -188,11 +202,6 @@ def _check_model(model: Model, target: str) -> None:
             path=model.path,
             hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
         )
-
-
-def _matrix_encodings(tensors: Sequence[OutputTensor]) -> list[Encoding]:
-    """How the matrices are stored that a recipe may choose a type for."""
-    return [t.tensor.encoding for t in tensors if t.required is None and len(t.tensor.shape) > 1]
 
 
 def _for_short_context(model: Model, target: str) -> Model:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from phiconv.recipes.grammar import Grammar
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "find_recipe", "override"]
+__all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "check", "choose", "find_recipe", "override"]
 
 
 class Recipes(Protocol):
@@ -97,6 +97,25 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
     return known.RECIPES.read(wanted, f"{target} has no quantization").spelling
 
 
+def choose(
+    target: str, name: str | None, model: Model, tensors: Sequence[OutputTensor], choices: Choices
+) -> tuple[str, list[Encoding]]:
+    """The recipe, and the encoding of every tensor.
+
+    Without a name the tensors of a quantized GGUF stay as they are in another GGUF; for the others see
+    `find_recipe`.
+
+    Raises:
+        UsageError: The target has no such recipe, or does not know a choice.
+    """
+    if name is None and target == "gguf" and (recipe := gguf.as_stored(model, tensors, choices)):
+        check(target, choices)
+        return recipe, [tensor.tensor.encoding for tensor in tensors]
+    stored = [t.tensor.encoding for t in tensors if t.required is None and len(t.tensor.shape) > 1]
+    recipe = find_recipe(target, name, stored)
+    return recipe, assign(target, recipe, model, tensors, choices)
+
+
 def _of_another(name: str, target: str) -> str:
     """Another target that has a recipe of this name; "" if none has."""
     return next((t for t, recipes in TARGETS.items() if t != target and recipes.RECIPES.find(name)), "")
@@ -117,6 +136,16 @@ def assign(
     Raises:
         UsageError: A choice that the target does not know.
     """
+    check(target, choices)
+    return TARGETS[target].assign(recipe, model, tensors, choices)
+
+
+def check(target: str, choices: Choices) -> None:
+    """Refuses choices that the target does not know.
+
+    Raises:
+        UsageError: There is one.
+    """
     recipes = TARGETS[target]
     for field in fields(choices):
         if field.name not in recipes.OPTIONS and getattr(choices, field.name) != field.default:
@@ -124,7 +153,6 @@ def assign(
             raise UsageError(f"{flag} means nothing for {target}")
     for _, name in choices.tensor_types:
         recipes.type_of(name)
-    return recipes.assign(recipe, model, tensors, choices)
 
 
 def cast(target: str, recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:

@@ -18,6 +18,7 @@ from phiconv.quantizers.repack import stays
 from phiconv.recipes.gguf_rules import RULES, Place
 from phiconv.recipes.grammar import FLOAT_ALIASES, Family, Grammar
 from phiconv_formats.gguf.types import GGML_TYPES
+from phiconv_formats.gguf.writer import FILE_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "PRESETS",
     "RECIPES",
     "TYPES",
+    "as_stored",
     "assign",
     "cast",
     "needs_importance",
@@ -138,6 +140,24 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
             )
         result.append(encoding)
     return result
+
+
+def as_stored(model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> str | None:
+    """The recipe that another GGUF says it has, if its tensors are to stay as they are.
+
+    None where the user wants another type of one, or where all are floats, which a recipe describes as well.
+    """
+    asked = (choices.output_tensor_type, choices.token_embedding_type, choices.tensor_types, choices.pure)
+    quantized = any(not isinstance(t.tensor.encoding, FloatEncoding) for t in tensors)
+    if model.format != "gguf" or any(asked) or not quantized:
+        return None
+    said = model.metadata.get("general.file_type")
+    names = {number: name for name, number in FILE_TYPES.items()}
+    if said is not None and said.value in names:
+        return names[said.value]
+    found = [t.tensor.encoding.name.upper() for t in tensors if len(t.tensor.shape) > 1]
+    usual = max(found, key=found.count, default="F32")
+    return usual if usual in FILE_TYPES else "GUESSED"
 
 
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
