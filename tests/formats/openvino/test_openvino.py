@@ -119,6 +119,18 @@ def test_blocks_of_llama_cpp_are_not_quantized_again(tmp_path):
     assert np.array_equal(data ^ 0x88, codes[:, 0] | codes[:, 1] << 4)
 
 
+@pytest.mark.parametrize("kind", ["phi2", "phi3", "phi4mini", "phimoe", "qwen3"])
+def test_products_are_named_after_their_modules(tmp_path, model_folder, kind):
+    """As tracing names them, which is how programs find the layers of an adapter. phi4mini's head is tied."""
+    result = convert(model_folder(kind), tmp_path / "m", "int4-asym-g32")
+    net = ET.parse(tmp_path / "m" / "openvino_model.xml").getroot()  # noqa: S314 - our own
+    names = [e.get("name") for e in net.iterfind("layers/layer") if e.get("type") == "MatMul"]
+    matrices = {t.name for t in result.plan.tensors if len(t.shape) == 2} | {"lm_head.weight"}
+    modules = {name.removesuffix(".weight") for name in matrices} - {"model.embed_tokens"}
+    assert {n for n in names if n.startswith("__")} == {f"__module.{m}/aten::linear/MatMul" for m in modules}
+    assert len(set(names)) == len(names)
+
+
 # --------------------------------------------------------------------------------------------------- recipes
 
 
