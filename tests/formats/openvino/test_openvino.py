@@ -50,6 +50,18 @@ def test_folder_has_everything(tmp_path):
     assert all("sliding window of 2047" in note for note in result.plan.package.notes)
 
 
+def test_prompts_in_chunks_are_warned_of(model_folder):
+    """A call beyond the original context has the long factors, those before it the short ones."""
+    for kind, options, warned in (
+        ("phi4mini", {}, True),
+        ("phi4mini", {"long_context": True}, False),
+        ("phi4mini", {"short_context": True}, False),
+        ("phi3", {}, False),
+    ):
+        notes = plan(model_folder(kind), "f32", **options).package.notes
+        assert any("--long-context" in note for note in notes) is warned
+
+
 def test_settings_have_an_end_even_if_the_source_has_no_settings(tmp_path):
     shutil.copytree(FIXTURES / "tiny-phi3", tmp_path / "s")
     (tmp_path / "s" / "generation_config.json").unlink()
@@ -214,6 +226,7 @@ def test_single_tensors_can_be_chosen(model_folder):
         ("int4-asym", {"tensor_types": (override("lm_head=Q4_K"),)}, "no tensor can be turned into 'Q4_K'"),
         ("int5", {}, "no quantization"),
         ("int4-asym", {"short_context": True}, "--short-context"),
+        ("int4-asym", {"long_context": True}, "--long-context"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(model_folder, quant, options, says):
