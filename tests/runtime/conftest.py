@@ -84,3 +84,11 @@ def ort() -> ModuleType:
 def openvino() -> ModuleType:
     """The real OpenVINO."""
     return pytest.importorskip("openvino", reason="OpenVINO is not installed", exc_type=ImportError)
+
+
+@pytest.fixture(scope="session")
+def genai(openvino: ModuleType) -> ModuleType:
+    """The real OpenVINO GenAI."""
+    return pytest.importorskip(
+        "openvino_genai", reason="OpenVINO GenAI is not installed", exc_type=ImportError
+    )

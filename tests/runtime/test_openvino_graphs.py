@@ -193,14 +193,6 @@ def test_the_plugin_recognises_what_it_can_fuse(openvino, run, model_folder, kin
 
 
 @pytest.fixture(scope="module")
-def genai(openvino):
-    """The real OpenVINO GenAI."""
-    return pytest.importorskip(
-        "openvino_genai", reason="OpenVINO GenAI is not installed", exc_type=ImportError
-    )
-
-
-@pytest.fixture(scope="module")
 def generate(genai, openvino):
     """Greedy continuation by GenAI of a folder, in one of its backends."""
 

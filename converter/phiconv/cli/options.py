@@ -62,6 +62,7 @@ _OPTIONS = (
     click.option(
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
+    click.option("--long-context", is_flag=True, help="LongRoPE: the long factors at every length."),
     click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
     click.option(
         "--accuracy-level", type=click.IntRange(0, 4), help="ONNX: of products, from 0 (float32) to 4 (int8)."

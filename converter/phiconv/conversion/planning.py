@@ -138,8 +138,8 @@ def make_plan(
     writer = target.writer()
     choices = choices or Choices()
     _check_model(model, target.name)
-    if choices.short_context:
-        model = _for_short_context(model, target.name)
+    if choices.short_context or choices.long_context:
+        model = _for_one_context(model, target.name, choices)
     tensors = writer.tensors(model)
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
@@ -204,20 +204,25 @@ def _check_model(model: Model, target: str) -> None:
         )
 
 
-def _for_short_context(model: Model, target: str) -> Model:
-    """The model with LongRoPE's short factors at every length.
+def _for_one_context(model: Model, target: str, choices: Choices) -> Model:
+    """The model with LongRoPE's short factors, or its long ones, at every length.
 
     Raises:
-        UsageError: It has none, or it would be copied as it is.
+        UsageError: It has none, or it would be copied as it is; both are asked for.
     """
-    hp = model.hyperparameters
+    if choices.short_context and choices.long_context:
+        raise UsageError("--short-context contradicts --long-context", hint="give one of them")
+    option, hp = "--long-context" if choices.long_context else "--short-context", model.hyperparameters
     if model.format == target == "gguf":
-        raise UsageError("--short-context: a GGUF is copied to another one with the factors that it has")
+        raise UsageError(f"{option}: a GGUF is copied to another one with the factors that it has")
     if hp is None or not hp.rope.short_factor:
         raise UsageError(
-            "--short-context means nothing for this model: its rotary embedding is the same at all lengths"
+            f"{option} means nothing for this model: its rotary embedding is the same at all lengths"
         )
-    rope = replace(hp.rope, long_factor=hp.rope.short_factor, long_mscale=hp.rope.short_mscale)
+    if choices.long_context:
+        rope = replace(hp.rope, short_factor=hp.rope.long_factor, short_mscale=hp.rope.long_mscale)
+    else:
+        rope = replace(hp.rope, long_factor=hp.rope.short_factor, long_mscale=hp.rope.short_mscale)
     return replace(model, hyperparameters=replace(hp, rope=rope))
 
 

@@ -32,6 +32,8 @@ class Choices:
         match_runtime: Every choice as the runtime's own tool makes it, also where phiconv's is better.
         short_context: The output is for texts within the original context only: LongRoPE's short factors at
             every length, for runtimes that do not switch.
+        long_context: LongRoPE's long factors at every length, for runtimes that switch in the middle of a
+            text, as where a prompt is computed in chunks.
         target: The kind of processor that the output is for, where the runtime has more than one.
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
@@ -50,6 +52,7 @@ class Choices:
     dtype: str | None = None
     match_runtime: bool = False
     short_context: bool = False
+    long_context: bool = False
     target: str | None = None
     accuracy_level: int | None = None
     ratio: float | None = None

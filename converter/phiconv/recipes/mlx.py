@@ -38,7 +38,9 @@ __all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"
 PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
 
-OPTIONS = frozenset("tensor_types allow_requantize dtype match_runtime short_context effort".split())
+OPTIONS = frozenset(
+    "tensor_types allow_requantize dtype match_runtime short_context long_context effort".split()
+)
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
 _GROUPS = (64, 32, 128)  # the usual one first

@@ -88,6 +88,8 @@ def model_config(model: Model) -> dict[str, Any]:
             config[key] = section | {"long_factor": list(rope.long_factor)}
             if "long_mscale" in section:
                 config[key]["long_mscale"] = rope.long_mscale
+            short = {"short_factor": list(rope.short_factor), "short_mscale": rope.short_mscale}
+            config[key] |= {name: own for name, own in short.items() if section.get(name, own) != own}
     return config
 
 

@@ -172,43 +172,59 @@ class AttentionEmitter:
         return self._masks[window]
 
     def _emit_mask(self, old_keys: Value, window: int | None) -> Value:
-        g, inputs = self._graph, self._inputs
+        g = self._graph
         shape = g.add("ShapeOf", old_keys, type="i64", output_type="i64")
-        cached = dimension(g, shape, 2)
+        seen = self._causal(shape) if window is None else self._windowed(shape, window)
+        zero, hidden = g.constant(0, "f32"), g.constant(_HIDDEN, "f32")
+        return g.add("Select", seen, zero, hidden, type="f32")
+
+    def _causal(self, cached_shape: Value) -> Value:
+        """Which keys a query sees: those up to its own."""
+        g, inputs = self._graph, self._inputs
+        cached = dimension(g, cached_shape, 2)
         total = g.add("Add", cached, inputs.length)
         keys = self._unsqueezed(self._range(g.constant([0], "i64"), total), (0, 1, 2))
         queries = self._unsqueezed(self._range(cached, total), (0, 1, 3))
         seen = g.add("LessEqual", keys, queries, type="boolean")
-        padding = g.add("Convert", inputs.padding, type="boolean", destination_type="boolean")
-        padding = self._unsqueezed(padding, (1, 2))
-        if window is None:
-            seen = g.add("LogicalAnd", seen, padding)
-        else:
-            sizes = self._shape(g.constant([1], "i64"), inputs.length, total)
-            seen = self._windowed(keys, queries, seen, padding, window, sizes)
-        zero, hidden = g.constant(0, "f32"), g.constant(_HIDDEN, "f32")
-        return g.add("Select", seen, zero, hidden, type="f32")
+        return g.add("LogicalAnd", seen, self._padding())
 
-    def _windowed(
-        self, keys: Value, queries: Value, seen: Value, padding: Value, window: int, sizes: Value
-    ) -> Value:
-        """Keys among the last ``window`` ones, besides.
+    def _windowed(self, cached_shape: Value, window: int) -> Value:
+        """Which keys a query sees: among the last ``window`` ones.
 
-        The paged backend throws the mask away and finds the window by looking for exactly this chain, the
-        operations on a constant truth included; any other form of the same gives wrong answers there.
+        Two backends find the window by looking for exactly this chain, which is what tracing makes of
+        transformers' mask. The paged one throws the mask away; it wants the operations on a constant truth.
+        The NPU's pads the cache, and mends the mask where ``near`` meets causality; it wants a cached length
+        straight from a Gather, sums of these two orders, and one axis in each Unsqueeze. Any other form of
+        the same gives wrong answers there.
         """
         g = self._graph
+        cached = dimension(g, cached_shape, 2, scalar=True)
+        length = g.add("Squeeze", self._inputs.length, g.constant([0], "i64"))
+        total = g.add("Add", length, cached)
+        one = g.constant(1, "i64")
+        keys = g.add("Range", g.constant(0, "i64"), total, one, output_type="i64")
+        queries = g.add("Range", cached, g.add("Add", cached, length), one, output_type="i64")
+        for axis in (0, 1, 2):
+            keys = self._unsqueezed(keys, axis)
+        for axis in (0, 1, 3):
+            queries = self._unsqueezed(queries, axis)
         true = g.add("Convert", g.constant(1, "u8"), type="boolean", destination_type="boolean")
         lowest = g.add("Add", queries, g.constant([[[[-window]]]], "i64"))
         near = g.add("BitwiseAnd", true, g.add("Greater", keys, lowest, type="boolean"))
-        seen = g.add("BitwiseAnd", true, g.add("BitwiseAnd", near, seen))
-        seen = g.add("BitwiseAnd", seen, padding)
+        seen = g.add("BitwiseAnd", near, g.add("LessEqual", keys, queries, type="boolean"))
+        seen = g.add("BitwiseAnd", g.add("BitwiseAnd", true, seen), self._padding())
+        sizes = self._shape(g.constant([1], "i64"), self._inputs.length, self._unsqueezed(total, 0))
         return g.add("Broadcast", seen, sizes, mode="bidirectional")
+
+    def _padding(self) -> Value:
+        """Which keys are no padding, (batch, 1, 1, cached + length)."""
+        padding = self._graph.add("Convert", self._inputs.padding, type="boolean", destination_type="boolean")
+        return self._unsqueezed(padding, (1, 2))
 
     def _range(self, start: Value, stop: Value) -> Value:
         g = self._graph
         ends = (g.add("Squeeze", x, g.constant([0], "i64")) for x in (start, stop))
         return g.add("Range", *ends, g.constant(1, "i64"), output_type="i64")
 
-    def _unsqueezed(self, x: Value, axes: Sequence[int]) -> Value:
+    def _unsqueezed(self, x: Value, axes: int | Sequence[int]) -> Value:
         return self._graph.add("Unsqueeze", x, self._graph.constant(axes, "i64"))

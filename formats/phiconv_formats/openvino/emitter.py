@@ -14,7 +14,7 @@ from phiconv.ir.model import Role
 from phiconv_formats.openvino.attention import AttentionEmitter
 from phiconv_formats.openvino.experts import emit_experts
 from phiconv_formats.openvino.inputs import Inputs
-from phiconv_formats.openvino.names import group_of
+from phiconv_formats.openvino.names import group_of, module_of
 
 if TYPE_CHECKING:
     from phiconv.forward.ops import Activation, Attention, MixtureOfExperts
@@ -55,15 +55,15 @@ class IrOps:
     def _product(self, x: Value, matrix: Role, role: Role, *, names: str = "") -> Value:
         bias = role._replace(part="bias")
         last = bias not in self._weights
-        y = self._graph.add(
-            "MatMul",
-            x,
-            self._weights.value(matrix),
-            names=names if last else "",
-            transpose_a=False,
-            transpose_b=True,
-        )
+        y = self._matmul(x, self._weights.value(matrix), role, names=names if last else "")
         return y if last else self._graph.add("Add", y, self._weights.value(bias), names=names)
+
+    def _matmul(self, x: Value, matrix: Value, role: Role, *, names: str = "") -> Value:
+        """A product under the name that tracing gives it: GenAI looks for an adapter's modules in it."""
+        name = f"__module.{module_of(self._architecture, role)}/aten::linear/MatMul"
+        return self._graph.add(
+            "MatMul", x, matrix, name=name, names=names, transpose_a=False, transpose_b=True
+        )
 
     def _products(self, x: Value, roles: tuple[Role, ...]) -> list[Value]:
         """Several products with one input; one that is cut where the matrices are stored as one."""
@@ -109,8 +109,13 @@ class IrOps:
         return lambda x: self.rms_norm(x, role, spec.norm_epsilon or 0)
 
     def moe(self, x: Value, layer: int, spec: MixtureOfExperts, /) -> Value:
-        router, gate, up, down = (self._weights.value(Role(name, layer)) for name in EXPERT_ROLES)
-        return emit_experts(self._graph, x, router, (gate, up, down), self.activate, spec)
+        roles = [Role(name, layer) for name in EXPERT_ROLES]
+        router, gate, up, down = (self._weights.value(role) for role in roles)
+
+        def scores(tokens: Value) -> Value:
+            return self._matmul(tokens, router, roles[0])
+
+        return emit_experts(self._graph, x, scores, (gate, up, down), self.activate, spec)
 
     def logits(self, x: Value, role: Role, /) -> None:
         y = self._product(x, output_matrix(self._roles), role, names="logits")

@@ -18,7 +18,7 @@ _FAR = -3.4028234663852886e38
 def emit_experts(
     graph: Graph,
     x: Value,
-    router: Value,
+    router: Callable[[Value], Value],
     matrices: tuple[Value, Value, Value],
     activate: Callable[[Value, Activation], Value],
     spec: MixtureOfExperts,
@@ -28,7 +28,7 @@ def emit_experts(
     Args:
         graph: What to add to.
         x: (batch, length, width).
-        router: (experts, width).
+        router: Emits the scores of all experts for tokens, (tokens, width): (tokens, experts).
         matrices: Gate, up and down of all experts: (experts, inner, width) twice, (experts, width, inner).
         activate: Emits an activation.
         spec: How experts are chosen.
@@ -37,7 +37,7 @@ def emit_experts(
     shape = g.add("ShapeOf", x, type="i64", output_type="i64")
     width = g.add("Gather", shape, g.constant([2], "i64"), g.constant(0, "i64"), batch_dims=0)
     tokens = g.add("Reshape", x, g.add("Concat", g.constant([-1], "i64"), width, axis=0), special_zero=False)
-    scores = g.add("MatMul", tokens, router, transpose_a=False, transpose_b=True)
+    scores = router(tokens)
     chosen, weights = _sparse_mixer(g, scores, spec)
 
     gate, up, down = matrices

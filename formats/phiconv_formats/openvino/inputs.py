@@ -31,9 +31,9 @@ class Inputs:
         self.batch, self.length = (dimension(graph, shape, axis) for axis in (0, 1))
 
 
-def dimension(graph: Graph, shape: Value, axis: int) -> Value:
-    """One number of a shape, as a vector of one."""
-    index, zero = graph.constant([axis], "i64"), graph.constant(0, "i64")
+def dimension(graph: Graph, shape: Value, axis: int, *, scalar: bool = False) -> Value:
+    """One number of a shape, as a vector of one or as a scalar."""
+    index, zero = graph.constant(axis if scalar else [axis], "i64"), graph.constant(0, "i64")
     return graph.add("Gather", shape, index, zero, batch_dims=0)
 
 

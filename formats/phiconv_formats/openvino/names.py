@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from phiconv.forward.ops import Forward
     from phiconv.ir.model import Model
 
-__all__ = ["group_of", "output_tensors"]
+__all__ = ["group_of", "module_of", "output_tensors"]
 
 
 def group_of(architecture: str, role: Role) -> tuple[Role, ...]:
     """The roles whose rows are stored in one matrix with this one, in order."""
     return tuple(Role(name, role.layer) for name in ARCHITECTURES[architecture].group(role.name))
+
+
+def module_of(architecture: str, role: Role) -> str:
+    """The path of the module that has a weight."""
+    names = {**ARCHITECTURES[architecture].names, **ARCHITECTURES[architecture].openvino}
+    return full_name(role.name, names[role.name], role.layer)
 
 
 def output_tensors(model: Model) -> list[OutputTensor]:
@@ -43,12 +49,11 @@ def output_tensors(model: Model) -> list[OutputTensor]:
 
 
 def _tensors(model: Model, architecture: str) -> Iterator[OutputTensor]:
-    names = {**ARCHITECTURES[architecture].names, **ARCHITECTURES[architecture].openvino}
     for role in _in_use(model):
         group = group_of(architecture, role)
         if group[0] != role:
             continue
-        path = full_name(role.name, names[role.name], role.layer)
+        path = module_of(architecture, role)
         for part in ("weight", "bias"):
             parts = [member._replace(part=part) for member in group]
             if parts[0] in model.tensors:

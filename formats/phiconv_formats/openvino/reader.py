@@ -142,6 +142,8 @@ def _is_no_weight(user: Layer, chain: Chain) -> bool:
 
 def _name(user: Layer, constant: str) -> str:
     """A weight's name in a Hugging Face checkpoint; the constant's own where it has none there."""
+    if constant.endswith((".weight", ".bias")) and not constant.startswith(("self.", "__module.")):
+        return constant  # phiconv's, also of a tied head, whose product is named after the head
     module = _MODULE.fullmatch(user.name)
     if module and not module[1].endswith(".experts"):  # a module that has more than one weight
         name = f"{module[1]}.{'bias' if user.kind == 'Add' else 'weight'}"

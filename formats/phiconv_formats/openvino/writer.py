@@ -92,11 +92,20 @@ def _generation(model: Model, tokenizer: Tokenizer) -> dict[str, object]:
 
 def _runtime_notes(model: Model) -> list[str]:
     """What OpenVINO is known to do wrong with this model."""
-    hp = model.hyperparameters
-    if hp is None or hp.sliding_window is None or hp.sliding_window >= hp.max_position_embeddings:
+    hp, notes = model.hyperparameters, []
+    if hp is None:
         return []
-    window = f"the sliding window of {hp.sliding_window} tokens"
-    return [f"OpenVINO 2025.4 ignores {window} unless ATTENTION_BACKEND is SDPA; 2026.4 does not"]
+    if hp.sliding_window is not None and hp.sliding_window < hp.max_position_embeddings:
+        window = f"the sliding window of {hp.sliding_window} tokens"
+        notes.append(f"OpenVINO 2025.4 ignores {window} unless ATTENTION_BACKEND is SDPA; 2026.4 does not")
+    rope, first = hp.rope, hp.rope.original_context
+    same = (rope.short_factor, rope.short_mscale) == (rope.long_factor, rope.long_mscale)
+    if rope.long_factor and not same and hp.max_position_embeddings > first:
+        notes.append(
+            f"a prompt of more than {first} tokens that is computed in chunks, as model servers do, has the "
+            "short rotary factors in its first ones; give --long-context for such texts"
+        )
+    return notes
 
 
 def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], recipe: str) -> list[str]:

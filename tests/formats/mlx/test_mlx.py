@@ -167,6 +167,8 @@ def test_an_empty_folder_is_used(tmp_path):
         ("phi3", "7bit", {}, "no quantization"),
         ("phi3", "q4", {"pure": True}, "--pure means nothing for mlx"),
         ("phi3", "q4", {"short_context": True}, "--short-context"),
+        ("phi3", "q4", {"long_context": True}, "--long-context means nothing for this model"),
+        ("phi4mini", "q4", {"short_context": True, "long_context": True}, "contradicts --long-context"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(

@@ -50,6 +50,18 @@ def test_folder_has_everything(tmp_path):
     assert all("sliding window of 2047" in note for note in result.plan.package.notes)
 
 
+def test_prompts_in_chunks_are_warned_of(model_folder):
+    """A call beyond the original context has the long factors, those before it the short ones."""
+    for kind, options, warned in (
+        ("phi4mini", {}, True),
+        ("phi4mini", {"long_context": True}, False),
+        ("phi4mini", {"short_context": True}, False),
+        ("phi3", {}, False),
+    ):
+        notes = plan(model_folder(kind), "f32", **options).package.notes
+        assert any("--long-context" in note for note in notes) is warned
+
+
 def test_settings_have_an_end_even_if_the_source_has_no_settings(tmp_path):
     shutil.copytree(FIXTURES / "tiny-phi3", tmp_path / "s")
     (tmp_path / "s" / "generation_config.json").unlink()
@@ -117,6 +129,18 @@ def test_blocks_of_llama_cpp_are_not_quantized_again(tmp_path):
     tensor = phiconv.open_model(tmp_path / "x.gguf").stored["blk.0.ffn_down.weight"]
     codes = tensor.read(0, tensor.rows).codes.transpose(1, 0, 2).reshape(-1, 2)
     assert np.array_equal(data ^ 0x88, codes[:, 0] | codes[:, 1] << 4)
+
+
+@pytest.mark.parametrize("kind", ["phi2", "phi3", "phi4mini", "phimoe", "qwen3"])
+def test_products_are_named_after_their_modules(tmp_path, model_folder, kind):
+    """As tracing names them, which is how programs find the layers of an adapter. phi4mini's head is tied."""
+    result = convert(model_folder(kind), tmp_path / "m", "int4-asym-g32")
+    net = ET.parse(tmp_path / "m" / "openvino_model.xml").getroot()  # noqa: S314 - our own
+    names = [e.get("name") for e in net.iterfind("layers/layer") if e.get("type") == "MatMul"]
+    matrices = {t.name for t in result.plan.tensors if len(t.shape) == 2} | {"lm_head.weight"}
+    modules = {name.removesuffix(".weight") for name in matrices} - {"model.embed_tokens"}
+    assert {n for n in names if n.startswith("__")} == {f"__module.{m}/aten::linear/MatMul" for m in modules}
+    assert len(set(names)) == len(names)
 
 
 # --------------------------------------------------------------------------------------------------- recipes
@@ -202,6 +226,7 @@ def test_single_tensors_can_be_chosen(model_folder):
         ("int4-asym", {"tensor_types": (override("lm_head=Q4_K"),)}, "no tensor can be turned into 'Q4_K'"),
         ("int5", {}, "no quantization"),
         ("int4-asym", {"short_context": True}, "--short-context"),
+        ("int4-asym", {"long_context": True}, "--long-context"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_weight_is_read(model_folder, quant, options, says):
