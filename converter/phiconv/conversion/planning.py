@@ -155,7 +155,7 @@ def make_plan(
         settings=RuntimeSettings(choices.target, choices.accuracy_level),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
-    notes = [*package.notes, *_unused_patterns(tensors, choices)]
+    notes = [*package.notes, *_head_notes(model), *_unused_patterns(tensors, choices)]
     if again:
         notes.append(
             f"{again} tensors were quantized a second time, which costs more quality than doing it once"
@@ -165,6 +165,15 @@ def make_plan(
     if repack_only:
         _check_lossless(plans, model)
     return Plan(model, folder, target.name, recipe, package, plans)
+
+
+def _head_notes(model: Model) -> list[str]:
+    """A note where the source's configuration is wrong about the head."""
+    hp = model.hyperparameters
+    if hp is None or hp.tie_word_embeddings or model.card.config.get("tie_word_embeddings") is not True:
+        return []
+    said = "config.json says tie_word_embeddings"
+    return [f"{said}, but the stored lm_head.weight is another matrix than the embedding: both are kept"]
 
 
 def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:

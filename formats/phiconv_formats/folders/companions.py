@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "companion_files",
-    "corrected_biases",
+    "corrected_keys",
     "json_bytes",
     "made_tokenizer_files",
     "model_config",
@@ -52,18 +52,19 @@ def json_bytes(value: Any, *, indent: int = 2) -> bytes:
 
 
 def own_config(model: Model) -> dict[str, Any]:
-    """The source's config.json, without what is not for another folder, and right about biases."""
+    """The source's config.json, without what is not for another folder, and right about the weights."""
     config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    return config | corrected_biases(model)
+    return config | corrected_keys(model)
 
 
-def corrected_biases(model: Model) -> dict[str, bool]:
-    """The keys that announce biases, where config.json is wrong about them."""
-    if model.architecture is None:
+def corrected_keys(model: Model) -> dict[str, bool]:
+    """The keys that announce biases and a tied head, where config.json is wrong about them."""
+    if model.architecture is None or model.hyperparameters is None:
         return {}
     present = {role.name for role in model.tensors if role.part == "bias"}
     keys = ARCHITECTURES[model.architecture].bias_keys
     found = {key: bool(present & {*roles}) for key, roles in keys.items()}
+    found["tie_word_embeddings"] = model.hyperparameters.tie_word_embeddings
     return {key: flag for key, flag in found.items() if flag != bool(model.card.config.get(key))}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures import ARCHITECTURES
-from phiconv_formats.folders.companions import corrected_biases
+from phiconv_formats.folders.companions import corrected_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,7 @@ def make_config(model: Model, recipe: str) -> dict[str, Any]:
         config |= _hub_style(rope, config)
     if architecture.mscales and isinstance(scaling := config.get("rope_scaling"), dict):
         config["rope_scaling"] = _complete(scaling, model.hyperparameters)
-    return config | corrected_biases(model) | {"torch_dtype": _DTYPES[recipe]}
+    return config | corrected_keys(model) | {"torch_dtype": _DTYPES[recipe]}
 
 
 def _hub_style(rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
