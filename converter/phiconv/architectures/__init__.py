@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures.architecture import Architecture
+from phiconv.architectures.heads import same_weights
 from phiconv.architectures.llama import LLAMA
 from phiconv.architectures.phi import PHI
 from phiconv.architectures.phi3 import PHI3
@@ -14,6 +16,7 @@ from phiconv.architectures.qwen3 import QWEN3
 from phiconv.architectures.stored_names import refusal, unwrapped
 from phiconv.architectures.weights import bind, layout, table
 from phiconv.errors import ConfigError, MalformedFileError, UnsupportedModelError
+from phiconv.ir.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from phiconv.architectures.config import Config
     from phiconv.ir import Tensor
-    from phiconv.ir.model import HubTensor, Hyperparameters, Role
+    from phiconv.ir.model import HubTensor, Hyperparameters
 
 __all__ = ["ARCHITECTURES", "Architecture", "find", "hub_tensors", "read_weights"]
 
@@ -89,8 +92,11 @@ def read_weights(
     stored: Mapping[str, Tensor],
     path: Path,
     config: Mapping[str, Any],
-) -> dict[Role, Tensor]:
+) -> tuple[Hyperparameters, dict[Role, Tensor]]:
     """Every weight of the model by role, as views of the stored tensors (see `weights.bind`).
+
+    A head that is stored although config.json says that it is the embedding is compared with that, and kept
+    where it is another matrix. Only for this are weights read.
 
     Args:
         architecture: The family.
@@ -98,6 +104,9 @@ def read_weights(
         stored: The tensors under the checkpoint's names, or with what a wrapper left in these.
         path: The checkpoint, for messages.
         config: config.json, for messages.
+
+    Returns:
+        The hyperparameters, whose ``tie_word_embeddings`` is true only of the weights; and the weights.
     """
     try:
         return _bind(architecture, hp, stored, path)
@@ -112,10 +121,15 @@ def read_weights(
 
 def _bind(
     architecture: Architecture, hp: Hyperparameters, stored: Mapping[str, Tensor], path: Path
-) -> dict[Role, Tensor]:
-    # A tied head that is stored all the same is the embedding once more.
-    ignored = (*_IGNORED, r"lm_head\.weight") if hp.tie_word_embeddings else _IGNORED
-    return bind(table(architecture, hp, stored), stored, path=path, ignored=ignored)
+) -> tuple[Hyperparameters, dict[Role, Tensor]]:
+    if hp.tie_word_embeddings and f"{architecture.names['output']}.weight" in stored:
+        apart = replace(hp, tie_word_embeddings=False)
+        tensors = bind(table(architecture, apart, stored), stored, path=path, ignored=_IGNORED)
+        if not same_weights(tensors[Role("token_embedding")], tensors[Role("output")]):
+            return apart, tensors
+        del tensors[Role("output")]
+        return hp, tensors
+    return hp, bind(table(architecture, hp, stored), stored, path=path, ignored=_IGNORED)
 
 
 def hub_tensors(

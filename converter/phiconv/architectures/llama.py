@@ -17,14 +17,11 @@ __all__ = ["LLAMA", "MLX_ORDER", "NAMES"]
 def parse(config: Config) -> Hyperparameters:
     """Validates config.json of a ``LlamaForCausalLM``."""
     config.choice("hidden_act", ("silu", "swish"), "silu")
-    hp = hyperparameters(
+    return hyperparameters(
         config,
-        rope={"types": ("default", "linear", "llama3")},
+        rope={"types": ("default", "linear", "llama3"), "whole_heads": "llama"},
         norm_epsilon=config.number("rms_norm_eps", default=1e-6),
     )
-    if hp.rope.dimensions != hp.head_dim:
-        raise config.error("partial_rotary_factor", "a llama rotates whole heads")
-    return hp
 
 
 NAMES = {

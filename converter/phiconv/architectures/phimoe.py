@@ -31,7 +31,8 @@ def parse(config: Config) -> Hyperparameters:
     if experts.used > experts.count:
         raise config.error("num_experts_per_tok", f"{experts.used} of {experts.count} experts")
     window = config.optional_integer("sliding_window")
-    return hyperparameters(config, sliding_window=window, experts=experts)
+    rope = {"theta": 1e6, "whole_heads": "phimoe", "mscales": True}
+    return hyperparameters(config, rope=rope, sliding_window=window, experts=experts)
 
 
 def forward(ops: Ops[V, R], hp: Hyperparameters) -> R:

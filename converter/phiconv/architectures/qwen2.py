@@ -21,7 +21,9 @@ def parse(config: Config) -> Hyperparameters:
     config.choice("hidden_act", ("silu",), "silu")
     check_layers(config)
     return hyperparameters(
-        config, rope={"types": ("default",)}, norm_epsilon=config.number("rms_norm_eps", default=1e-6)
+        config,
+        rope={"types": ("default",), "whole_heads": "qwen2"},
+        norm_epsilon=config.number("rms_norm_eps", default=1e-6),
     )
 
 

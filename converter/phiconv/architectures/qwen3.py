@@ -23,7 +23,7 @@ def parse(config: Config) -> Hyperparameters:
     check_layers(config)
     return hyperparameters(
         config,
-        rope={"types": ("default",)},
+        rope={"types": ("default",), "whole_heads": "qwen3"},
         norm_epsilon=config.number("rms_norm_eps", default=1e-6),
         head_dim=128,
     )

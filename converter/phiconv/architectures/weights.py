@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["Piece", "Weight", "bind", "layout", "table"]
 
 
+_MISSING = {
+    "lm_head.weight": "download the checkpoint again; if its head is the embedding, tie_word_embeddings in "
+    "config.json must be true"
+}
+"""What to do where a tensor is missing, if config.json may be wrong about it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Rows ``start`` to ``stop`` of the stored tensor ``name``, which must have this shape."""
@@ -218,7 +225,7 @@ def _piece(piece: Piece, stored: Mapping[str, Tensor], path: Path) -> Tensor:
             "this tensor is missing",
             path=path,
             at=f"tensor {piece.name}",
-            hint="download the checkpoint again, or check its configuration",
+            hint=_MISSING.get(piece.name, "download the checkpoint again, or check its configuration"),
         )
     if tensor.shape != piece.shape:
         raise ConfigError(

@@ -156,7 +156,7 @@ def make_plan(
         settings=RuntimeSettings(choices.target, choices.accuracy_level),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
-    notes = [*package.notes, *_unused_patterns(tensors, choices)]
+    notes = [*package.notes, *_head_notes(model), *_unused_patterns(tensors, choices)]
     if again:
         notes.append(
             f"{again} tensors were quantized a second time, which costs more quality than doing it once"
@@ -179,6 +179,15 @@ def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
     after = sum(plan.nbytes for plan in decoded)
     sizes = f"{size_text(after)} instead of {size_text(before)}"
     return [f"{len(decoded)} quantized tensors become floats, {sizes}; {target} has other types, see --quant"]
+
+
+def _head_notes(model: Model) -> list[str]:
+    """A note where the source's configuration is wrong about the head."""
+    hp = model.hyperparameters
+    if hp is None or hp.tie_word_embeddings or model.card.config.get("tie_word_embeddings") is not True:
+        return []
+    said = "config.json says tie_word_embeddings"
+    return [f"{said}, but the stored lm_head.weight is another matrix than the embedding: both are kept"]
 
 
 def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:

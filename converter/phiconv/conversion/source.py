@@ -28,6 +28,9 @@ def expanded(path: str | PathLike[str]) -> Path:
 def open_model(path: str | PathLike[str]) -> Model:
     """Opens a model without reading its weights.
 
+    Only a head that is stored although config.json says that it is the embedding (``tie_word_embeddings``) is
+    compared with that, and kept where it is another matrix.
+
     Args:
         path: A model folder, a file of weights (``.safetensors``, ``.bin``, ``.pt``, ``.pth``; its
             siblings are found), an index of shards, a ``.gguf``, an ``.onnx``, an OpenVINO ``.xml``.
@@ -51,7 +54,9 @@ def open_model(path: str | PathLike[str]) -> Model:
     architecture = architectures.find(config)
     hyperparameters = architecture.parse(config)
     named = found.stored if found.tensors is None else found.tensors
-    tensors = architectures.read_weights(architecture, hyperparameters, named, path, found.config)
+    hyperparameters, tensors = architectures.read_weights(
+        architecture, hyperparameters, named, path, found.config
+    )
     return Model(
         path=path,
         format=found.format,

@@ -15,6 +15,7 @@ from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from phiconv.ir.model import Model
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "companion_files",
-    "corrected_biases",
+    "corrected_keys",
     "json_bytes",
     "made_tokenizer_files",
     "model_config",
     "own_config",
+    "rotary_section",
     "scaling_object",
 ]
 
@@ -52,19 +54,34 @@ def json_bytes(value: Any, *, indent: int = 2) -> bytes:
 
 
 def own_config(model: Model) -> dict[str, Any]:
-    """The source's config.json, without what is not for another folder, and right about biases."""
+    """The source's config.json, without what is not for another folder, and right about the weights."""
     config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    return config | corrected_biases(model)
+    return config | corrected_keys(model)
 
 
-def corrected_biases(model: Model) -> dict[str, bool]:
-    """The keys that announce biases, where config.json is wrong about them."""
-    if model.architecture is None:
+def rotary_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary keys that count: those of ``rope_scaling``, or else ``rope_parameters``; {} for neither."""
+    return dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+
+
+def corrected_keys(model: Model) -> dict[str, Any]:
+    """The keys that announce biases and a tied head, and those of the rotary embedding at the top.
+
+    Only those are here about which config.json is wrong, or that it contradicts further down.
+    """
+    if model.architecture is None or model.hyperparameters is None:
         return {}
+    config = model.card.config
     present = {role.name for role in model.tensors if role.part == "bias"}
     keys = ARCHITECTURES[model.architecture].bias_keys
     found = {key: bool(present & {*roles}) for key, roles in keys.items()}
-    return {key: flag for key, flag in found.items() if flag != bool(model.card.config.get(key))}
+    found["tie_word_embeddings"] = model.hyperparameters.tie_word_embeddings
+    wrong: dict[str, Any] = {key: flag for key, flag in found.items() if flag != bool(config.get(key))}
+    inside = rotary_section(config)
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in inside and config.get(key, inside[key]) != inside[key]:
+            wrong[key] = inside[key]
+    return wrong
 
 
 def scaling_object(scaling: RopeScaling) -> dict[str, Any]:

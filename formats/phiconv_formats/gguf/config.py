@@ -57,6 +57,7 @@ _SAMPLING_NUMBERS = {
     "repetition_penalty": Keys.General.SAMPLING_PENALTY_REPEAT,
 }
 
+_ORIGINAL = "original_max_position_embeddings"
 _MOST_FACTORS = 1 << 16  # half of the rotated dimensions of a head; the Phi models have 16 to 64
 
 
@@ -142,7 +143,7 @@ def _rope(
     original = entries.integer(Keys.Rope.SCALING_ORIG_CTX_LEN)
     if original is not None or "rope.scaling.original_context_length" in architecture.gguf.keys:
         original = config["max_position_embeddings"] if original is None else original
-        result["original_max_position_embeddings"] = original
+        result[_ORIGINAL] = original
     factors = [name for name in tensors if name.startswith("rope_factors_")]
     mscale = entries.number(Keys.Rope.SCALING_ATTN_FACTOR)
     if factors:
@@ -192,8 +193,9 @@ def _longrope(
     }
     mscale = 1.0 if mscale is None else mscale  # the runtime's default
     if architecture.mscales:
-        return result | {"long_mscale": mscale, "short_mscale": mscale}
-    context, original = config["max_position_embeddings"], config["original_max_position_embeddings"]
+        factors = {"long_mscale": mscale, "short_mscale": mscale}
+        return result | factors | {_ORIGINAL: config[_ORIGINAL]}
+    context, original = config["max_position_embeddings"], config[_ORIGINAL]
     # The formula's own value is left to the formula: config.json does not have it, and float32 rounds it.
     if original > 1 and shortest(Rope.longrope_mscale(context / original, original)) == mscale:
         return result

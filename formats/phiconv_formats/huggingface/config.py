@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures import ARCHITECTURES
-from phiconv_formats.folders.companions import corrected_biases
+from phiconv_formats.folders.companions import corrected_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,11 +37,18 @@ def make_config(model: Model, recipe: str) -> dict[str, Any]:
     assert model.architecture is not None  # noqa: S101 - the same
     architecture = ARCHITECTURES[model.architecture]
     config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    if isinstance(rope := config.pop("rope_parameters", None), dict):
+    rope = config.pop("rope_parameters", None) or _with_top_keys(config.get("rope_scaling"))
+    if rope:
         config |= _hub_style(rope, config)
     if architecture.mscales and isinstance(scaling := config.get("rope_scaling"), dict):
         config["rope_scaling"] = _complete(scaling, model.hyperparameters)
-    return config | corrected_biases(model) | {"torch_dtype": _DTYPES[recipe]}
+    return config | corrected_keys(model) | {"torch_dtype": _DTYPES[recipe]}
+
+
+def _with_top_keys(scaling: Any) -> dict[str, Any]:
+    """A ``rope_scaling`` with keys that the hub has at the top; {} for any other."""
+    inside = isinstance(scaling, dict) and {"rope_theta", "partial_rotary_factor"} & scaling.keys()
+    return scaling if inside else {}
 
 
 def _hub_style(rope: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from phiconv import ir
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir.rope import Rope
-from phiconv_formats.folders.companions import own_config, scaling_object
+from phiconv_formats.folders.companions import model_config, own_config, rotary_section, scaling_object
 from phiconv_formats.mlx.names import announced_biases
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def make_config(model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir
     """
     assert model.architecture is not None  # noqa: S101 - MLX has no files of plain tensors
     config = own_config(model)
+    if rotary_section(config).get("long_factor", []) != list(_rope(model).long_factor):
+        config = model_config(model)
     config |= _older_keys(ARCHITECTURES[model.architecture], model, config)
     config |= {"model_type": model.architecture, "torch_dtype": _DTYPES[dtype]}
     if "dtype" in config:
@@ -77,6 +79,11 @@ def make_config(model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir
     if quantization := _quantization(matrices):
         config |= {"quantization": quantization, "quantization_config": quantization}
     return dict(sorted(config.items()))
+
+
+def _rope(model: Model) -> Rope:
+    assert model.hyperparameters is not None  # noqa: S101 - wherever there is an architecture
+    return model.hyperparameters.rope
 
 
 def _quantization(matrices: Mapping[str, ir.Encoding]) -> dict[str, Any] | None:
@@ -117,13 +124,18 @@ def _rope_scaling(architecture: Architecture, rope: Rope, config: Mapping[str, A
         return scaling_object(rope.scaling)
     if not rope.long_factor:
         return None
-    result = dict(config.get("rope_scaling") or {}) | {
+    result = dict(config.get("rope_scaling") or {})
+    # What mlx-lm does not read counts for transformers, to which a rope_scaling is the whole of it.
+    section = rotary_section(config)
+    result |= {key: section[key] for key in ("factor", "attention_factor") if key in section}
+    result |= {
         "type": "longrope",
         "short_factor": list(rope.short_factor),
         "long_factor": list(rope.long_factor),
     }
     if architecture.mscales:
         result |= {"short_mscale": rope.short_mscale, "long_mscale": rope.long_mscale}
+        result |= {"original_max_position_embeddings": rope.original_context}
     return result
 
 

@@ -68,6 +68,8 @@ def _family(config: Mapping[str, Any]) -> Architecture | None:
 def _with_ends(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """The configuration with the two ends of the model as the graph has them, tied or not."""
     ends = {"model.embed_tokens.weight", "lm_head.weight"} & weights.tensors.keys()
+    if weights.tied and not ends - {"model.embed_tokens.weight"}:
+        return {**config, "tie_word_embeddings": True}
     apart = len(ends) == 2 and config.get("tie_word_embeddings") is True
     return {**config, "tie_word_embeddings": False} if apart else dict(config)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,7 +89,7 @@ class StridedRows:
     row_stride: int
     column_stride: int
     encoding: ir.FloatEncoding | ir.RawEncoding
-    name: str
+    name: str = field(compare=False)
 
     @property
     def label(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class FileRows:
     offset: int
     row_bytes: int
     encoding: ir.Encoding
-    name: str
+    name: str = field(compare=False)
 
     @property
     def label(self) -> str:
