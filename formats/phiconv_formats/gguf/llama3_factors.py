@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +24,9 @@ _LOW_AND_HIGH = (
     (1.0, 4.0),
     *((low, high) for low in (1.0, 2.0, 4.0) for high in (2.0, 4.0, 8.0, 16.0, 32.0)),
 )
+_LOWS = (1, 2, 3, 4, 10, 100, 1000)
 _NARROW = 1e-3  # between the limits of high and low frequencies
-_CLOSE = 1e-6  # float32 rounds a few times, depending on who computed them
+_CLOSE = 2e-6  # float32 rounds a few times, depending on who computed them, and differences make more of it
 
 
 def find_llama3(divisors: Sequence[float], theta: float, dimensions: int, entries: Entries) -> dict[str, Any]:
@@ -42,17 +44,22 @@ def find_llama3(divisors: Sequence[float], theta: float, dimensions: int, entrie
         ConfigError: None does.
     """
     frequencies = np.array(Rope(dimensions, theta, 2).inverse_frequencies(long=False))
-    for scaling in (*_usual(max(divisors)), *_solved(np.array(divisors), frequencies)):
+
+    def error(scaling: RopeScaling) -> float:
         rope = Rope(dimensions, theta, scaling.original_context, scaling=scaling)
-        if np.allclose(rope.divisors(), divisors, rtol=_CLOSE, atol=0):
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_context,
-            }
-    raise entries.error(LLAMA3_FACTORS, "these factors of rotary frequencies are not those of llama3")
+        return float(np.abs(np.array(rope.divisors()) / divisors - 1).max())
+
+    tried = chain(_usual(max(divisors)), _solved(np.array(divisors), frequencies))
+    scaling = next((each for each in tried if error(each) <= _CLOSE), None)
+    if scaling is None:
+        raise entries.error(LLAMA3_FACTORS, "these factors of rotary frequencies are not those of llama3")
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_context,
+    }
 
 
 def _usual(factor: float) -> Iterator[RopeScaling]:
@@ -74,17 +81,22 @@ def _solved(divisors: NDArray[np.float64], frequencies: NDArray[np.float64]) -> 
     if len(between) > 1:
         matrix = np.stack([1 / waves[between], -shares], axis=1)
         (context, width), *_ = np.linalg.lstsq(matrix, np.ones(len(shares)))
-        yield from _scaling(factor, context, width)
+        for low in _LOWS:
+            yield from _scaling(factor, context, width, low)
         return
     last = int(between[0]) if len(between) else np.count_nonzero(divisors == 1) - 1
-    for context in np.geomspace(waves[last], waves[min(last + 1, len(waves) - 1)], 256).round():
-        width = (context / waves[last] - 1) / shares[0] if len(between) else _NARROW
-        yield from _scaling(factor, context, width)
+    most = waves[min(last + 1, len(waves) - 1)] / waves[last] - 1
+    for more in np.geomspace(1e-5, max(most, 1e-5), 256):
+        for low in _LOWS:
+            context = round(low * waves[last] * (1 + more)) / low
+            width = (context / waves[last] - 1) / shares[0] if len(between) else _NARROW
+            yield from _scaling(factor, context, width, low)
 
 
-def _scaling(factor: float, context: float, width: float) -> Iterator[RopeScaling]:
+def _scaling(factor: float, context: float, width: float, low: int) -> Iterator[RopeScaling]:
     """The numbers of config.json, where the context is an integer: all three times the same number."""
-    for low in (1, 2, 3, 4, 10, 100, 1000):
-        whole = round(low * context)
-        if 2 <= whole < 1 << 31 and width > 0:
-            yield RopeScaling("llama3", factor, float(low), low * (1 + float(width)), whole)
+    whole, high = round(low * context), low * (1 + float(width))
+    # A number as people write it first: the equations know it to a few digits only.
+    for each in (round(high, 3), high):
+        if 2 <= whole < 1 << 31 and each > low:
+            yield RopeScaling("llama3", factor, float(low), each, whole)

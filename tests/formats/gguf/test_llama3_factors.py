@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from phiconv.errors import ConfigError
@@ -37,6 +37,10 @@ def test_the_usual_numbers_come_back(dimensions, factor):
     assert found(dimensions, 500000.0, scaling) == scaling
 
 
+@example(128, 10000.0, 8, 2.0, 0.5, 2628)  # few pairs between the limits, which leave few digits
+@example(64, 10000.0, 29, 1.5, 0.5, 12575)
+@example(64, 500000.0, 15, 1.5, 0.5, 15140)
+@example(64, 10000.0, 32, 2.0, 0.5, 16761)
 @given(
     st.sampled_from([16, 32, 64, 128]),
     st.sampled_from([10000.0, 500000.0]),
