@@ -52,6 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model": {"ignore_merges": True},
         "post_processor": {"type": "Sequence", "processors": [_BYTE_LEVEL, _BOS_FIRST]},
     },
+    "phi2": {"pre_tokenizer": _BYTE_LEVEL | {"use_regex": True}},
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": _split("qwen2")},
 }
 """What the tokenizer.json of a family has otherwise than the fixture's."""

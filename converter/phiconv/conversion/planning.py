@@ -156,7 +156,7 @@ def make_plan(
         settings=RuntimeSettings(choices.target, choices.accuracy_level),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
-    notes = [*package.notes, *_head_notes(model), *_unused_patterns(tensors, choices)]
+    notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]
     if again:
         notes.append(
             f"{again} tensors were quantized a second time, which costs more quality than doing it once"
@@ -181,13 +181,17 @@ def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
     return [f"{len(decoded)} quantized tensors become floats, {sizes}; {target} has other types, see --quant"]
 
 
-def _head_notes(model: Model) -> list[str]:
-    """A note where the source's configuration is wrong about the head."""
+def _source_notes(model: Model, target: str) -> list[str]:
+    """Notes on what the source does not say, or is wrong about; a copy in its own format says no more."""
     hp = model.hyperparameters
+    notes = [] if target == model.format else [*model.card.supplied]
     if hp is None or hp.tie_word_embeddings or model.card.config.get("tie_word_embeddings") is not True:
-        return []
+        return notes
     said = "config.json says tie_word_embeddings"
-    return [f"{said}, but the stored lm_head.weight is another matrix than the embedding: both are kept"]
+    return [
+        *notes,
+        f"{said}, but the stored lm_head.weight is another matrix than the embedding: both are kept",
+    ]
 
 
 def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:

@@ -117,11 +117,19 @@ class Hyperparameters:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the files around the weights say about the model's name and origin, as read."""
+    """What the files around the weights say about the model's name and origin, as read.
+
+    Attributes:
+        folder: Where they are; None where the weights' own file says it.
+        config: config.json.
+        generation: generation_config.json.
+        supplied: What the source does not say and was taken for granted, one sentence each.
+    """
 
     folder: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    supplied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from phiconv.ir.interleaving import halves_in_order
 from phiconv.ir.model import Checkpoint, ModelCard
 from phiconv_formats.gguf.config import generation_config, model_config
 from phiconv_formats.gguf.entries import Entries
+from phiconv_formats.gguf.left_out import supplied_notes
 from phiconv_formats.gguf.names import ARCHITECTURE_OF_NAME, LLAMA3_FACTORS, parse_name
 from phiconv_formats.gguf.reader import open_gguf
 from phiconv_formats.gguf.vocabulary_reader import read_vocabulary
@@ -57,7 +58,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         config=config,
         config_path=file.path,
         read_tokenizer=lambda vocab_size: read_vocabulary(entries, vocab_size),
-        card=ModelCard(None, config, generation_config(entries)),
+        card=ModelCard(None, config, generation_config(entries), supplied=supplied_notes(entries, config)),
         metadata=file.metadata,
         tensors=_checkpoint_names(file.tensors, architecture, config),
     )

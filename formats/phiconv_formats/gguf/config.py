@@ -15,6 +15,7 @@ from phiconv.errors import ConfigError, MalformedFileError
 from phiconv.ir import FloatEncoding
 from phiconv.ir.rope import Rope
 from phiconv_formats.gguf.entries import shortest
+from phiconv_formats.gguf.left_out import supplied_window
 from phiconv_formats.gguf.llama3_factors import find_llama3
 from phiconv_formats.gguf.names import LLAMA3_FACTORS, parse_name
 
@@ -95,7 +96,8 @@ def model_config(
     config["tie_word_embeddings"] = "output.weight" not in tensors
     if architecture.windowed:
         # The runtime takes 0 for "all positions".
-        config["sliding_window"] = entries.integer(Keys.Attention.SLIDING_WINDOW) or None
+        window = entries.integer(Keys.Attention.SLIDING_WINDOW) or supplied_window(entries, config)
+        config["sliding_window"] = window or None
     config |= _bias_keys(architecture, tensors)
     return config | _rope(entries, tensors, config, architecture)
 

@@ -12,6 +12,7 @@ from gguf.constants import Keys
 
 from phiconv.errors import UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import AddedToken, SentencePieceOptions, Split, Tokenizer, TokenType
+from phiconv_formats.gguf.left_out import supplied_pre
 from phiconv_formats.gguf.vocabulary import (
     ADD_KEYS,
     ID_KEYS,
@@ -183,7 +184,7 @@ def _chat_templates(entries: Entries) -> dict[str, str]:
 
 
 def _split(entries: Entries) -> Split:
-    pre = entries.text(Keys.Tokenizer.PRE) or "default"
+    pre = entries.text(Keys.Tokenizer.PRE) or supplied_pre(entries) or "default"
     return Split(SPLIT_OF_PRE.get(pre), pre)
 
 
