@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["tokenizer_files", "tokenizer_notes"]
 
 _RUNTIME = "ONNX Runtime GenAI"
+_MODULE = "tokenizer_module.json"
+"""Keys in it come before those of tokenizer_config.json, for this runtime and nobody else."""
+
+_MERGES_SPACES = "GemmaTokenizer"
+"""The class whose texts the runtime does not cut at each space, so that runs of spaces are merged.
+
+Written into tokenizer_config.json it would tell transformers to tokenize a Llama without the space in front.
+"""
 
 
 def tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
@@ -38,12 +46,22 @@ def tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
     settings = json.loads(files.get("tokenizer_config.json", b"{}"))
     # Some models have 1e30 here, which the runtime's parser does not take for a length.
     files["tokenizer_config.json"] = json_bytes({**settings, "model_max_length": context})
+    if tokenizer is not None and _merges_spaces(tokenizer):
+        files[_MODULE] = json_bytes({"tokenizer_class": _MERGES_SPACES})
     return files
 
 
 def _must_be_made(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> bool:
     """Whether the runtime needs another tokenizer.json than the source's: it does not know ``Digits``."""
     return "tokenizer.json" not in files or (tokenizer.split is not None and tokenizer.split.name == "smollm")
+
+
+def _merges_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether a token may have more than one space, as SentencePiece's usually do."""
+    options = tokenizer.sentencepiece
+    return tokenizer.kind == "sentencepiece" and not (
+        options and options.metaspace and options.metaspace.split
+    )
 
 
 def tokenizer_notes(tokenizer: Tokenizer | None) -> list[str]:
