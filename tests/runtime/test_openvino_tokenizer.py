@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from added_variants import FLAGS as ADDED
+from added_variants import TEXTS_WITH_ADDED, with_added
 from paths import FIXTURES
 from phiconv.tokenization.composition import compose
 from phiconv.tokenization.encoder import decode, encode
 from phiconv.tokenization.tokenizer import SPLITS, AddedToken, Split
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
+from phiconv_formats.openvino.tokenizer_patterns import odd_added
 from phiconv_formats.tokenizers.folder import read_tokenizer
 from tokenizer_families import FAMILIES, write_tokenizer
 
@@ -211,3 +214,14 @@ def test_strings_of_the_vocabulary_are_those_of_the_text(load):
     # They say which tokens fit a grammar (structured output): SentencePiece's mark would fit none.
     tokenizer, runtime = load("tiny-phi3")
     assert runtime.get_vocab()[b" the"] == tokenizer.tokens.index("▁the")
+
+
+@pytest.mark.parametrize("flags", ADDED)
+@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
+def test_what_is_told_of_added_tokens_is_what_the_runtime_does(name, flags, load, tmp_path):
+    library = pytest.importorskip("openvino_genai")
+    tokenizer, _ = with_added(load(name)[0], flags)
+    for file, content in tokenizer_ir(tokenizer).items():
+        (tmp_path / file).write_bytes(content)
+    differs = differing((tokenizer, library.Tokenizer(tmp_path)), TEXTS_WITH_ADDED) != []
+    assert differs == any(token.content == "<mine>" for _, token in odd_added(tokenizer))

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import importlib.metadata
 import json
+import os
 import shutil
+import signal
 import unicodedata
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from added_variants import FLAGS, TEXTS_WITH_ADDED, with_added
 from paths import FIXTURES
+from phiconv.errors import UnsupportedModelError
+from phiconv.tokenization.encoder import encode
 from phiconv.tokenization.tokenizer import AddedToken, TokenType
 from phiconv_formats.gguf.values import GgufValue, ValueType, serialize_header, serialize_kv
-from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
+from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata, tokenizer_notes
 from phiconv_formats.gguf.vocabulary_reader import ENDS
 from phiconv_formats.tokenizers.folder import read_tokenizer
+from phiconv_formats.tokenizers.limits import check_bytes
 from tokenizer_families import FAMILIES, VOCAB_SIZE, write_tokenizer
 
 pytestmark = pytest.mark.runtime
@@ -241,3 +249,64 @@ def test_the_runtime_ends_with_the_tokens_that_phiconv_reads_as_ends(text, token
         special_ids={"eos": 0},
     )
     assert tokenize_with(plain, "x", vocab_size).ends == [0, *([added.id] if text in ENDS else [])]
+
+
+def aborts(tokenize, text):
+    """Whether the runtime ends the process at this text."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        os.close(2)  # it says why
+        tokenize(text)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the runtime ends the process")
+@pytest.mark.parametrize(
+    ("gone", "text"),
+    [
+        (range(256), "\n"), (range(256), "\x01"), ([0x0A], "\n"), (range(0xF0, 0x100), "\U0001f642"),
+        ([0x41], None), ([], None),
+    ],
+)  # fmt: skip
+def test_the_runtime_aborts_at_bytes_without_a_token(gone, text, tokenize_with):
+    _, tokenizer, vocab_size = open_fixture("tiny-phi3")
+    pieces = {f"<0x{byte:02X}>" for byte in gone}
+    tokens = tuple(None if token in pieces else token for token in tokenizer.tokens)
+    other = replace(tokenizer, tokens=tokens)
+    tokenize = tokenize_with(other, "Phi-3", vocab_size)
+    model = SimpleNamespace(tokenizer=other, path=FIXTURES)
+    if text is None:
+        check_bytes(model, "")
+        assert not any(aborts(tokenize, t) for t in (*PROSE, *CHAT, "".join(map(chr, range(1, 256)))))
+        return
+    with pytest.raises(UnsupportedModelError):
+        check_bytes(model, "")
+    assert aborts(tokenize, text)
+    assert not aborts(tokenize, "plain text")
+
+
+@pytest.mark.parametrize("gone", ["Ċ", "Ġ", "A", "Ã"])
+def test_byte_level_vocabularies_need_no_token_for_each_byte(gone, tokenize_with):
+    _, tokenizer, vocab_size = open_fixture("tiny-phi4mini")
+    merges = tuple(pair for pair in tokenizer.merges if gone not in pair)
+    tokens = tuple(None if token == gone else token for token in tokenizer.tokens)
+    other = replace(tokenizer, tokens=tokens, merges=merges)
+    tokenize = tokenize_with(other, "x", vocab_size)
+    # What stands on both sides of such a byte is not merged by the runtime, as in " \n ".
+    assert [text for text in PROSE[:8] if tokenize(text) != encode(other, text)] == []
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("name", ["tiny-phi3", "tiny-phi4mini"])
+def test_what_is_told_of_added_tokens_is_what_the_runtime_does(name, flags, special, tokenize_with):
+    tokenizer = open_fixture(name)[1]
+    if name == "tiny-phi4mini":  # nothing makes the runtime strip for its own tokens
+        tokenizer = replace(tokenizer, added=tuple(replace(t, rstrip=False) for t in tokenizer.added))
+    tokenizer, size = with_added(tokenizer, flags, special=special)
+    title = name_for_runtime("Phi", tokenizer)
+    tokenize = tokenize_with(tokenizer, title, size)
+    differs = any(tokenize(text) != encode(tokenizer, text) for text in TEXTS_WITH_ADDED)
+    assert differs == any("<mine>" in note for note in tokenizer_notes(tokenizer, title))

@@ -1,7 +1,7 @@
 """The files that stand around the weights in a model folder: tokenizer, chat template, generation settings.
 
-They are data, copied as they are where the source is a folder, and made from the tokenizer otherwise. Every
-target that is a folder takes them from here.
+They are data, copied as they are where the source is a folder (but for the line ends of chat templates), and
+made from the tokenizer otherwise. Every target that is a folder takes them from here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv.architectures import ARCHITECTURES
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
+from phiconv_formats.tokenizers.chat_templates import settings_with_line_feeds
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
@@ -151,5 +152,5 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
     if (folder / _SETTINGS).is_file():
         settings = load_json_object(folder / _SETTINGS, limit=_LIMIT)
         settings.pop("auto_map", None)  # remote code stays where it is
-        files[_SETTINGS] = json_bytes(settings)
+        files[_SETTINGS] = json_bytes(settings_with_line_feeds(settings))
     return files

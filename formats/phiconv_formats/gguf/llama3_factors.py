@@ -45,12 +45,12 @@ def find_llama3(divisors: Sequence[float], theta: float, dimensions: int, entrie
     """
     frequencies = np.array(Rope(dimensions, theta, 2).inverse_frequencies(long=False))
 
-    def error(scaling: RopeScaling) -> float:
+    def fits(scaling: RopeScaling) -> bool:
         rope = Rope(dimensions, theta, scaling.original_context, scaling=scaling)
-        return float(np.abs(np.array(rope.divisors()) / divisors - 1).max())
+        return np.allclose(rope.divisors(), divisors, rtol=_CLOSE, atol=0)
 
     tried = chain(_usual(max(divisors)), _solved(np.array(divisors), frequencies))
-    scaling = next((each for each in tried if error(each) <= _CLOSE), None)
+    scaling = next(filter(fits, tried), None)
     if scaling is None:
         raise entries.error(LLAMA3_FACTORS, "these factors of rotary frequencies are not those of llama3")
     return {

@@ -17,6 +17,7 @@ from phiconv.ir.model import name_of
 from phiconv_formats.gguf.model_card import read_model_card
 from phiconv_formats.gguf.values import GgufValue
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
+from phiconv_formats.tokenizers.chat_templates import with_line_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["file_metadata"]
 
+_TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
 _U32, _F32, _STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 
 
@@ -95,7 +97,7 @@ def file_metadata(
     pairs: list[tuple[str, GgufValue]] = []
     if model.format == "gguf":  # another GGUF keeps what it says, but for what is written below
         ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE, Keys.General.ALIGNMENT}
-        pairs += [(key, value) for key, value in model.metadata.items() if key not in ours]
+        pairs += [(key, _kept(key, value)) for key, value in model.metadata.items() if key not in ours]
     elif model.architecture is not None and model.hyperparameters is not None:
         architecture, hp = ARCHITECTURES[model.architecture], model.hyperparameters
         name = architecture.gguf.name
@@ -110,6 +112,14 @@ def file_metadata(
     pairs.append((Keys.General.QUANTIZATION_VERSION, GgufValue(_U32, GGML_QUANT_VERSION)))
     pairs.append((Keys.General.FILE_TYPE, GgufValue(_U32, file_type)))
     return pairs + (_importance(importance) if importance else [])
+
+
+def _kept(key: str, value: Any) -> Any:
+    """A value of another GGUF; a chat template gets the line ends that all have."""
+    if key != _TEMPLATE and not key.startswith(f"{_TEMPLATE}."):
+        return value
+    text = value.value
+    return GgufValue(_STRING, with_line_feeds(text)) if isinstance(text, str) else value
 
 
 def _sizes(architecture: Architecture, hp: Hyperparameters) -> Iterator[tuple[str, GgufValue]]:

@@ -24,6 +24,7 @@ from phiconv.errors import ConfigError, printable
 from phiconv.tokenization.tokenizer import TokenType
 from phiconv_formats.gguf.names import ARCHITECTURE_OF_NAME
 from phiconv_formats.gguf.values import GgufValue, ValueType
+from phiconv_formats.tokenizers.limits import added_token_notes, odd_added_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,12 +138,18 @@ def _no_prefix(tokenizer: Tokenizer) -> bool:
     return tokenizer.sentencepiece is not None and not tokenizer.sentencepiece.add_dummy_prefix
 
 
-def tokenizer_notes(tokenizer: Tokenizer | None) -> list[str]:
-    """What the runtime does otherwise than the tokenizer, one line each."""
+def tokenizer_notes(tokenizer: Tokenizer | None, name: str) -> list[str]:
+    """What the runtime does otherwise than the tokenizer in a model of this name, one line each."""
     options = tokenizer.sentencepiece if tokenizer is not None else None
-    if options is None or options.metaspace is None:
-        return []
-    return ["llama.cpp puts a space before all text that follows a special token; this tokenizer does not"]
+    notes = []
+    if options is not None and options.metaspace is not None:
+        notes.append(
+            "llama.cpp puts a space before all text that follows a special token; this tokenizer does not"
+        )
+    odd = odd_added_tokens(
+        tokenizer, strips_before=False, strips_after=lambda token: strips_after(name, token.content)
+    )
+    return [*notes, *added_token_notes("llama.cpp", odd)]
 
 
 def _sentencepiece(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[KeyValue]:

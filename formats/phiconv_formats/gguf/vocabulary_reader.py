@@ -21,6 +21,7 @@ from phiconv_formats.gguf.vocabulary import (
     SPLIT_OF_PRE,
     strips_after,
 )
+from phiconv_formats.tokenizers.chat_templates import with_line_feeds
 from phiconv_formats.tokenizers.tokenizer_json import check_vocabulary, parse_merges
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _chat_templates(entries: Entries) -> dict[str, str]:
             message = f"there is no template of the name {printable(name, 40)!r}"
             raise entries.error(Keys.Tokenizer.CHAT_TEMPLATES, message)
         result.setdefault(name, template)
-    return result
+    return {name: with_line_feeds(template) for name, template in result.items()}
 
 
 def _split(entries: Entries) -> Split:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gguf.constants import GGUFValueType, LlamaFileType
+from gguf.constants import GGUFValueType, Keys, LlamaFileType
 
 from phiconv.errors import UnsupportedModelError
 from phiconv_formats.gguf.metadata import file_metadata
@@ -20,6 +20,7 @@ from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_k
 from phiconv_formats.gguf.vocabulary import tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.shared.splitting import split
+from phiconv_formats.tokenizers.limits import check_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,10 +87,12 @@ def package(
         UsageError: A split size smaller than a tensor would make too many files.
     """
     check_model(model)
+    check_bytes(model, "llama.cpp aborts at a text that needs it")
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
     metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
     shards = split(entries, split_max_size, 0xFFFF)
-    notes = [*runtime_notes(model), *tokenizer_notes(model.tokenizer)] + [
+    name = next((value.value for key, value in metadata if key == Keys.General.NAME), "")
+    notes = [*runtime_notes(model), *tokenizer_notes(model.tokenizer, name)] + [
         f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"
         for e in entries
         if len(e.output.name.encode()) > _MAX_NAME

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, cast
 
 from phiconv import ir
 from phiconv.errors import UsageError
-from phiconv_formats.folders.companions import companion_files, json_bytes, made_tokenizer_files, model_config
+from phiconv_formats.folders.companions import json_bytes, model_config
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
+from phiconv_formats.onnx.tokenizer import tokenizer_files, tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
-    from phiconv.tokenization.tokenizer import Tokenizer
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["package"]
@@ -66,13 +66,13 @@ def package(
         name: graph,
         "genai_config.json": json.dumps(config, indent=4).encode(),
         "config.json": json_bytes(model_config(model)),  # not for GenAI: phiconv can open the folder with it
-        **_tokenizer_files(model, hp.max_position_embeddings),
+        **tokenizer_files(model, hp.max_position_embeddings),
     }
     files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]
     return Package(
         (*files, OutputFile(store.file, store.size, ())),
         tuple(store.streams),
-        (*runtime_notes(model), *_notes(tensors, encodings)),
+        (*runtime_notes(model), *tokenizer_notes(model.tokenizer), *_notes(tensors, encodings)),
         own_folder=not file_name,
     )
 
@@ -82,23 +82,6 @@ def _session(store: Store, settings: RuntimeSettings) -> dict[str, str]:
     if not store.standard or settings.accuracy_level is None:
         return {}
     return {"session.qdq_matmulnbits_accuracy_level": str(settings.accuracy_level)}
-
-
-def _tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
-    """What the runtime's tokenizer reads: tokenizer.json in any case."""
-    files = companion_files(model)
-    if model.tokenizer is not None and _must_be_made(model.tokenizer, files):
-        made = made_tokenizer_files(model)
-        files = made | files | {"tokenizer.json": made["tokenizer.json"]}
-    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-    # Some models have 1e30 here, which the runtime's parser does not take for a length.
-    files["tokenizer_config.json"] = json_bytes({**settings, "model_max_length": context})
-    return files
-
-
-def _must_be_made(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> bool:
-    """Whether the runtime needs another tokenizer.json than the source's: it does not know ``Digits``."""
-    return "tokenizer.json" not in files or (tokenizer.split is not None and tokenizer.split.name == "smollm")
 
 
 def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> list[str]:

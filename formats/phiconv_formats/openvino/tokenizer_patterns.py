@@ -12,13 +12,22 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import SPLITS
+from phiconv_formats.tokenizers.limits import odd_added_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
-    from phiconv.tokenization.tokenizer import AddedToken, Split, Tokenizer
+    from phiconv.tokenization.tokenizer import Split, Tokenizer
+    from phiconv_formats.tokenizers.limits import Odd
 
-__all__ = ["MAX_ADDED", "MAX_EXPRESSION", "WHITE_SPACE", "added_tokens_expression", "split_expression"]
+__all__ = [
+    "MAX_ADDED",
+    "MAX_EXPRESSION",
+    "WHITE_SPACE",
+    "added_tokens_expression",
+    "odd_added",
+    "split_expression",
+]
 
 WHITE_SPACE = (
     r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
@@ -32,12 +41,6 @@ MAX_EXPRESSION = 24_000
 PCRE2 compiles an expression of that size to less than 64 KB. It refuses a larger one, and then the runtime
 finds nothing, without a word.
 """
-
-_SPACE = r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
-"""What is inside a class of white space (Unicode's White_Space)."""
-
-MAX_ADDED, MAX_TEXT = 1000, 1 << 16
-"""How many added tokens there may be, and characters of them: too large an expression finds nothing."""
 
 _SPACE = "\u2581"
 _WHITE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -75,14 +78,22 @@ def added_tokens_expression(tokenizer: Tokenizer) -> str:
 
     What a match has beside its group is dropped: the white space that the token swallows.
 
+    Tokens that are found by rules that one expression cannot express are found all the same; see `odd_added`.
+
     Raises:
-        UnsupportedModelError: A token is found by rules that one expression cannot express.
+        UnsupportedModelError: Too many tokens, or one with SentencePiece's mark of a space.
     """
     added = [token for token in tokenizer.added if token.content]
     if len(added) > MAX_ADDED:
         message = f"{len(added)} added tokens, and OpenVINO's files can have {MAX_ADDED}"
         raise UnsupportedModelError(message)
-    _check(tokenizer, added)
+    if tokenizer.kind == "sentencepiece" and (
+        marked := next((t for t in added if _SPACE in t.content), None)
+    ):
+        text = printable(marked.content, 60)
+        raise UnsupportedModelError(
+            f"an added token with SentencePiece's mark of a space, which OpenVINO cannot express: {text!r}"
+        )
     unique = {token.content: token for token in added}
     longest_first = sorted(unique.values(), key=lambda t: (-len(t.content), t.lstrip, t.rstrip))
     groups = []
@@ -95,35 +106,23 @@ def added_tokens_expression(tokenizer: Tokenizer) -> str:
     return expression
 
 
-def _check(tokenizer: Tokenizer, added: Sequence[AddedToken]) -> None:
-    """Refuses added tokens that would be found otherwise than they should be."""
+def odd_added(tokenizer: Tokenizer) -> Iterator[Odd]:
+    """The added tokens that the expression finds otherwise than the library does."""
+    yield from odd_added_tokens(tokenizer, strips_before=True, strips_after=lambda token: token.rstrip)
+    added = [token for token in tokenizer.added if token.content]
     first = [token.content for token in added if not token.normalized]
     strips = any(token.lstrip for token in added)
-    sentencepiece = tokenizer.kind == "sentencepiece"
-    normalizes = sentencepiece or tokenizer.nfc
     for token in added:
         text = token.content
-        for rule, what in (
-            (token.single_word, "that is found only as a word of its own"),
-            (normalizes and token.normalized, "that is looked for in normalized text"),
-            (sentencepiece and _SPACE in text, "with SentencePiece's mark of a space"),
-            (
-                strips and re.search(rf"\A{_WHITE}|{_WHITE}\Z", text),
-                "that has white space at an edge, beside one that swallows the white space before it",
-            ),
-            (
-                any(o.lstrip != token.lstrip and o.content.startswith(text) for o in added),
-                "that swallows the white space before it, or does not, unlike another that begins with it",
-            ),
-            (
-                token.normalized and any(_begins_inside(other, text) for other in first),
-                "that another added token, which is found earlier, may overlap",
-            ),
-        ):
-            if rule:
-                raise UnsupportedModelError(
-                    f"an added token {what}, which OpenVINO cannot express: {printable(text, 60)!r}"
-                )
+        if strips and re.search(rf"\A{_WHITE}|{_WHITE}\Z", text):
+            yield "with the white space at its edge, also where another one could swallow that", token
+        if any(o.lstrip != token.lstrip and o.content.startswith(text) for o in added):
+            yield (
+                "by another rule for the white space before it than the longer one that begins with it",
+                token,
+            )
+        if token.normalized and any(_begins_inside(other, text) for other in first):
+            yield "after all that are found in the text as it is", token
 
 
 def _begins_inside(other: str, content: str) -> bool:

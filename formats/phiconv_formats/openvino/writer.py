@@ -17,8 +17,10 @@ from phiconv_formats.openvino.emitter import emit_decoder
 from phiconv_formats.openvino.graph import ELEMENT_BITS, Graph
 from phiconv_formats.openvino.packing import parts_of
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
+from phiconv_formats.openvino.tokenizer_patterns import odd_added
 from phiconv_formats.openvino.weights import Weights
 from phiconv_formats.shared.output import OutputFile, Package
+from phiconv_formats.tokenizers.limits import added_token_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,13 +55,14 @@ def package(
     weights = Weights(graph, tensors, encodings)
     emit_decoder(graph, weights, model)
     document = graph.xml(_info(encodings, recipe))
+    odd = odd_added(model.tokenizer) if model.tokenizer is not None and not file_name else ()
     files = {f"{stem}.xml": document, **({} if file_name else _other_files(model))}
     weights_file = OutputFile(f"{stem}.bin", graph.size, graph.chunks)
     small = [OutputFile(name, len(data), ((0, data),)) for name, data in files.items()]
     return Package(
         (*small, weights_file),
         weights.streams(weights_file.name),
-        (*_runtime_notes(model), *_notes(tensors, encodings, recipe)),
+        (*_runtime_notes(model), *added_token_notes("OpenVINO", odd), *_notes(tensors, encodings, recipe)),
         own_folder=not file_name,
     )
 

@@ -30,6 +30,7 @@ from phiconv.tokenization.tokenizer import (
 )
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
+from phiconv_formats.tokenizers.chat_templates import read_chat_templates
 from phiconv_formats.tokenizers.sentencepiece_model import read_sentencepiece_model
 from phiconv_formats.tokenizers.special_tokens import find_eos_ids, find_special_ids, read_special_tokens
 from phiconv_formats.tokenizers.tokenizer_json import (
@@ -52,9 +53,7 @@ __all__ = ["MAX_TOKENS", "read_tokenizer"]
 MAX_TOKENS = 1 << 22
 """The largest vocabulary that is believed; that of Phi-4-mini has 200064 tokens."""
 
-_MAX_TEMPLATE = 4 << 20
 _MAX_SETTINGS = 16 << 20
-_MAX_TEMPLATES = 64
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NO_MERGE = -1e9  # the score of Llama's own pieces that are not meant to be merged
@@ -138,7 +137,7 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
         special_ids=find_special_ids((special.texts, other.texts), first_ids, ids, config, vocab_size),
         eos_ids=find_eos_ids(_load_optional(generation_path), generation_path, vocab_size),
         add_special=special.add,
-        chat_templates=_read_chat_templates(folder, settings, settings_path),
+        chat_templates=read_chat_templates(folder, settings, settings_path),
         split=base.split,
         sentencepiece=base.sentencepiece,
         nfc=base.nfc,
@@ -322,46 +321,3 @@ def _apply(base: _Base, added: Iterable[AddedToken]) -> None:
                 base.scores += [0.0] * missing
         base.tokens[token.id] = token.content
         base.types[token.id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
-
-
-# ----------------------------------------------------------------------------------------- the chat templates
-
-
-def _read_chat_templates(folder: Path, settings: Mapping[str, Any], settings_path: Path) -> dict[str, str]:
-    """Chat templates by name, from tokenizer_config.json or else from files of their own."""
-    value = settings.get("chat_template")
-    path = settings_path
-    if value is None and _there(folder / "chat_template.jinja"):
-        return _read_template_files(folder)
-    if value is None and _there(folder / "chat_template.json"):
-        path = folder / "chat_template.json"
-        value = load_json_object(path, limit=_MAX_TEMPLATE).get("chat_template")
-    if value is None:
-        return {}
-    if isinstance(value, dict):
-        return {k: expect(v, str, path, f"chat_template.{k}") for k, v in value.items()}
-    if isinstance(value, list):
-        result = {}
-        for i, entry in enumerate(value):
-            at = f"chat_template[{i}]"
-            template = expect(entry, dict, path, at)
-            name = expect(template.get("name"), str, path, f"{at}.name")
-            result[name] = expect(template.get("template"), str, path, f"{at}.template")
-        return result
-    return {"default": expect(value, str, path, "chat_template")}
-
-
-def _read_template_files(folder: Path) -> dict[str, str]:
-    paths = {"default": folder / "chat_template.jinja"}
-    others = folder / "additional_chat_templates"
-    names = sorted(others.glob("*.jinja")) if others.is_dir() else []
-    if len(names) > _MAX_TEMPLATES:
-        raise ConfigError(f"{len(names)} chat templates, and at most {_MAX_TEMPLATES} are read", path=others)
-    paths |= {path.stem: path for path in names}
-    result = {}
-    for name, path in paths.items():
-        try:
-            result[name] = read_small_file(path, _MAX_TEMPLATE).decode()
-        except UnicodeDecodeError as error:
-            raise MalformedFileError("not valid UTF-8", path=path, at=f"byte {error.start}") from None
-    return result

@@ -128,9 +128,19 @@ def test_sentencepiece_without_dummy_prefix_says_so():
 
 def test_a_space_before_some_texts_only_is_told():
     tokenizer = fixture("tiny-phi3")
-    assert tokenizer_notes(tokenizer) == tokenizer_notes(None) == tokenizer_notes(BYTE_BPE) == []
+    assert tokenizer_notes(tokenizer, "Phi-3") == tokenizer_notes(None, "") == []
+    assert tokenizer_notes(BYTE_BPE, "x") == []
     options = replace(tokenizer.sentencepiece, metaspace=Metaspace("first", split=False))
-    assert "puts a space before" in tokenizer_notes(replace(tokenizer, sentencepiece=options))[0]
+    assert "puts a space before" in tokenizer_notes(replace(tokenizer, sentencepiece=options), "Phi-3")[0]
+
+
+def test_white_space_that_the_name_decides_about_is_told():
+    tokenizer = fixture("tiny-phi3")
+    for name, says in (("Phi 3", "together with"), ("Phi-3", None)):
+        notes = tokenizer_notes(tokenizer, name)
+        assert ([] if says is None else [f"11 added tokens, as '</s>', should be found {says}"]) == [
+            note.split(" the white")[0] for note in notes
+        ]
 
 
 @pytest.mark.parametrize(
