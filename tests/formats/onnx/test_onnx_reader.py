@@ -168,23 +168,6 @@ def test_the_largest_graph_is_not_too_large(tmp_path, make_model):
     assert len(read_graph(InputFile(tmp_path / "x.onnx")).nodes) > 10_000
 
 
-@pytest.mark.parametrize("kind", ["phi4mini", "phimoe"])
-@pytest.mark.parametrize("which", ["short", "long"])
-def test_the_context_is_written_into_the_configuration(tmp_path, make_model, kind, which):
-    folder = make_model(tmp_path / "s", kind)
-    config = json.loads((folder / "config.json").read_text())
-    if kind == "phimoe":
-        config["rope_scaling"]["short_mscale"] = 1.5
-    (folder / "config.json").write_text(json.dumps(config))
-    before = phiconv.open_model(folder).hyperparameters.rope
-    convert(folder, tmp_path / "m", "f32", **{f"{which}_context": True})
-    after = phiconv.open_model(tmp_path / "m").hyperparameters.rope
-    assert before.short_factor != before.long_factor
-    factors, mscale = getattr(before, f"{which}_factor"), getattr(before, f"{which}_mscale")
-    assert (after.short_factor, after.long_factor) == (factors, factors)
-    assert (after.short_mscale, after.long_mscale) == (mscale, mscale)
-
-
 # ------------------------------------------------------------------------------------------------ round trips
 
 

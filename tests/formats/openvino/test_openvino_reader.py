@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import xml.etree.ElementTree as ET
 
@@ -96,23 +95,6 @@ def test_mixes_are_read_back(tmp_path):
         for stream in phiconv.plan(tmp_path / f"{n}", "x.xml", quant="f32").package.streams:
             found = decode(stream.tensor.read(0, stream.tensor.rows), stream.tensor.columns)
             np.testing.assert_array_equal(found, expected[stream.name], stream.name)
-
-
-@pytest.mark.parametrize("kind", ["phi4mini", "phimoe"])
-@pytest.mark.parametrize("which", ["short", "long"])
-def test_the_context_is_written_into_the_configuration(tmp_path, make_model, kind, which):
-    folder = make_model(tmp_path / "s", kind)
-    config = json.loads((folder / "config.json").read_text())
-    if kind == "phimoe":
-        config["rope_scaling"]["short_mscale"] = 1.5
-    (folder / "config.json").write_text(json.dumps(config))
-    before = phiconv.open_model(folder).hyperparameters.rope
-    convert(folder, tmp_path / "m", "f32", **{f"{which}_context": True})
-    after = phiconv.open_model(tmp_path / "m").hyperparameters.rope
-    assert before.short_factor != before.long_factor
-    factors, mscale = getattr(before, f"{which}_factor"), getattr(before, f"{which}_mscale")
-    assert (after.short_factor, after.long_factor) == (factors, factors)
-    assert (after.short_mscale, after.long_mscale) == (mscale, mscale)
 
 
 def test_a_bare_document_is_a_file_of_tensors(tmp_path):
