@@ -76,11 +76,12 @@ def what_folder_is(folder: Path) -> Advice | None:
     training = _training_state(names)
     if training is not None:
         return training
-    if any(name.startswith("models--") for name in names):
-        models = [n.removeprefix("models--").replace("--", "/") for n in names if n.startswith("models--")]
+    cached = [name for name in names if name.startswith("models--")]
+    if cached:
+        models = [name.removeprefix("models--").replace("--", "/") for name in cached]
         return Advice(
             f"the cache of the Hugging Face hub, with {_list(models)}",
-            f"give the folder of a snapshot: models--{models[0].replace('/', '--')}/snapshots/...",
+            f"give the folder of a snapshot: {cached[0]}/snapshots/...",
         )
     if "snapshots" in names and "blobs" in names:
         found = _models_in(folder / "snapshots")
