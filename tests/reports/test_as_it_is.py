@@ -91,3 +91,54 @@ def test_a_note_says_what_grows(quantized, tmp_path, to):
     assert f"instead of {before / 1e6:.1f} MB; {to} has other types" in note
     asked = phiconv.plan(quantized("Q4_K_M"), tmp_path / "o", to=to, quant="f16")
     assert not any("become floats" in n for n in asked.package.notes)
+
+
+SOURCES = {
+    "mlx": ("4bit", "4bit-g32", "mixed_3_6", "mxfp4"),
+    "onnx": ("int4", "int8", "int4-asym-g64"),
+    "openvino": ("int4", "int4-sym-g32", "int8-sym", "nf4"),
+}
+
+
+@pytest.mark.parametrize(("target", "recipe"), [(t, r) for t, recipes in SOURCES.items() for r in recipes])
+def test_a_folder_is_copied(tmp_path, target, recipe):
+    phiconv.convert(TINY, tmp_path / "a", to=target, quant=recipe)
+    result = phiconv.convert(tmp_path / "a", tmp_path / "b", to=target)
+    assert {t.action for t in result.plan.tensors} == {"copied"}
+    size = sum(f.stat().st_size for f in (tmp_path / "a").iterdir())
+    assert abs(result.size - size) < 2000
+    found = phiconv.compare(tmp_path / "a", tmp_path / "b")
+    assert found.total.max_error == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "recipe"),
+    [
+        (("gguf", "Q8_0"), "mlx", "8bit-g32"),
+        (("gguf", "Q8_0"), "onnx", "int8"),
+        (("gguf", "Q4_1"), "mlx", "4bit-g32"),
+        (("gguf", "Q4_0"), "openvino", "int4-sym-g32"),
+        (("mlx", "mxfp4"), "gguf", "MXFP4_MOE"),
+        (("mlx", "mxfp4"), "openvino", "mxfp4"),
+        (("openvino", "int8-sym"), "gguf", "Q8_0"),
+        (("openvino", "int4-sym"), "onnx", "int4-g128"),
+    ],
+)
+def test_blocks_that_the_target_has_are_kept(tmp_path, source, target, recipe):
+    to, quant = source
+    start = tmp_path / ("a.gguf" if to == "gguf" else "a")
+    phiconv.convert(TINY, start, to=to, quant=quant)
+    result = phiconv.convert(start, tmp_path / ("b.gguf" if target == "gguf" else "b"), to=target)
+    assert result.plan.recipe == recipe
+    decoded = [t for t in result.plan.tensors if t.action == "dequantized"]
+    assert len(decoded) <= 2  # the ends of the model, which the recipe stores otherwise
+    assert bool(decoded) == any("become floats" in note for note in result.plan.package.notes)
+    total = phiconv.compare(start, result.files[0] if target == "gguf" else tmp_path / "b").total
+    assert total.relative_rmse < 1e-3  # what was decoded is rounded to 16 bits in some
+
+
+def test_what_the_target_has_not_becomes_floats(tmp_path):
+    phiconv.convert(TINY, tmp_path / "a", to="mlx", quant="4bit")  # minima of bfloat16 are no zero points
+    plan = phiconv.plan(tmp_path / "a", tmp_path / "b.gguf")
+    assert plan.recipe == "F32"
+    assert any("become floats" in note for note in plan.package.notes)

@@ -7,13 +7,15 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
+from phiconv.ir import FloatEncoding
 from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
 from phiconv.recipes.choices import Choices, override
+from phiconv.recipes.kept import keep_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from phiconv.ir import Encoding, FloatEncoding
+    from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv.recipes.grammar import Grammar
     from phiconv_formats.shared.output import OutputTensor
@@ -27,6 +29,7 @@ class Recipes(Protocol):
     Attributes:
         PRESETS: What ``--q4``, ``--q8``, ``--f16``, ``--bf16`` and ``--f32`` mean.
         RECIPES: How its recipes are called.
+        TYPES: What a single matrix can be turned into.
         OPTIONS: The fields of `Choices` that it knows what to do with.
     """
 
@@ -34,6 +37,8 @@ class Recipes(Protocol):
     def PRESETS(self) -> Mapping[str, str]: ...  # noqa: D102, N802
     @property
     def RECIPES(self) -> Grammar: ...  # noqa: D102, N802
+    @property
+    def TYPES(self) -> Grammar: ...  # noqa: D102, N802
     @property
     def OPTIONS(self) -> Collection[str]: ...  # noqa: D102, N802
 
@@ -102,8 +107,8 @@ def choose(
 ) -> tuple[str, list[Encoding]]:
     """The recipe, and the encoding of every tensor.
 
-    Without a name the tensors of a quantized GGUF stay as they are in another GGUF; for the others see
-    `find_recipe`.
+    Without a name the tensors of a quantized GGUF stay as they are in another GGUF, and so do the quantized
+    matrices of others where the target has such blocks (see `keep_blocks`); for the rest see `find_recipe`.
 
     Raises:
         UsageError: The target has no such recipe, or does not know a choice.
@@ -113,6 +118,10 @@ def choose(
         return recipe, [tensor.tensor.encoding for tensor in tensors]
     stored = [t.tensor.encoding for t in tensors if t.required is None and len(t.tensor.shape) > 1]
     recipe = find_recipe(target, name, stored)
+    if name is None and not all(isinstance(encoding, FloatEncoding) for encoding in stored):
+        check(target, choices)
+        if (kept := keep_blocks(TARGETS[target], model, tensors, choices, recipe)) is not None:
+            return kept
     return recipe, assign(target, recipe, model, tensors, choices)
 
 

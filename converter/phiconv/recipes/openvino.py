@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from phiconv.recipes.grammar import Name
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["OPTIONS", "PRESETS", "RECIPES", "assign", "cast", "type_of"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"]
 
 PRESETS = {"q4": "int4-asym", "q8": "int8-asym", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
@@ -62,7 +62,10 @@ RECIPES = Grammar(
     ),
     FLOAT_ALIASES | {"int4": "int4-asym", "int8": "int8-asym", "mxfp8-e4m3": "mxfp8"},
 )
-"""How the recipes are called, and so the types of single matrices."""
+"""How the recipes are called."""
+
+TYPES = RECIPES
+"""What a single matrix can be turned into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from phiconv.recipes.choices import Choices
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["OPTIONS", "PRESETS", "RECIPES", "assign", "cast", "type_of"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"]
 
 PRESETS = {name: name for name in FLOATS}
 """What ``--f16`` and so on mean; there is no 4-bit and no 8-bit type here."""
 
 RECIPES = Grammar((Family(tuple(FLOATS)),), FLOAT_ALIASES)
-"""How the recipes are called, and so the types of single tensors."""
+"""How the recipes are called."""
+
+TYPES = RECIPES
+"""What a single tensor can be stored as."""
 
 OPTIONS = frozenset({"tensor_types", "allow_requantize"})
 """The fields of `phiconv.recipes.Choices` that mean something here."""
