@@ -73,14 +73,15 @@ def plan(
     split_max_size: int | None = None,
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
+    config: str | PathLike[str] | None = None,
     repack_only: bool = False,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
 
     The arguments and errors are those of `convert`.
     """
-    model = source if isinstance(source, Model) else open_model(source)
     choices = choices or Choices()
+    model = source if isinstance(source, Model) else open_model(source, config=config, plain=choices.plain)
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
     return make_plan(
@@ -103,6 +104,7 @@ def convert(
     split_max_size: int | None = None,
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
+    config: str | PathLike[str] | None = None,
     repack_only: bool = False,
     jobs: int | None = None,
     processes: bool = False,
@@ -122,6 +124,7 @@ def convert(
         split_max_size: Most bytes of tensors in one file; None for a single file.
         choices: What you want otherwise than the recipe, tensor by tensor.
         imatrix: An importance matrix, as llama-imatrix writes it; it goes into ``choices``.
+        config: A folder with config.json and the tokenizer's files, where they are not with the weights.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
         processes: Use processes rather than threads where quantizing takes long: they get more out of several
@@ -146,6 +149,7 @@ def convert(
         split_max_size=split_max_size,
         choices=choices,
         imatrix=imatrix,
+        config=config,
         repack_only=repack_only,
     )
     reports = pipeline.run(

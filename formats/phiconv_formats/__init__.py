@@ -27,8 +27,12 @@ __all__ = ["FORMATS", "Format", "Reader", "Writer", "find_reader", "find_target"
 class Reader(Protocol):
     """Opens a path of its format; reads no weight."""
 
-    def __call__(self, path: Path) -> Checkpoint:
-        """Opens ``path``; see `phiconv.errors.InputError` for what may be wrong with it."""
+    def __call__(self, path: Path, companions: Path | None = None) -> Checkpoint:
+        """Opens ``path``; see `phiconv.errors.InputError` for what may be wrong with it.
+
+        config.json and the tokenizer are looked for in the folder ``companions``, if there is one, and else
+        where the weights are.
+        """
 
 
 class Writer(Protocol):

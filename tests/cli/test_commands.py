@@ -278,11 +278,12 @@ def test_float16_overflow(fails, cli, tmp_path):
     weights = np.ones((4, 64), bfloat16)
     weights[1, 2], weights[3, 4] = 1e9, -1e38
     save_file({"w": weights}, tmp_path / "w.safetensors")
-    fails("w.safetensors", "o.gguf", "--f16", says="2 weights are too large for f16; give --bf16 or --f32")
-    code, stdout, _ = cli("w.safetensors", "o.gguf", "--f16", "--allow-nonfinite", "--json")
+    says = "2 weights are too large for f16; give --bf16 or --f32"
+    fails("w.safetensors", "o.gguf", "--f16", "--plain", says=says)
+    code, stdout, _ = cli("w.safetensors", "o.gguf", "--plain", "--f16", "--allow-nonfinite", "--json")
     assert code == 0
     assert json.loads(stdout)["tensors"][0]["overflows"] == 2
-    assert cli("w.safetensors", "p.gguf", "--bf16")[0] == 0
+    assert cli("w.safetensors", "p.gguf", "--bf16", "--plain")[0] == 0
 
 
 def test_hostile_name_cannot_drive_a_terminal(cli, tmp_path):
@@ -290,9 +291,9 @@ def test_hostile_name_cannot_drive_a_terminal(cli, tmp_path):
 
     save_file({"a\x1b[2Jb\nc": np.full((4, 32), np.nan, np.float32)}, tmp_path / "w.safetensors")
     for arguments in (
-        ("w.safetensors", "o.gguf"),
+        ("w.safetensors", "o.gguf", "--plain"),
         ("inspect", "w.safetensors"),
-        ("plan", "w.safetensors", "o.gguf"),
+        ("plan", "w.safetensors", "o.gguf", "--plain"),
     ):
         _, stdout, stderr = cli(*arguments)
         assert "\x1b" not in stdout + stderr
@@ -303,7 +304,7 @@ def test_a_bug_is_one_line_too(cli, monkeypatch):
     import phiconv.api
 
     monkeypatch.delenv("PHICONV_DEBUG", raising=False)
-    monkeypatch.setattr(phiconv.api, "open_model", lambda _: 1 / 0)
+    monkeypatch.setattr(phiconv.api, "open_model", lambda *_, **__: 1 / 0)
     code, _, stderr = cli("inspect", FIXTURE)
     assert code == 1
     assert stderr.startswith("phiconv: ZeroDivisionError: division by zero; set PHICONV_DEBUG=1")
@@ -344,9 +345,8 @@ def test_types_of_single_tensors(cli, fails):
 
 def test_a_pytorch_file_that_would_run_something(fails, make_pytorch):
     make_pytorch.write_zip(Path("x.pt"), b"\x80\x02cos\nsystem\nX\4\0\0\0exit\x85R.", {})
-    fails(
-        "x.pt", "o.gguf", says="x.pt: byte 2 of data.pkl: it asks for os.system, which is no part of a tensor"
-    )
+    says = "x.pt: byte 2 of data.pkl: it asks for os.system, which is no part of a tensor"
+    fails("x.pt", "o.gguf", says=says)
     fails("inspect", "x.pt", says="nothing was run")
 
 

@@ -11,7 +11,7 @@ from click_default_group import DefaultGroup
 
 from phiconv._version import __version__
 from phiconv.cli import quality as cli_quality
-from phiconv.cli.common import JOBS, JSON, PATH, QUIET, reporting
+from phiconv.cli.common import CONFIG, JOBS, JSON, PATH, QUIET, reporting
 from phiconv.cli.compare import compare
 from phiconv.cli.options import conversion_options
 
@@ -76,6 +76,7 @@ def convert(
     quant: str | None,
     split_max_size: int | None,
     imatrix: Path | None,
+    config: Path | None,
     repack_only: bool,
     as_json: bool,
     force: bool,
@@ -97,6 +98,7 @@ def convert(
             split_max_size=split_max_size,
             choices=_choices(**choices),
             imatrix=imatrix,
+            config=config,
             repack_only=repack_only,
             jobs=jobs,
             processes=True,
@@ -136,6 +138,7 @@ def plan(
     quant: str | None,
     split_max_size: int | None,
     imatrix: Path | None,
+    config: Path | None,
     repack_only: bool,
     as_json: bool,
     **choices: Any,
@@ -152,6 +155,7 @@ def plan(
         split_max_size=split_max_size,
         choices=_choices(**choices),
         imatrix=imatrix,
+        config=config,
         repack_only=repack_only,
     )
     click.echo(json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made)))
@@ -160,14 +164,15 @@ def plan(
 @main.command()
 @click.argument("path", type=PATH)
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
+@CONFIG
 @JSON
 @reporting
-def inspect(path: Path, tensors: bool, as_json: bool) -> None:
+def inspect(path: Path, tensors: bool, config: Path | None, as_json: bool) -> None:
     """Show what is in a model: architecture, tensors, types, tokenizer, chat template."""
     from phiconv import api
     from phiconv.cli.report import inspect_lines, inspect_object
 
-    model = api.open_model(path)
+    model = api.open_model(path, config=config)
     if as_json:
         click.echo(json.dumps(inspect_object(model, tensors=tensors), indent=2))
     else:

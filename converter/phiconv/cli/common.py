@@ -15,12 +15,18 @@ from phiconv.errors import PhiconvError, printable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JOBS", "JSON", "PATH", "QUIET", "reporting"]
+__all__ = ["CONFIG", "JOBS", "JSON", "PATH", "QUIET", "reporting"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 PATH = click.Path(path_type=Path)
+CONFIG = click.option(
+    "--config",
+    type=PATH,
+    metavar="FOLDER",
+    help="Where config.json and the tokenizer are, if not with the weights.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 JOBS = click.option(
     "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads, or processes; by default one per processor."

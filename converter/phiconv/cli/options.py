@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
-from phiconv.cli.common import JSON, PATH
+from phiconv.cli.common import CONFIG, JSON, PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +81,8 @@ _OPTIONS = (
         show_default=True,
         help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K.",
     ),
+    CONFIG,
+    click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=PATH, help="An importance matrix."),
     click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),

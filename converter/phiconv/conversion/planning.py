@@ -7,13 +7,8 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from phiconv.errors import (
-    MalformedFileError,
-    MissingFileError,
-    OutputError,
-    UnsupportedModelError,
-    UsageError,
-)
+from phiconv.conversion.requirements import check_source, for_one_context
+from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
@@ -137,9 +132,9 @@ def make_plan(
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
     choices = choices or Choices()
-    _check_model(model, target.name)
+    check_source(model, target.name, plain=choices.plain)
     if choices.short_context or choices.long_context:
-        model = _for_one_context(model, target.name, choices)
+        model = for_one_context(model, target.name, choices)
     tensors = writer.tensors(model)
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
@@ -157,6 +152,8 @@ def make_plan(
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]
+    if choices.plain:
+        notes.append("plain tensors, without architecture and tokenizer: no runtime loads this as a model")
     if again:
         notes.append(
             f"{again} tensors were quantized a second time, which costs more quality than doing it once"
@@ -201,42 +198,6 @@ def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[
         for pattern, name in choices.tensor_types
         if not any(pattern.search(tensor.name) for tensor in tensors)
     ]
-
-
-def _check_model(model: Model, target: str) -> None:
-    """Refuses a source that cannot become a whole model."""
-    if not model.stored:
-        raise MalformedFileError("there is no tensor to convert", path=model.path)
-    # A file of the target's own format is copied with whatever it says.
-    bare = {model.format, "safetensors"}  # and a folder of safetensors may be as bare as its source
-    if model.architecture is not None and model.tokenizer is None and target not in bare:
-        raise MissingFileError(
-            "no tokenizer beside the weights",
-            path=model.path,
-            hint="put tokenizer.json, or tokenizer.model, and tokenizer_config.json there",
-        )
-
-
-def _for_one_context(model: Model, target: str, choices: Choices) -> Model:
-    """The model with LongRoPE's short factors, or its long ones, at every length.
-
-    Raises:
-        UsageError: It has none, or it would be copied as it is; both are asked for.
-    """
-    if choices.short_context and choices.long_context:
-        raise UsageError("--short-context contradicts --long-context", hint="give one of them")
-    option, hp = "--long-context" if choices.long_context else "--short-context", model.hyperparameters
-    if model.format == target == "gguf":
-        raise UsageError(f"{option}: a GGUF is copied to another one with the factors that it has")
-    if hp is None or not hp.rope.short_factor:
-        raise UsageError(
-            f"{option} means nothing for this model: its rotary embedding is the same at all lengths"
-        )
-    if choices.long_context:
-        rope = replace(hp.rope, short_factor=hp.rope.long_factor, short_mscale=hp.rope.long_mscale)
-    else:
-        rope = replace(hp.rope, long_factor=hp.rope.short_factor, long_mscale=hp.rope.short_mscale)
-    return replace(model, hyperparameters=replace(hp, rope=rope))
 
 
 def _check_requantizing(

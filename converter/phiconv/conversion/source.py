@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from phiconv import architectures
 from phiconv.architectures.config import Config
+from phiconv.errors import MissingFileError, UsageError
 from phiconv.ir.model import Model
 from phiconv_formats import find_reader
+from phiconv_formats.recognition import what_is_missing
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -25,7 +27,22 @@ def expanded(path: str | PathLike[str]) -> Path:
         return plain
 
 
-def open_model(path: str | PathLike[str]) -> Model:
+def _companions(path: Path) -> Path:
+    """The folder that is given for its config.json, which may be given itself."""
+    folder = path.parent if path.name == "config.json" else path
+    if not folder.exists():
+        message, hint = what_is_missing(folder)
+        raise MissingFileError(message, path=folder, hint=hint)
+    if not (folder / "config.json").is_file():
+        raise MissingFileError(
+            "no config.json there", path=folder, hint="--config takes a folder that has one"
+        )
+    return folder
+
+
+def open_model(
+    path: str | PathLike[str], *, config: str | PathLike[str] | None = None, plain: bool = False
+) -> Model:
     """Opens a model without reading its weights.
 
     Only a head that is stored although config.json says that it is the embedding (``tie_word_embeddings``) is
@@ -34,6 +51,8 @@ def open_model(path: str | PathLike[str]) -> Model:
     Args:
         path: A model folder, a file of weights (``.safetensors``, ``.bin``, ``.pt``, ``.pth``; its
             siblings are found), an index of shards, a ``.gguf``, an ``.onnx``, an OpenVINO ``.xml``.
+        config: A folder with config.json and the tokenizer's files, where they are not with the weights.
+        plain: Take it for plain tensors, whatever it is.
 
     Returns:
         The model. A file of weights without config.json, and a GGUF of an architecture that phiconv does not
@@ -45,14 +64,17 @@ def open_model(path: str | PathLike[str]) -> Model:
         MalformedFileError, ConfigError: A file does not follow its format, or does not fit the others.
         UnsafePickleError: A PyTorch file that asks for more than tensors; nothing was run.
         UnsupportedModelError: A kind of model or file that phiconv does not read.
+        UsageError: ``config`` for what needs none.
     """
     path = expanded(path)
-    found = find_reader(path)(path)
-    if found.config is None:
+    if plain and config is not None:
+        raise UsageError("--plain contradicts --config", hint="give one of them")
+    found = find_reader(path)(path, None if config is None else _companions(expanded(config)))
+    if found.config is None or plain:
         return Model(path, found.format, found.stored, metadata=found.metadata)
-    config = Config(found.config, found.config_path)
-    architecture = architectures.find(config)
-    hyperparameters = architecture.parse(config)
+    keys = Config(found.config, found.config_path)
+    architecture = architectures.find(keys)
+    hyperparameters = architecture.parse(keys)
     named = found.stored if found.tensors is None else found.tensors
     hyperparameters, tensors = architectures.read_weights(
         architecture, hyperparameters, named, path, found.config

@@ -39,6 +39,7 @@ class Choices:
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
             all of them.
         all_layers: The two ends of the model get the recipe's type, too.
+        plain: The source is plain tensors and no model: names and numbers, which no runtime loads.
     """
 
     pure: bool = False
@@ -57,6 +58,7 @@ class Choices:
     accuracy_level: int | None = None
     ratio: float | None = None
     all_layers: bool = False
+    plain: bool = False
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model
-    from phiconv.recipes import Recipes
     from phiconv.recipes.choices import Choices
+    from phiconv.recipes.target import Recipes
     from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["keep_blocks"]

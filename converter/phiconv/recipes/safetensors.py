@@ -25,7 +25,7 @@ RECIPES = Grammar((Family(tuple(FLOATS)),), FLOAT_ALIASES)
 TYPES = RECIPES
 """What a single tensor can be stored as."""
 
-OPTIONS = frozenset({"tensor_types", "allow_requantize"})
+OPTIONS = frozenset({"tensor_types", "allow_requantize", "plain"})
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
 

@@ -26,8 +26,8 @@ class GgufWriter:
         return output_tensors(model)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
     """Opens a GGUF file, or all files of a split one (see `checkpoint.open_checkpoint`)."""
     from phiconv_formats.gguf import checkpoint
 
-    return checkpoint.open_checkpoint(path)
+    return checkpoint.open_checkpoint(path, companions)

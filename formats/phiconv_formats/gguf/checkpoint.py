@@ -13,6 +13,7 @@ from gguf.constants import Keys
 
 from phiconv import ir
 from phiconv.architectures.architecture import full_name
+from phiconv.errors import UsageError
 from phiconv.ir.interleaving import halves_in_order
 from phiconv.ir.model import Checkpoint, ModelCard
 from phiconv_formats.gguf.config import generation_config, model_config
@@ -36,15 +37,18 @@ _FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight", LLAMA3_FACT
 """Tensors that are hyperparameters."""
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
     """Opens a GGUF file, or all files of a split one.
 
     Raises:
         MissingFileError, MalformedFileError: See `reader.open_gguf`.
         ConfigError: A key is missing or has a wrong value, in a file of an architecture that phiconv knows.
+        UsageError: ``companions`` for a file that says all itself.
     """
     file = open_gguf(path)
     architecture = _architecture(file)
+    if companions is not None:
+        raise UsageError("--config: a GGUF has its configuration and tokenizer itself", path=path)
     if architecture is None:
         return Checkpoint(path, "gguf", file.tensors, metadata=file.metadata)
     entries = Entries(file.metadata, file.path, architecture.gguf.name)

@@ -45,11 +45,11 @@ _OTHER_FORMATS = {".gguf", ".onnx", ".xml"}
 _NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
     """Opens a model folder, one of its weight files, or its index.
 
     A shard stands for the whole checkpoint: its index is found beside it. A file without config.json beside
-    it is a file of plain tensors.
+    it, or in ``companions``, is a file of plain tensors.
 
     Raises:
         MissingFileError: A folder without weights or without config.json.
@@ -62,13 +62,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if (folder / _ADAPTER).exists():
         raise _adapter_error(path, folder)
     weights = _in_folder(path) if path.is_dir() else _whole(path)
-    config_path = folder / "config.json"
+    config_path = (companions or folder) / "config.json"
     if path.is_dir() and not config_path.exists():
         _refuse_other_kinds(path)
         raise MissingFileError(
             "no config.json in this folder",
             path=path,
-            hint="give the file of weights itself to convert plain tensors",
+            hint="put it there, or give --config and a folder that has it",
         )
     name = weights.name.removesuffix(_INDEX)
     content = format_of_content(weights) if name == weights.name else ""

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["open_checkpoint"]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
     """Opens an ONNX file, or the one in a folder.
 
-    A file with neither config.json nor genai_config.json beside it is a file of plain tensors.
+    A file with neither config.json (which may be in ``companions``) nor genai_config.json beside it is a file
+    of plain tensors.
 
     Raises:
         MissingFileError: No ONNX file, no file of weights; or no config.json where the other files do not say
@@ -40,7 +41,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         MalformedFileError: Any file that does not follow its format.
     """
     folder = path if path.is_dir() else path.parent
-    config_path, genai_path = folder / "config.json", folder / "genai_config.json"
+    config_path, genai_path = (companions or folder) / "config.json", folder / "genai_config.json"
     genai = optional_json(genai_path)
     file = InputFile(_main_file(folder, genai or {}) if path.is_dir() else path)
     graph = read_graph(file)

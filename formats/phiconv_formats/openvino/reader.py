@@ -47,10 +47,10 @@ _ENDS = {
 _MODULE = re.compile(r"__module\.([A-Za-z0-9_.]+)/.*")
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
     """Opens an OpenVINO folder, or the .xml of a model.
 
-    An .xml without config.json beside it is a file of plain tensors.
+    An .xml without config.json beside it, or in ``companions``, is a file of plain tensors.
 
     Raises:
         MissingFileError: A folder without config.json, an .xml without its .bin.
@@ -59,9 +59,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
             not read.
     """
     document = path / _MODEL_FILE if path.is_dir() else path
-    binary, config_path = document.with_suffix(".bin"), document.with_name("config.json")
+    binary, config_path = document.with_suffix(".bin"), (companions or document.parent) / "config.json"
     if path.is_dir() and not config_path.exists():
-        raise MissingFileError("no config.json in this folder", path=path)
+        hint = "put it there, or give --config and a folder that has it"
+        raise MissingFileError("no config.json in this folder", path=path, hint=hint)
     graph = read_graph(document)
     if not binary.exists():
         raise MissingFileError("there is no such file: it has the weights", path=binary)

@@ -352,7 +352,7 @@ def test_plain_tensors_keep_their_names(write_safetensors, convert):
         "z.matrix": ("F32", matrix), "a/cube": ("F16", cube), "ids": ("I64", ids), "small": ("I32", small),
         "bias": ("F16", cube[0, 0]), "half": ("F32", matrix[0]), "scalar": ("F32", np.float32(2.5)),
     }  # fmt: skip
-    path = convert(numpy_tensors(write_safetensors, arrays), "Q8_0")
+    path = convert(numpy_tensors(write_safetensors, arrays), "Q8_0", choices=phiconv.Choices(plain=True))
     assert tensors(path) == {
         "z.matrix": ("Q8_0", (4, 64)), "a/cube": ("F16", (2, 3, 33)), "ids": ("I64", (2, 3)),
         "small": ("I32", (5,)), "bias": ("F32", (33,)), "half": ("F32", (64,)), "scalar": ("F32", (1,)),
@@ -382,7 +382,7 @@ def test_tensors_that_gguf_cannot_hold_are_refused_by_name(dtype, array, says, w
     arrays = {"good": ("F32", np.ones((2, 32), np.float32)), "the.bad\none": (dtype, array)}
     path = numpy_tensors(write_safetensors, arrays)
     with pytest.raises(UnsupportedModelError, match=says) as caught:
-        phiconv.convert(path, tmp_path / "x.gguf", quant="F16")
+        phiconv.convert(path, tmp_path / "x.gguf", quant="F16", choices=phiconv.Choices(plain=True))
     assert "tensor the.bad\\none" in str(caught.value)
     assert not list(tmp_path.glob("*.gguf"))
 

@@ -182,7 +182,7 @@ def test_what_cannot_be_is_refused_before_a_weight_is_read(
 
 def test_plain_tensors_are_no_model_for_mlx(tmp_path):
     shutil.copy(FIXTURES / "tiny-phi3" / "model.safetensors", tmp_path / "x.safetensors")
-    with pytest.raises(phiconv.UnsupportedModelError, match="plain tensors"):
+    with pytest.raises(phiconv.errors.MissingFileError, match="no config"):
         phiconv.plan(tmp_path / "x.safetensors", tmp_path / "m", to="mlx")
 
 

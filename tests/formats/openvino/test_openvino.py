@@ -241,7 +241,7 @@ def test_a_ratio_is_openvinos(model_folder):
 
 def test_plain_tensors_are_no_model_for_openvino(tmp_path):
     shutil.copy(FIXTURES / "tiny-phi3" / "model.safetensors", tmp_path / "x.safetensors")
-    with pytest.raises(phiconv.UnsupportedModelError, match="plain tensors"):
+    with pytest.raises(phiconv.errors.MissingFileError, match="no config"):
         phiconv.plan(tmp_path / "x.safetensors", tmp_path / "m", to="openvino")
 
 

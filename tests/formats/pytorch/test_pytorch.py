@@ -206,7 +206,10 @@ def test_inspect_and_plain_tensors(make_pytorch, tmp_path):
     lines = inspect_lines(phiconv.open_model(tmp_path / "types.pt"))
     assert "pytorch, plain tensors" in lines[0]
     assert any("bfloat16" in line and "bf16" in line for line in lines)
-    result = phiconv.convert(tmp_path / "types.pt", tmp_path / "out", to="safetensors", quant="f32")
+    plain = phiconv.Choices(plain=True)
+    result = phiconv.convert(
+        tmp_path / "types.pt", tmp_path / "out", to="safetensors", quant="f32", choices=plain
+    )
     assert [p.name for p in result.files] == ["model.safetensors"]
     again = phiconv.open_model(result.files[0]).stored
     assert again["int64"].encoding.name == "i64"

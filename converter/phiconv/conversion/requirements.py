@@ -1,0 +1,94 @@
+"""What a source must have to become the output that is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from phiconv.errors import (
+    MalformedFileError,
+    MissingFileError,
+    PhiconvError,
+    UnsupportedModelError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from phiconv.ir.model import Model
+    from phiconv.recipes import Choices
+
+__all__ = ["check_source", "for_one_context"]
+
+_HOLD_PLAIN_TENSORS = {"gguf", "safetensors"}
+
+
+def _no_model(model: Model, target: str) -> PhiconvError:
+    """What to say of plain tensors of which nobody has said that plain tensors are wanted."""
+    plain = "give --plain for the tensors alone" if target in _HOLD_PLAIN_TENSORS else ""
+    said = model.metadata.get("general.architecture")
+    if model.format == "gguf" and said is not None:
+        kind = getattr(model.metadata.get("general.type"), "value", "model")
+        what = f"architecture {said.value!r}" if kind == "model" else f"type {kind!r}"
+        return UnsupportedModelError(
+            f"a GGUF of the {what} is no model that phiconv can convert; its tensors alone no runtime loads",
+            path=model.path,
+            hint=plain or "choose a model of another architecture",
+        )
+    files = "config.json, tokenizer.json (or tokenizer.model) and tokenizer_config.json"
+    return MissingFileError(
+        "no config.json beside these weights, and tensors alone no runtime loads",
+        path=model.path,
+        hint=f"put {files} there, or name their folder with --config{plain and ', or '}{plain}",
+    )
+
+
+def check_source(model: Model, target: str, *, plain: bool) -> None:
+    """Refuses a source that cannot become a whole model, unless plain tensors are asked for.
+
+    Args:
+        model: The source.
+        target: Name of the format.
+        plain: Whether the user wants plain tensors.
+
+    Raises:
+        InputError: A part of a model is missing, or the target holds no plain tensors.
+        UsageError: Plain tensors are wanted of what was opened as a whole model.
+    """
+    if not model.stored:
+        raise MalformedFileError("there is no tensor to convert", path=model.path)
+    if model.architecture is None:
+        as_it_is = model.format == target == "gguf" and "general.architecture" in model.metadata
+        if not as_it_is and (not plain or target not in _HOLD_PLAIN_TENSORS):
+            raise _no_model(model, target)
+    elif plain:
+        raise UsageError("--plain: this is a whole model", hint="open it with plain=True")
+    # A file of the target's own format is copied with whatever it says.
+    bare = {model.format, "safetensors"}  # and a folder of safetensors may be as bare as its source
+    if model.architecture is not None and model.tokenizer is None and target not in bare:
+        raise MissingFileError(
+            "no tokenizer beside the weights",
+            path=model.path,
+            hint="put tokenizer.json (or tokenizer.model) and tokenizer_config.json there",
+        )
+
+
+def for_one_context(model: Model, target: str, choices: Choices) -> Model:
+    """The model with LongRoPE's short factors, or its long ones, at every length.
+
+    Raises:
+        UsageError: It has none, or it would be copied as it is; both are asked for.
+    """
+    if choices.short_context and choices.long_context:
+        raise UsageError("--short-context contradicts --long-context", hint="give one of them")
+    option, hp = "--long-context" if choices.long_context else "--short-context", model.hyperparameters
+    if model.format == target == "gguf":
+        raise UsageError(f"{option}: a GGUF is copied to another one with the factors that it has")
+    if hp is None or not hp.rope.short_factor:
+        raise UsageError(
+            f"{option} means nothing for this model: its rotary embedding is the same at all lengths"
+        )
+    if choices.long_context:
+        rope = replace(hp.rope, short_factor=hp.rope.long_factor, short_mscale=hp.rope.long_mscale)
+    else:
+        rope = replace(hp.rope, long_factor=hp.rope.short_factor, long_mscale=hp.rope.short_mscale)
+    return replace(model, hyperparameters=replace(hp, rope=rope))
