@@ -13,7 +13,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
 from phiconv.quality.comparison import Comparison, compare
-from phiconv.quality.text import Evaluation, calibrate, evaluate, generate, logits
+from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv_formats.gguf.imatrix import read_imatrix
@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "convert",
     "evaluate",
+    "evaluate_all",
     "generate",
     "logits",
     "open_model",

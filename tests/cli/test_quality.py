@@ -52,6 +52,35 @@ def test_evaluate_with_reference(cli):
     assert result["tokens"] == result["windows"] * 63
 
 
+def test_evaluate_several(cli):
+    cli(TINY, "a.gguf", "--q4", "-q")
+    cli(TINY, "b.gguf", "--q8", "-q")
+    arguments = (
+        "evaluate",
+        "a.gguf",
+        "b.gguf",
+        "--text",
+        "text.txt",
+        "--reference",
+        TINY,
+        "--context",
+        64,
+        "-q",
+    )
+    code, stdout, _ = cli(*arguments, "--reference-file", "r")
+    assert code == 0
+    lines = stdout.splitlines()
+    assert [line.split()[-1] for line in lines[1:3]] == ["a.gguf", "b.gguf"]
+    assert lines[-1].startswith("reference: perplexity")
+    assert max(map(len, lines)) <= 110
+    found = json.loads(cli(*arguments, "--reference-file", "r", "--json")[1])
+    assert [each["path"] for each in found] == ["a.gguf", "b.gguf"]
+    for each, line in zip(found, lines[1:3], strict=True):
+        assert f"{each['divergence']['mean']:.6f}" in line
+        assert f"{each['bits_per_weight']:.2f}" in line
+    assert found[0]["divergence"]["mean"] > found[1]["divergence"]["mean"]
+
+
 def test_calibrate(cli):
     arguments = ("calibrate", TINY, "--text", "text.txt", "-o", "i.gguf", "--context", 64)
     assert cli(*arguments, "-q") == (0, "", "")

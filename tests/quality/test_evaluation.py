@@ -11,11 +11,12 @@ import pytest
 
 import phiconv
 from paths import FIXTURES
-from phiconv.errors import OutputExistsError, UsageError, WeightError
+from phiconv.errors import OutputError, OutputExistsError, UsageError, WeightError
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
+from phiconv.quality import evaluation
 from phiconv.quality.calibration import column_sums
-from phiconv.quality.evaluation import evaluate, windows
+from phiconv.quality.evaluation import windows
 from phiconv.tokenization.encoder import encode
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices
@@ -28,6 +29,12 @@ TINY = FIXTURES / "tiny-phi3"
 def reference():
     with np.load(TINY / "reference.npz") as arrays:
         return dict(arrays)
+
+
+def evaluate(model, ids, **options):
+    """The evaluation of one model."""
+    (result,) = evaluation.evaluate([model], ids, **options)
+    return result
 
 
 def log_softmax(logits):
@@ -84,6 +91,75 @@ def test_divergence(reference):
     assert found.ratio_error == pytest.approx(found.ratio * error, rel=1e-4)
 
 
+def test_intervals_are_of_windows(reference):
+    ids = reference["input_ids"].reshape(-1)[:512]
+    model, other = phiconv.open_model(TINY), phiconv.open_model(FIXTURES / "tiny-phi4mini")
+    found = evaluate(other, ids, context=64, reference=model).divergence
+    p, q = (log_softmax(phiconv.logits(m, ids.reshape(-1, 64)))[:, :-1] for m in (model, other))
+    each = (np.exp(p) * (p - q)).sum(axis=2).mean(axis=1)
+    low, high = found.mean_interval
+    assert low < found.mean < high
+    assert (high - low) / 2 == pytest.approx(1.96 * each.std() / math.sqrt(8), rel=0.25)
+    low, high = found.same_top_interval
+    assert low < found.same_top < high
+    assert found.percentile_99 <= found.percentile_999 <= found.maximum
+    assert found.percentile_999_interval[0] <= found.percentile_999 <= found.percentile_999_interval[1]
+    assert evaluate(other, ids[:64], context=64, reference=model).divergence.mean_interval is None
+
+
+def test_several_models_share_a_reference(reference, monkeypatch):
+    ids = reference["input_ids"][:2]
+    models = [phiconv.open_model(FIXTURES / name) for name in ("tiny-phi4mini", "tiny-phi3", "tiny-phi4mini")]
+    alone = [evaluate(m, ids, context=64, reference=models[1]) for m in models]
+    seen = []
+    monkeypatch.setattr(
+        "phiconv.quality.reference.compute", lambda *a, **o: seen.append(a) or compute(*a, **o)
+    )
+    assert evaluation.evaluate(models, ids, context=64, reference=models[1]) == alone
+    assert len(seen) == 1
+    assert evaluation.evaluate(models, ids, context=64)[1].divergence is None
+
+
+def test_a_reference_is_remembered(reference, tmp_path, monkeypatch):
+    ids, path = reference["input_ids"][:2], tmp_path / "r.safetensors"
+    model, other = phiconv.open_model(TINY), phiconv.open_model(FIXTURES / "tiny-phi4mini")
+    monkeypatch.setattr("phiconv.quality.evaluation._TOKENS", 128)
+    expected = evaluate(other, ids, context=64, reference=model)
+    options = {"reference": model, "reference_file": path}
+    assert evaluate(other, ids, context=64, **options) == expected
+    written = path.read_bytes()
+    seen = []
+    monkeypatch.setattr(
+        "phiconv.quality.reference.compute", lambda *a, **o: seen.append(a) or compute(*a, **o)
+    )
+    steps = []
+    again = evaluate(other, ids, context=64, **options, progress=lambda *step: steps.append(step))
+    assert (again, seen) == (expected, [])
+    assert steps[-1][0] == steps[-1][1]
+    assert path.read_bytes() == written
+    # Another text, context or model is computed, and takes its place.
+    for changed in ({"context": 32}, {"ids": ids[::-1]}, {"reference": other}):
+        evaluate(other, changed.pop("ids", ids), **({"context": 64} | options | changed))
+        assert path.read_bytes() != written
+        assert seen
+        written = path.read_bytes()
+        seen.clear()
+    assert [p.name for p in tmp_path.iterdir()] == ["r.safetensors"]
+
+
+def test_no_other_file_is_taken_for_a_reference(reference, tmp_path):
+    model, ids = phiconv.open_model(TINY), reference["input_ids"][0]
+    for content in (b"", b"notes", (TINY / "model.safetensors").read_bytes()):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(OutputExistsError, match="keeps no reference"):
+            evaluate(model, ids, context=64, reference=model, reference_file=tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == content
+    with pytest.raises(OutputError, match="no such folder"):
+        evaluate(model, ids, context=64, reference=model, reference_file=tmp_path / "no" / "x")
+    with pytest.raises(UsageError, match="no reference"):
+        phiconv.evaluate(TINY, ids, reference_file=tmp_path / "y")
+
+
 def test_a_model_does_not_diverge_from_itself(reference):
     model = phiconv.open_model(TINY)
     found = evaluate(model, reference["input_ids"][0], context=64, reference=model).divergence
@@ -110,7 +186,7 @@ def test_batches_do_not_change_the_figures(reference, monkeypatch):
     model, ids = phiconv.open_model(TINY), reference["input_ids"][:3]
     expected = evaluate(model, ids, context=64)
     monkeypatch.setattr("phiconv.quality.evaluation._TOKENS", 128)
-    monkeypatch.setattr("phiconv.forward.interpreter._CHUNK", 10000)
+    monkeypatch.setattr("phiconv.quality.evaluation._CHUNK", 10000)
     assert evaluate(model, ids, context=64).loss == pytest.approx(expected.loss, rel=1e-6)
 
 

@@ -41,37 +41,54 @@ def add_commands(group: click.Group, reporting: Callable[[Callable[..., Any]], C
 
 
 @click.command()
-@_PATH
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PATH...")
 @_TEXT
 @click.option(
     "--reference", type=click.Path(path_type=Path), help="A model to compare with: the unquantized one."
+)
+@click.option(
+    "--reference-file",
+    type=click.Path(path_type=Path),
+    help="Keeps what is computed of the reference, for the next time.",
 )
 @_CONTEXT
 @click.option("--llama", is_flag=True, help="Score as llama-perplexity does.")
 @_JSON
 @_QUIET
 def evaluate(
-    path: Path,
+    paths: tuple[Path, ...],
     text: Path,
     reference: Path | None,
+    reference_file: Path | None,
     context: int,
     llama: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compute how well a model predicts a text: perplexity, and divergence from a reference."""
+    """Compute how well models predict a text: perplexity, and divergence from a reference."""
     from phiconv import api
+    from phiconv.cli import report_quality
     from phiconv.cli.report import progress_display
-    from phiconv.cli.report_quality import evaluation_lines, evaluation_object, read_text
 
-    words = read_text(text)
+    words = report_quality.read_text(text)
+    models = [api.open_model(path) for path in paths]
     with progress_display(quiet=quiet) as progress:
-        result = api.evaluate(
-            path, words, reference=reference, context=context, llama=llama, progress=progress
+        results = api.evaluate_all(
+            models,
+            words,
+            reference=reference,
+            reference_file=reference_file,
+            context=context,
+            llama=llama,
+            progress=progress,
         )
-    click.echo(
-        json.dumps(evaluation_object(result), indent=2) if as_json else "\n".join(evaluation_lines(result))
-    )
+    if as_json:
+        found = report_quality.evaluation_objects(models, results)
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+    elif len(results) == 1:
+        click.echo("\n".join(report_quality.evaluation_lines(results[0])))
+    else:
+        click.echo("\n".join(report_quality.evaluation_table(models, results)))
 
 
 @click.command()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from phiconv.errors import InputError
+from phiconv.errors import InputError, printable
 from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from phiconv.api import Evaluation
+    from phiconv.api import Evaluation, Model
+    from phiconv.quality.scores import Interval
 
-__all__ = ["evaluation_lines", "evaluation_object", "read_text"]
+__all__ = ["evaluation_lines", "evaluation_objects", "evaluation_table", "read_text"]
 
 _LARGEST_TEXT = 1 << 30
 
@@ -32,9 +34,12 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def evaluation_object(result: Evaluation) -> dict[str, Any]:
-    """An evaluation, for ``--json``."""
-    return asdict(result)
+def evaluation_objects(models: Sequence[Model], results: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Evaluations, for ``--json``."""
+    return [
+        {"path": str(model.path), "bits_per_weight": _bits(model), **asdict(result)}
+        for model, result in zip(models, results, strict=True)
+    ]
 
 
 def evaluation_lines(result: Evaluation) -> list[str]:
@@ -51,8 +56,49 @@ def evaluation_lines(result: Evaluation) -> list[str]:
         *lines,
         f"reference: perplexity {other.perplexity:.4f}, ratio {other.ratio:.5f} ± {other.ratio_error:.5f}",
         (
-            f"divergence from it: mean {other.mean:.6f} ± {other.error:.6f}, median {other.median:.6f}, "
-            f"99 % {other.percentile_99:.6f}, maximum {other.maximum:.6f}"
+            f"divergence from it: mean {other.mean:.6f}{_between(other.mean_interval)}, median "
+            f"{other.median:.6f}, 99 % {other.percentile_99:.6f}"
         ),
-        f"same likeliest token: {100 * other.same_top:.2f} ± {100 * other.same_top_error:.2f} %",
+        (
+            f"the worst of it: 99.9 % {other.percentile_999:.6f}{_between(other.percentile_999_interval)}, "
+            f"maximum {other.maximum:.6f}"
+        ),
+        f"same likeliest token: {_percent(other.same_top, other.same_top_interval)} %",
     ]
+
+
+def evaluation_table(models: Sequence[Model], results: Sequence[Evaluation]) -> list[str]:
+    """Several evaluations, for people: a row for each model, and what the reference gave below."""
+    first = results[0]
+    rows = [("bits", "perplexity", *(_COLUMNS if first.divergence else ()), "")]
+    for model, result in zip(models, results, strict=True):
+        row = [f"{_bits(model):.2f}", f"{result.perplexity:.4f}"]
+        if (other := result.divergence) is not None:
+            row.append(f"{other.mean:.6f}{_between(other.mean_interval)}")
+            row.append(f"{other.percentile_999:.4f}")
+            row.append(_percent(other.same_top, other.same_top_interval))
+        rows.append((*row, printable(model.path)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.rjust, row[:-1], widths)) + f"  {row[-1]}".rstrip() for row in rows]
+    lines.append(f"{first.tokens} tokens scored in {first.windows} windows of {first.context}")
+    if first.divergence is not None:
+        lines.append(f"reference: perplexity {first.divergence.perplexity:.4f}")
+    return lines
+
+
+_COLUMNS = ("mean divergence", "99.9 %", "same token %")
+
+
+def _bits(model: Model) -> float:
+    """Bits per weight, over all that is stored."""
+    bits = sum(t.size * t.encoding.bits_per_weight for t in model.stored.values())
+    return bits / max(model.size, 1)
+
+
+def _between(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.6f} to {interval[1]:.6f})"
+
+
+def _percent(value: float, interval: Interval | None) -> str:
+    ends = "" if interval is None else f" ({100 * interval[0]:.2f} to {100 * interval[1]:.2f})"
+    return f"{100 * value:.2f}{ends}"

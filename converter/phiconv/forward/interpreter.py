@@ -19,7 +19,7 @@ from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.model import Model
 
-__all__ = ["Logits", "Precision", "Watch", "compute"]
+__all__ = ["Logits", "Precision", "Watch", "compute", "logits_of"]
 
 Precision: TypeAlias = Literal["float32", "float64"]
 """What to compute in. Weights are float32 at most; float64 shows how much of a difference is rounding."""
@@ -41,9 +41,6 @@ _PARTS = 4
 
 _PIECE = 1 << 20
 """Weights that are read and dequantized at a time: what lies between those two steps stays small."""
-
-_CHUNK = 1 << 25
-"""Logits in memory at a time, where nobody asks for all of them."""
 
 
 class Watch(Protocol):
@@ -84,6 +81,11 @@ def compute(
     # What NaN and infinity in the weights make of the logits is the caller's business.
     with threads.parallel(), np.errstate(all="ignore"):
         return forward(ops, hp)
+
+
+def logits_of(model: Model, hidden: Array, ids_shape: tuple[int, ...]) -> Logits:
+    """The logits that follow from what a model's last layer gave, see `Logits.hidden`."""
+    return Logits(hidden, ids_shape, _Weights(model.tensors, hidden.dtype), Role("output"))
 
 
 def token_ids(ids: ArrayLike, vocabulary: int) -> NDArray[np.intp]:
@@ -150,10 +152,11 @@ class Logits:
 
     Attributes:
         shape: Batch, length, vocabulary. Positions count through the batch, ``sequence * length + position``.
+        hidden: What the output matrix is multiplied with at every position, shape (positions, hidden_size).
     """
 
     def __init__(self, hidden: Array, ids_shape: tuple[int, ...], weights: _Weights, role: Role) -> None:
-        self._hidden = hidden
+        self.hidden = hidden
         self._weights = weights
         self._matrix = weights.tensors[output_matrix(weights.tensors)]
         self._bias = weights.vector(role, "bias")
@@ -162,20 +165,11 @@ class Logits:
     def at(self, positions: NDArray[np.intp]) -> Array:
         """The logits at some positions, shape (positions, vocabulary)."""
         with threads.parallel(), np.errstate(all="ignore"):
-            return self._weights.product(self._hidden[positions], self._matrix, self._bias)
-
-    def chunks(
-        self, positions: NDArray[np.intp], size: int = _CHUNK
-    ) -> Iterator[tuple[NDArray[np.intp], Array]]:
-        """Some of the positions and the logits there, then the next ones, at most ``size`` logits at once."""
-        step = max(size // self.shape[-1], 1)
-        for start in range(0, len(positions), step):
-            some = positions[start : start + step]
-            yield some, self.at(some)
+            return self._weights.product(self.hidden[positions], self._matrix, self._bias)
 
     def all(self) -> Array:
         """All of them, of the given shape."""
-        return self.at(np.arange(len(self._hidden))).reshape(self.shape)
+        return self.at(np.arange(len(self.hidden))).reshape(self.shape)
 
 
 class NumpyOps:

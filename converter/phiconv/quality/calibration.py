@@ -63,7 +63,7 @@ def column_sums(
 
     cut = windows(ids, context)
     for batch, (step,) in passes(cut, [model], progress):
-        inputs: NDArray[np.intp] = batch.copy()
+        inputs: NDArray[np.intp] = cut[batch].copy()
         if bos is not None:
             inputs[:, 0] = bos
         compute(model, inputs, watch=_both(step, collect))

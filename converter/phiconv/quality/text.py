@@ -12,7 +12,7 @@ from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Model
 from phiconv.quality import calibration, evaluation
-from phiconv.quality.evaluation import Evaluation
+from phiconv.quality.scores import Evaluation
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv.forward.layers import Array
     from phiconv.quality.evaluation import Progress
 
-__all__ = ["Evaluation", "calibrate", "evaluate", "generate", "logits"]
+__all__ = ["Evaluation", "calibrate", "evaluate", "evaluate_all", "generate", "logits"]
 
 
 def logits(
@@ -54,33 +54,67 @@ def evaluate(
     text: str | ArrayLike,
     *,
     reference: str | PathLike[str] | Model | None = None,
+    reference_file: str | PathLike[str] | None = None,
     context: int = 512,
     llama: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Computes how well a model predicts a text, with NumPy.
+    """Computes how well a model predicts a text, with NumPy; see `evaluate_all`."""
+    return evaluate_all(
+        [source],
+        text,
+        reference=reference,
+        reference_file=reference_file,
+        context=context,
+        llama=llama,
+        progress=progress,
+    )[0]
+
+
+def evaluate_all(
+    sources: Sequence[str | PathLike[str] | Model],
+    text: str | ArrayLike,
+    *,
+    reference: str | PathLike[str] | Model | None = None,
+    reference_file: str | PathLike[str] | None = None,
+    context: int = 512,
+    llama: bool = False,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Computes how well models predict a text, with NumPy.
 
     Args:
-        source: A path, as `open_model` takes it, or an open model.
+        sources: Paths, as `open_model` takes them, or open models.
         text: The text, or its token ids. It is cut into windows, and the tail is dropped.
         reference: Another model with the same vocabulary, as a rule the unquantized one, to compare the
-            predictions with.
+            predictions with. It is computed once for all models.
+        reference_file: A file that keeps what was computed of the reference. The next time, with the same
+            reference, text and context, nothing of it is computed again but the logits.
         context: Tokens of a window.
         llama: Score as llama-perplexity does: only the second half of each window, and with a bos token in
             front of the text and of each window, if the tokenizer asks for one. Otherwise every token but a
             window's first one is scored, and no token is added.
         progress: Is told how far it is.
 
+    Returns:
+        One for each model, in their order.
+
     Raises:
         InputError: Something is wrong with a model.
+        OutputError: The file cannot be written.
         UsageError: The text is shorter than a window, or the vocabularies differ.
     """
-    model = _opened(source)
-    bos = _bos(model) if llama else None
+    models = [_opened(source) for source in sources]
+    if not models:
+        raise UsageError("no model to evaluate", hint="give one or more")
+    if reference_file is not None and reference is None:
+        raise UsageError("a file for a reference, and no reference", hint="give --reference, too")
+    bos = _bos(models[0]) if llama else None
     return evaluation.evaluate(
-        model,
-        _ids(model, text, bos),
+        models,
+        _ids(models[0], text, bos),
         reference=None if reference is None else _opened(reference),
+        reference_file=None if reference_file is None else expanded(reference_file),
         context=context,
         llama=llama,
         bos=bos,
