@@ -171,10 +171,16 @@ def test_a_tokenizer_is_made_where_the_source_has_no_files(tmp_path):
 # ----------------------------------------------------------------------------------------------- as a source
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transformers_js") / "site"
+    write(folder)
+    return folder
+
+
 @pytest.fixture
-def site(tmp_path):
-    write(tmp_path / "site")
-    return tmp_path / "site"
+def site(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "site")
 
 
 def test_a_folder_and_its_graph_are_the_same_model(site, tmp_path, monkeypatch):
