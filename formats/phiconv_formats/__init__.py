@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import InputError, MissingFileError, UsageError
-from phiconv_formats.recognition import format_of_content, what_is_missing
+from phiconv_formats.recognition import format_of_content, has_original_weights, what_is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,6 +71,7 @@ class Format:
         file_suffix: A destination that ends so is the main file of an output; "" where there is none.
         folder_file: A folder that has this file, and no weights in safetensors, is of this format; "" where
             no file tells.
+        inner_files: So is one with files of this pattern, and no original weights at all.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Format:
     folder: bool = False
     file_suffix: str = ""
     folder_file: str = ""
+    inner_files: str = ""
 
 
 def _huggingface_reader() -> Reader:
@@ -171,6 +173,7 @@ FORMATS = {
             (".onnx",),
             reader=_onnx_reader,
             folder_file="genai_config.json",
+            inner_files="onnx/*.onnx",
             writer=_onnx_writer,
             folder=True,
             file_suffix=".onnx",
@@ -217,7 +220,11 @@ def _folder_format(folder: Path) -> str:
     if any(folder.glob("*.safetensors")):
         return "safetensors"
     files = {f.folder_file: f.name for f in FORMATS.values() if f.reader is not None and f.folder_file}
-    return next((name for file, name in files.items() if (folder / file).is_file()), "safetensors")
+    named = next((name for file, name in files.items() if (folder / file).is_file()), "")
+    if named or has_original_weights(folder):
+        return named or "safetensors"
+    inner = (f for f in FORMATS.values() if f.reader is not None and f.inner_files)
+    return next((f.name for f in inner if any(folder.glob(f.inner_files))), "safetensors")
 
 
 def find_target(destination: Path, name: str | None) -> Format:

@@ -12,7 +12,19 @@ from phiconv_formats.shared.files import InputFile
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Advice", "format_of_content", "what_folder_is", "what_is_missing"]
+__all__ = [
+    "NO_WEIGHTS",
+    "Advice",
+    "format_of_content",
+    "has_original_weights",
+    "what_folder_is",
+    "what_is_missing",
+]
+
+NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+"""What training leaves beside the weights."""
+
+_ORIGINAL = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 _LARGEST_HEADER = 100 << 20  # of a safetensors file
 _MOST_NAMES = 5
@@ -42,6 +54,12 @@ def format_of_content(path: Path) -> str:
     if start.startswith((b"<?xml", b"<net")):
         return "openvino"
     return ""
+
+
+def has_original_weights(folder: Path) -> bool:
+    """Whether a folder has files of weights, or an index of some, as training and the hub have them."""
+    names = (p.name for p in folder.iterdir())
+    return any(n.endswith(_ORIGINAL) and n not in NO_WEIGHTS and not n.startswith(".") for n in names)
 
 
 # ----------------------------------------------------------------------------------------- what is not there

@@ -55,25 +55,14 @@ def test_evaluate_with_reference(cli):
 def test_evaluate_several(cli):
     cli(TINY, "a.gguf", "--q4", "-q")
     cli(TINY, "b.gguf", "--q8", "-q")
-    arguments = (
-        "evaluate",
-        "a.gguf",
-        "b.gguf",
-        "--text",
-        "text.txt",
-        "--reference",
-        TINY,
-        "--context",
-        64,
-        "-q",
-    )
-    code, stdout, _ = cli(*arguments, "--reference-file", "r")
+    arguments = ("evaluate", "a.gguf", "b.gguf", "--text", "text.txt", "--reference", TINY, "--context", 64)
+    code, stdout, _ = cli(*arguments, "--reference-file", "r", "-q")
     assert code == 0
     lines = stdout.splitlines()
     assert [line.split()[-1] for line in lines[1:3]] == ["a.gguf", "b.gguf"]
     assert lines[-1].startswith("reference: perplexity")
     assert max(map(len, lines)) <= 110
-    found = json.loads(cli(*arguments, "--reference-file", "r", "--json")[1])
+    found = json.loads(cli(*arguments, "--reference-file", "r", "-q", "--json")[1])
     assert [each["path"] for each in found] == ["a.gguf", "b.gguf"]
     for each, line in zip(found, lines[1:3], strict=True):
         assert f"{each['divergence']['mean']:.6f}" in line

@@ -65,6 +65,9 @@ _OPTIONS = (
     click.option("--long-context", is_flag=True, help="LongRoPE: the long factors at every length."),
     click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
     click.option(
+        "--layout", metavar="NAME", help="ONNX: whose folder DEST becomes: genai (default), transformers.js."
+    ),
+    click.option(
         "--accuracy-level", type=click.IntRange(0, 4), help="ONNX: of products, from 0 (float32) to 4 (int8)."
     ),
     click.option(

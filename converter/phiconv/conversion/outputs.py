@@ -121,8 +121,11 @@ def partial_files(
     fresh = not folder.exists()
     place = _partial_name(folder) if fresh and own_folder else folder
     made = {f.name: PartialFile(_partial_name(place / f.name), place / f.name) for f in files}
+    inner = {p.final.parent for p in made.values()} - {place}
+    new_folders = [path for path in inner if not path.exists()]
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        for path in (place, *inner):
+            path.mkdir(parents=True, exist_ok=True)
         _check_space(place, sum(f.size for f in files))
         for file in files:
             made[file.name].create(file.size)
@@ -143,9 +146,15 @@ def partial_files(
             partial.path.unlink(missing_ok=True)
         if place != folder:
             shutil.rmtree(place, ignore_errors=True)  # it is still there only if something went wrong
-        elif fresh:
-            with contextlib.suppress(OSError):  # it is not empty: the files are there
-                folder.rmdir()
+        else:
+            _remove_empty([*new_folders, *([folder] if fresh else [])])
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders that were made for nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it is not empty: the files are there
+            folder.rmdir()
 
 
 def _complete(file: OutputFile, partial: PartialFile) -> None:
@@ -165,7 +174,8 @@ def _finish(made: Sequence[PartialFile], place: Path, folder: Path, stale: Seque
     # The first file is the one that a runtime opens: it appears last.
     for partial in reversed(made):
         os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
-    _sync_folder(place)
+    for path in {place, *(partial.final.parent for partial in made)}:
+        _sync_folder(path)
     if place != folder:
         place.rename(folder)
         _sync_folder(folder.parent)

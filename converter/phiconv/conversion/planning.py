@@ -148,7 +148,7 @@ def make_plan(
         recipe=recipe,
         split_max_size=split_max_size,
         importance=choices.importance,
-        settings=RuntimeSettings(choices.target, choices.accuracy_level),
+        settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout),
     )
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]

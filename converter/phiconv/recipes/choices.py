@@ -35,6 +35,7 @@ class Choices:
         long_context: LongRoPE's long factors at every length, for runtimes that switch in the middle of a
             text, as where a prompt is computed in chunks.
         target: The kind of processor that the output is for, where the runtime has more than one.
+        layout: Whose folder it is, where an output can stand in more than one: "genai" or "transformers.js".
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
             all of them.
@@ -55,6 +56,7 @@ class Choices:
     short_context: bool = False
     long_context: bool = False
     target: str | None = None
+    layout: str | None = None
     accuracy_level: int | None = None
     ratio: float | None = None
     all_layers: bool = False

@@ -13,7 +13,7 @@ from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
-from phiconv_formats.recognition import format_of_content, what_folder_is
+from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, what_folder_is
 from phiconv_formats.shared.safetensors import open_safetensors, open_sharded
 from phiconv_formats.shared.strict_json import load_json_object
 
@@ -40,9 +40,6 @@ _USUAL = (
 
 # Weights of other formats, which are given as files; an .xml has its own in a .bin beside it.
 _OTHER_FORMATS = {".gguf", ".onnx", ".xml"}
-
-# What training leaves beside the weights.
-_NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 
 
 def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
@@ -134,7 +131,7 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 
 def _may_be_weights(path: Path) -> bool:
-    return not (path.name.startswith(".") or path.name in _NO_WEIGHTS or _is_openvino(path))
+    return not (path.name.startswith(".") or path.name in NO_WEIGHTS or _is_openvino(path))
 
 
 def _is_openvino(path: Path) -> bool:

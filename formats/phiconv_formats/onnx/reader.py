@@ -1,6 +1,7 @@
-"""An ONNX model as a source: a folder of ONNX Runtime GenAI, of phiconv or of its own builder.
+"""An ONNX model as a source: a folder of ONNX Runtime GenAI, of phiconv or its own builder.
 
-Nothing of ONNX Runtime is needed, and no weight is read before it is asked for.
+Or a folder of transformers.js with such a graph. Nothing of ONNX Runtime is needed, and no weight is read
+before it is asked for.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures import ARCHITECTURES
-from phiconv.errors import MalformedFileError, MissingFileError, printable
+from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError, printable
 from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, with_folder
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
@@ -16,46 +17,89 @@ from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.initializers import Initializers, is_plain_name
 from phiconv_formats.onnx.source_config import derived_config, find_heads, generation_config
 from phiconv_formats.onnx.stored_matrices import find_matrices
+from phiconv_formats.onnx.transformers_js import FOLDER, SECTION
 from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from phiconv.architectures import Architecture
     from phiconv_formats.onnx.checkpoint_names import Weights
+    from phiconv_formats.onnx.stored_matrices import Matrix
 
 __all__ = ["open_checkpoint"]
+
+_MOST_NAMES = 12
+_NUMBERED, _LAYERS = "::", "model.layers."
 
 
 def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
     """Opens an ONNX file, or the one in a folder.
 
-    A file with neither config.json (which may be in ``companions``) nor genai_config.json beside it is a file
-    of plain tensors.
+    The folder of a file in ``onnx/`` is the one above, if config.json is there and not beside it. A file with
+    neither config.json (which may be in ``companions``) nor genai_config.json is a file of plain tensors.
 
     Raises:
         MissingFileError: No ONNX file, no file of weights; or no config.json where the other files do not say
             what it would.
-        UnsupportedModelError: Weights that are stored in a way that phiconv does not read.
+        UnsupportedModelError: Weights that are stored in a way that phiconv does not read, or without names.
         MalformedFileError: Any file that does not follow its format.
     """
-    folder = path if path.is_dir() else path.parent
+    folder = _folder(path)
     config_path, genai_path = (companions or folder) / "config.json", folder / "genai_config.json"
     genai = optional_json(genai_path)
     file = InputFile(_main_file(folder, genai or {}) if path.is_dir() else path)
     graph = read_graph(file)
     tensors = Initializers(graph, file)
-    weights = find_weights(find_matrices(graph, tensors), tensors)
+    matrices = find_matrices(graph, tensors)
+    weights = find_weights(matrices, tensors)
     heads = find_heads(graph, file.path)
     config = optional_json(config_path)
     if config is None and genai is None:
+        if path.is_dir():
+            message, hint = (
+                "no config.json in this folder",
+                f"give {file.path.name} itself to convert plain tensors",
+            )
+            raise MissingFileError(message, path=path, hint=hint)
         return Checkpoint(path, "onnx", weights.tensors)
     if config is None:
         config_path, config = genai_path, derived_config(genai or {}, graph, tensors, weights)
+    if config_path.parent != file.path.parent:
+        config.pop(SECTION, None)  # speaks of this folder's files
+    _check_names(matrices, file.path)
     named = checkpoint_names(weights, _family(config), heads)
     checkpoint = Checkpoint(path, "onnx", weights.tensors, tensors=named)
     return with_folder(checkpoint, config_path, _with_ends(config, weights), generation_config(genai or {}))
+
+
+def _check_names(matrices: Sequence[Matrix], path: Path) -> None:
+    """Refuses a graph whose matrices are numbered, as exporters that trace a model leave them.
+
+    Raises:
+        UnsupportedModelError: Nothing but the graph's structure says what they are.
+    """
+    names = [matrix.path for matrix in matrices if not matrix.lookup]
+    numbered = next((name for name in names if _NUMBERED in name), "")
+    if not numbered and names and not any(name.startswith(_LAYERS) for name in names):
+        numbered = names[0]
+    if numbered:
+        raise UnsupportedModelError(
+            f"its matrices have names that do not say what they are, as {printable(numbered, 80)}",
+            path=path,
+            hint="take the original checkpoint, or a graph of phiconv or GenAI's model builder",
+        )
+
+
+def _folder(path: Path) -> Path:
+    """Where config.json is: beside the graph, or above the folder that graphs of transformers.js are in."""
+    folder = path if path.is_dir() else path.parent
+    settings = [folder / name for name in ("config.json", "genai_config.json")]
+    above = folder.absolute().parent
+    if folder.absolute().name == FOLDER and (above / "config.json").exists():
+        return folder if any(p.exists() for p in settings) else above
+    return folder
 
 
 def _family(config: Mapping[str, Any]) -> Architecture | None:
@@ -76,7 +120,7 @@ def _with_ends(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def _main_file(folder: Path, genai: Mapping[str, Any]) -> Path:
-    """The ONNX file of a folder: the one that genai_config.json names, else the only one."""
+    """The ONNX file of a folder: the one that genai_config.json names, else the only one, maybe in onnx/."""
     model = genai.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     name = decoder.get("filename") if isinstance(decoder, dict) else None
@@ -87,8 +131,17 @@ def _main_file(folder: Path, genai: Mapping[str, Any]) -> Path:
                 message, path=folder / "genai_config.json", at="key model.decoder.filename"
             )
         return folder / name
-    found = sorted(folder.glob("*.onnx"))
+    found = sorted(folder.glob("*.onnx")) or sorted(folder.glob(f"{FOLDER}/*.onnx"))
     if len(found) == 1:
         return found[0]
     message = f"{len(found)} .onnx files in this folder, and no genai_config.json that names one"
-    raise MissingFileError(message, path=folder, hint="give the file itself")
+    raise MissingFileError(message, path=folder, hint=_one_of([str(p.relative_to(folder)) for p in found]))
+
+
+def _one_of(names: list[str]) -> str:
+    """What to do where a folder has several graphs."""
+    if not names:
+        return "give the file itself"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    listed = ", ".join(printable(name, 80) for name in names[:_MOST_NAMES])
+    return f"give the file itself: one of {listed}{more}"

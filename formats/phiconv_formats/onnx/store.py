@@ -1,4 +1,4 @@
-"""The file of weights beside an ONNX model: every tensor's place is fixed before a graph names it.
+"""The weights beside an ONNX model, in one file or several: places are fixed before a graph names them.
 
 A quantized matrix is stored as two or three tensors: codes, scales and maybe zero points. Their names are
 that of the matrix with an ending: ``_Q4`` or ``_Q8`` (bits of a code), ``_scales``, ``_zero_points``.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from onnx import TensorProto
 
@@ -20,7 +20,8 @@ from phiconv import ir
 from phiconv_formats.onnx.graph import DATA_TYPES
 from phiconv_formats.onnx.integers import element_type, is_standard, pack_integers, row_sizes
 from phiconv_formats.onnx.packing import pack, row_bytes
-from phiconv_formats.shared.output import Segment, Stream
+from phiconv_formats.shared.output import OutputFile, Segment, Stream
+from phiconv_formats.shared.splitting import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +37,16 @@ __all__ = ["SCALE_TYPE", "Store"]
 _ALIGNMENT = 4096
 """Of every tensor's offset, so that a file that is mapped into memory can be used in place."""
 
+_MOST_FILES = 100
+"""As many chunks as transformers.js (4.3) takes."""
+
 SCALE_TYPE = "phiconv.scale_type"
 """Marks scales that are numbers of a narrower type than the graph computes in, so that blocks that came from
 another format can go back to it as they were."""
+
+
+Place: TypeAlias = tuple[str, int, int]
+"""The name of a file as the graph says it, an offset, and a number of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +56,14 @@ class Stored:
     Attributes:
         shape: The logical one.
         encoding: How it is stored.
-        places: Offset and number of bytes of floats; or of codes, scales and, if there are any, zero points.
+        places: File, offset and number of bytes of floats; or of codes, scales and, if there are any, zero
+            points.
         notes: What a graph is to say beside the scales.
     """
 
     shape: tuple[int, ...]
     encoding: ir.Encoding
-    places: tuple[tuple[int, int], ...]
+    places: tuple[Place, ...]
     notes: Mapping[str, str]
 
 
@@ -62,35 +71,54 @@ class Store:
     """All tensors by name, and what a graph says to use them.
 
     Attributes:
-        file: The name of the file.
-        size: Its bytes.
-        streams: The tensors on their way into it, in the order of the file.
+        streams: The tensors on their way into the files, in their order.
     """
 
-    def __init__(self, file: str, tensors: Sequence[OutputTensor], encodings: Sequence[ir.Encoding]) -> None:
-        self.file = file
-        self.size = 0
-        self.streams: list[Stream] = []
-        self._stored: dict[str, Stored] = {}
-        for tensor, encoding in zip(tensors, encodings, strict=True):
-            self._reserve(tensor, encoding)
+    def __init__(
+        self,
+        file: str,
+        tensors: Sequence[OutputTensor],
+        encodings: Sequence[ir.Encoding],
+        *,
+        folder: str = "",
+        limit: int | None = None,
+    ) -> None:
+        """Gives every tensor its place.
 
-    def _reserve(self, output: OutputTensor, encoding: ir.Encoding) -> None:
-        tensor = output.tensor
+        Args:
+            file: The name of the file, beside the graph; more of them have a number behind it.
+            tensors: What is stored.
+            encodings: How.
+            folder: Of the graph, inside of the output's folder: "" or "onnx/".
+            limit: Most bytes of tensors in one file; None for a single file.
+        """
+        self.streams: list[Stream] = []
+        self._folder = folder
+        self._sizes: dict[str, int] = {}
+        self._stored: dict[str, Stored] = {}
+        entries = [_Entry(t, e) for t, e in zip(tensors, encodings, strict=True)]
+        for number, part in enumerate(split(entries, limit, _MOST_FILES)):
+            name = f"{file}_{number}" if number else file
+            self._sizes[name] = 0
+            for entry in part:
+                self._reserve(entry, name)
+
+    @property
+    def files(self) -> list[OutputFile]:
+        """The files of weights, which have nothing else in them."""
+        return [OutputFile(self._folder + name, size, ()) for name, size in self._sizes.items()]
+
+    def _reserve(self, entry: _Entry, file: str) -> None:
+        output, tensor, encoding = entry.output, entry.output.tensor, entry.encoding
         places, segments = [], []
-        sizes: tuple[tuple[int, int], ...]
         packer: Callable[[ir.Encoded], tuple[NDArray[np.uint8], ...]]
-        if isinstance(encoding, ir.BlockEncoding) and is_standard(encoding):
-            sizes, packer = row_sizes(encoding, tensor.columns), pack_integers
-        else:
-            sizes = tuple((size, 1) for size in row_bytes(encoding, tensor.columns))
-            packer = partial(pack, columns=tensor.columns)
-        for size, rows in sizes:
-            offset = -(-self.size // _ALIGNMENT) * _ALIGNMENT
-            length = -(-size * tensor.rows // rows)
-            self.size = offset + length
-            places.append((offset, length))
-            segments.append(Segment(self.file, offset, size, rows))
+        standard = isinstance(encoding, ir.BlockEncoding) and is_standard(encoding)
+        packer = pack_integers if standard else partial(pack, columns=tensor.columns)
+        for (size, rows), length in zip(entry.sizes, entry.lengths, strict=True):
+            offset = -(-self._sizes[file] // _ALIGNMENT) * _ALIGNMENT
+            self._sizes[file] = offset + length
+            places.append((file, offset, length))
+            segments.append(Segment(self._folder + file, offset, size, rows))
         notes = {SCALE_TYPE: ir.F16.name} if _keeps_scales(tensor.encoding, encoding) else {}
         self._stored[output.name] = Stored(tensor.shape, encoding, tuple(places), notes)
         self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
@@ -184,9 +212,8 @@ class Store:
         """
         stored = self._stored[name]
         count, *shape = stored.shape
-        sizes = [length // count for _, length in stored.places]
-        starts = [offset + index * size for (offset, _), size in zip(stored.places, sizes, strict=True)]
-        places = tuple(zip(starts, sizes, strict=True))
+        cut = ((file, offset, length // count) for file, offset, length in stored.places)
+        places = tuple((file, offset + index * size, size) for file, offset, size in cut)
         self._stored[part] = Stored(tuple(shape), stored.encoding, places, stored.notes)
 
     def _weight(
@@ -195,10 +222,35 @@ class Store:
         name: str,
         data_type: int,
         shape: Sequence[int],
-        place: tuple[int, int],
+        place: Place,
         notes: Mapping[str, str] | None = None,
     ) -> str:
-        return graph.weight(name, data_type, shape, (self.file, *place), notes or {})
+        return graph.weight(name, data_type, shape, place, notes or {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor that waits for its place."""
+
+    output: OutputTensor
+    encoding: ir.Encoding
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Bytes of so many rows together, of each of its parts."""
+        if isinstance(self.encoding, ir.BlockEncoding) and is_standard(self.encoding):
+            return row_sizes(self.encoding, self.output.tensor.columns)
+        return tuple((size, 1) for size in row_bytes(self.encoding, self.output.tensor.columns))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes of each of its parts."""
+        return [-(-size * self.output.tensor.rows // rows) for size, rows in self.sizes]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes with the gap before each part."""
+        return sum(-(-length // _ALIGNMENT) * _ALIGNMENT for length in self.lengths)
 
 
 def _keeps_scales(stored: ir.Encoding, encoding: ir.Encoding) -> bool:

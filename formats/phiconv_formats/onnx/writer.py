@@ -1,16 +1,18 @@
-"""An ONNX model for ONNX Runtime GenAI, laid out in full before a weight is read.
+"""An ONNX model in a folder for ONNX Runtime GenAI, or for transformers.js, laid out before a weight is read.
 
-The graph, the file of weights beside it, genai_config.json, config.json, and the tokenizer's files.
+GenAI has the graph, the file of weights beside it, genai_config.json, config.json, and the tokenizer's files;
+for the other one see `transformers_js`.
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv_formats.folders.companions import json_bytes, model_config
+from phiconv_formats.onnx import transformers_js
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.store import Store
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["package"]
+__all__ = ["LAYOUTS", "package"]
 
 _DEFAULT_NAME = "model.onnx"
 _SMALLEST_BLOCK = 16
@@ -38,7 +40,7 @@ def package(
     encodings: Sequence[Encoding],
     *,
     file_name: str,
-    recipe: str,  # noqa: ARG001 - nothing in the output is named after it
+    recipe: str,
     split_max_size: int | None = None,
     importance: ImportanceMatrix | None = None,  # noqa: ARG001 - nothing here weighs errors
     settings: RuntimeSettings | None = None,
@@ -47,34 +49,93 @@ def package(
 
     Raises:
         UnsupportedModelError: A model that ONNX Runtime cannot run.
-        UsageError: A split size: a graph names one file of weights.
+        UsageError: A layout that there is not, or what it has no place for.
     """
-    if split_max_size is not None:
-        raise UsageError("--split-max-size means nothing for onnx: all weights are in one file")
     settings = settings or RuntimeSettings()
-    target = TARGETS[settings.target or next(iter(TARGETS))]
-    check_model(model, target)
-    hp = model.hyperparameters
-    assert hp is not None  # noqa: S101 - check_model has looked
+    layout = settings.layout or next(iter(LAYOUTS))
+    if layout not in LAYOUTS:
+        raise UsageError(f"no layout {layout!r}", hint=f"one of {', '.join(LAYOUTS)}")
+    check_model(model, TARGETS[settings.target or next(iter(TARGETS))])
+    made = LAYOUTS[layout](_Wanted(model, tensors, encodings, file_name, recipe, split_max_size, settings))
+    small = {made.graph: _graph(model, made.store, settings), **made.files}
+    files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]
+    return Package(
+        (*files, *made.store.files),
+        tuple(made.store.streams),
+        (*made.notes, *_notes(tensors, encodings)),
+        own_folder=not file_name,
+        stale=made.stale,
+    )
+
+
+def _graph(model: Model, store: Store, settings: RuntimeSettings) -> bytes:
+    assert model.hyperparameters is not None  # noqa: S101 - check_model has looked
     assert model.forward is not None  # noqa: S101
-    name = file_name or _DEFAULT_NAME
-    store = Store(f"{name}.data", tensors, encodings)
     ops = OnnxOps(model, store, settings)
-    graph = cast("bytes", model.forward(ops, hp))  # what `OnnxOps.logits` gives
+    return cast("bytes", model.forward(ops, model.hyperparameters))  # what `OnnxOps.logits` gives
+
+
+class _Wanted(NamedTuple):
+    """What a folder is made of; see the arguments of `package`."""
+
+    model: Model
+    tensors: Sequence[OutputTensor]
+    encodings: Sequence[Encoding]
+    file_name: str
+    recipe: str
+    split_max_size: int | None
+    settings: RuntimeSettings
+
+
+class _Folder(NamedTuple):
+    """A folder but for its graph.
+
+    Attributes:
+        graph: Name of the graph.
+        store: Its weights.
+        files: The other files.
+        notes: What its runtime does wrong.
+        stale: Patterns of files of an older output.
+    """
+
+    graph: str
+    store: Store
+    files: dict[str, bytes]
+    notes: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+
+
+def _for_genai(wanted: _Wanted) -> _Folder:
+    if wanted.split_max_size is not None:
+        raise UsageError("--split-max-size means nothing for onnx: all weights are in one file")
+    model, hp, settings = wanted.model, wanted.model.hyperparameters, wanted.settings
+    assert hp is not None  # noqa: S101 - check_model has looked
+    name = wanted.file_name or _DEFAULT_NAME
+    store = Store(f"{name}.data", wanted.tensors, wanted.encodings)
+    target = TARGETS[settings.target or next(iter(TARGETS))]
     config = make_config(model, name, target, _session(store, settings))
-    small = {
-        name: graph,
+    files = {
         "genai_config.json": json.dumps(config, indent=4).encode(),
         "config.json": json_bytes(model_config(model)),  # not for GenAI: phiconv can open the folder with it
         **tokenizer_files(model, hp.max_position_embeddings),
     }
-    files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]
-    return Package(
-        (*files, OutputFile(store.file, store.size, ())),
-        tuple(store.streams),
-        (*runtime_notes(model), *tokenizer_notes(model.tokenizer), *_notes(tensors, encodings)),
-        own_folder=not file_name,
-    )
+    return _Folder(name, store, files, (*runtime_notes(model), *tokenizer_notes(model.tokenizer)))
+
+
+def _for_transformers_js(wanted: _Wanted) -> _Folder:
+    tensors, encodings = wanted.tensors, wanted.encodings
+    kinds = Store("", tensors, encodings)
+    transformers_js.check(wanted.model, wanted.file_name, wanted.settings, standard=kinds.standard)
+    names, folder = transformers_js.find_names(wanted.recipe, kinds.float_type), transformers_js.FOLDER + "/"
+    weights = f"{names.graph}_data"
+    store = Store(weights, tensors, encodings, folder=folder, limit=wanted.split_max_size)
+    files = transformers_js.folder_files(wanted.model, names, store)
+    notes = transformers_js.runtime_notes(wanted.model)
+    return _Folder(folder + names.graph, store, files, notes, (f"{folder}{weights}*",))
+
+
+LAYOUTS = {"genai": _for_genai, "transformers.js": _for_transformers_js}
+"""Whose folders there are, by the names that ``--layout`` takes; the first is the usual one."""
 
 
 def _session(store: Store, settings: RuntimeSettings) -> dict[str, str]:

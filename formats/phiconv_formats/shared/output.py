@@ -29,10 +29,12 @@ class RuntimeSettings:
     Attributes:
         target: The kind of processor; None for the runtime's usual one.
         accuracy_level: How precisely it multiplies; None for its usual way.
+        layout: Whose folder the files are laid out for; None for the format's usual one.
     """
 
     target: str | None = None
     accuracy_level: int | None = None
+    layout: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class OutputFile:
     """A file of the output: its exact size, and the parts of it that need no weight.
 
     Attributes:
-        name: File name, with no folder in it.
+        name: File name, maybe in a folder inside of the output's: ``onnx/model.onnx``.
         size: Bytes; what no chunk and no stream covers is zero.
         chunks: Offsets and bytes.
         check: Is given the complete file under its temporary name, and raises an `OutputError` if it is not
