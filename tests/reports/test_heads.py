@@ -139,6 +139,24 @@ def test_a_head_of_another_shape_is_refused(folder_of, kind, head):
         phiconv.open_model(folder_of(kind, head))
 
 
+@pytest.mark.parametrize("kind", ["phi3", "phi4mini", "qwen2"])
+def test_a_tied_matrix_may_be_stored_as_the_head_alone(folder_of, kind, tmp_path):
+    folder = folder_of(kind, same)
+    expected = phiconv.logits(folder, IDS)
+    (file,) = folder.glob("*.safetensors")
+    tensors = safetensors.load_file(file)
+    del tensors[EMBEDDING]
+    safetensors.save_file(tensors, file, {"format": "pt"})
+    assert np.array_equal(phiconv.logits(folder, IDS), expected)
+    out = phiconv.convert(folder, tmp_path / "o.gguf", quant="f32").files[0]
+    assert {"token_embd.weight", "output.weight"} & phiconv.open_model(out).stored.keys() == {
+        "token_embd.weight"
+    }
+    change(folder, tie_word_embeddings=False)
+    with pytest.raises(MalformedFileError, match="embed_tokens"):
+        phiconv.open_model(folder)
+
+
 def test_a_single_bit_counts(folder_of):
     def one_bit(embedding):
         result = embedding.copy()

@@ -122,7 +122,11 @@ def read_weights(
 def _bind(
     architecture: Architecture, hp: Hyperparameters, stored: Mapping[str, Tensor], path: Path
 ) -> tuple[Hyperparameters, dict[Role, Tensor]]:
-    if hp.tie_word_embeddings and f"{architecture.names['output']}.weight" in stored:
+    embedding, head = (f"{architecture.names[role]}.weight" for role in ("token_embedding", "output"))
+    if hp.tie_word_embeddings and head in stored and embedding not in stored:
+        # One matrix under the other of its names, which transformers 5 takes for both as well.
+        stored = {embedding if name == head else name: tensor for name, tensor in stored.items()}
+    if hp.tie_word_embeddings and head in stored:
         apart = replace(hp, tie_word_embeddings=False)
         tensors = bind(table(architecture, apart, stored), stored, path=path, ignored=_IGNORED)
         if not same_weights(tensors[Role("token_embedding")], tensors[Role("output")]):
