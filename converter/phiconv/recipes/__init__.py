@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import UsageError
 from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
-from phiconv.recipes.choices import Choices, override
+from phiconv.recipes.choices import Choices, override, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from phiconv.recipes.grammar import Grammar
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "check", "choose", "find_recipe", "override"]
+__all__ = [
+    "TARGETS",
+    "Choices",
+    "Recipes",
+    "assign",
+    "cast",
+    "check",
+    "choose",
+    "find_recipe",
+    "override",
+    "spelled",
+]
 
 
 class Recipes(Protocol):
