@@ -303,7 +303,7 @@ def test_a_bug_is_one_line_too(cli, monkeypatch):
     import phiconv.api
 
     monkeypatch.delenv("PHICONV_DEBUG", raising=False)
-    monkeypatch.setattr(phiconv.api, "open_model", lambda _: 1 / 0)
+    monkeypatch.setattr(phiconv.api, "examine", lambda _: 1 / 0)
     code, _, stderr = cli("inspect", FIXTURE)
     assert code == 1
     assert stderr.startswith("phiconv: ZeroDivisionError: division by zero; set PHICONV_DEBUG=1")

@@ -12,10 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 import phiconv
-from paths import FIXTURES
+from paths import FIXTURES, ROOT
 from phiconv import errors
 from phiconv.cli import main
 from phiconv.cli.voice import CODES, error_object
+from phiconv.recipes.choices import _WORDS
+from phiconv_formats import _ALIASES
+from phiconv_formats.onnx.targets import TARGETS
 
 TINY = str(FIXTURES / "tiny-phi3")
 
@@ -159,6 +162,10 @@ def test_formats_by_their_other_names(cli, name, target):
     assert planned(cli, f"plan M out --to {name}")["target"] == target
 
 
+def test_the_targets_that_have_spellings_are_those_that_there_are():
+    assert {*_WORDS["target"][0]} == {*TARGETS}
+
+
 def test_types_and_targets_by_their_other_names(cli):
     types = "--tensor-type ffn_down=FP16 --output-tensor-type q5-1 --token-embedding-type BFloat16"
     to = {t["name"]: t["to"] for t in planned(cli, f"plan M o.gguf --q4 {types}")["tensors"]}
@@ -217,3 +224,9 @@ def test_a_reader_that_has_enough_is_no_error():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         run.stdout.close()
         assert b"phiconv:" not in run.stderr.read()
+
+
+def test_spellings_and_codes_are_documented():
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    missing = [word for word in (*CODES.values(), *_ALIASES) if f"`{word}`" not in text.replace("--to ", "")]
+    assert missing == []

@@ -14,6 +14,7 @@ from phiconv.cli.common import JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
 from phiconv.cli.group import Command, Group
 from phiconv.cli.options import conversion_options
+from phiconv.cli.voice import tell
 from phiconv.errors import UsageError
 from phiconv.spelling import folded
 
@@ -151,15 +152,18 @@ def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @JSON
 def inspect(path: Path, tensors: bool, as_json: bool) -> None:
-    """Show what is in a model: architecture, tensors, types, tokenizer, chat template."""
+    """Show what is in a model, or in what is refused: architecture, tensors, types, tokenizer."""
     from phiconv import api
-    from phiconv.cli.report import inspect_lines, inspect_object
+    from phiconv.cli.report_inspection import inspection_lines, inspection_object
 
-    model = api.open_model(path)
+    seen = api.examine(path)
     if as_json:
-        click.echo(json.dumps(inspect_object(model, tensors=tensors), indent=2))
+        click.echo(json.dumps(inspection_object(seen, tensors=tensors), indent=2))
     else:
-        click.echo("\n".join(inspect_lines(model, tensors=tensors)))
+        click.echo("\n".join(inspection_lines(seen, tensors=tensors)))
+    if seen.error is not None:
+        tell(seen.error, as_json=False)  # it is in the object
+        click.get_current_context().exit(seen.error.exit_code)
 
 
 @main.command()

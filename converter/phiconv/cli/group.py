@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 from click_default_group import DefaultGroup
@@ -44,8 +44,10 @@ class Group(DefaultGroup):
 
     command_class = Command
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
-        """Runs the command line and ends the process."""
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Runs the command line and ends the process, unless the caller wants to see what comes of it."""
+        if not extra.get("standalone_mode", True):
+            return super().main(args, **extra)
         words = sys.argv[1:] if args is None else list(args)
         try:
             fixed = {"prog_name": "phiconv", "standalone_mode": False}

@@ -65,7 +65,7 @@ def explained(error: BaseException) -> PhiconvError:
     if isinstance(error, PhiconvError):
         return error
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
-        return _InterruptedError("interrupted", hint="nothing is left half-written; run it again")
+        return _InterruptedError("interrupted")
     if isinstance(error, MemoryError):
         return _OutOfMemoryError("out of memory", hint="give --jobs 1")
     if isinstance(error, OSError) and error.strerror:

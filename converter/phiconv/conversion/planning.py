@@ -206,7 +206,8 @@ def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[
 def _check_model(model: Model, target: str) -> None:
     """Refuses a source that cannot become a whole model."""
     if not model.stored:
-        raise MalformedFileError("there is no tensor to convert", path=model.path)
+        hint = "it may be a vocabulary alone: take the file of the whole model"
+        raise MalformedFileError("there is no tensor to convert", path=model.path, hint=hint)
     # A file of the target's own format is copied with whatever it says.
     bare = {model.format, "safetensors"}  # and a folder of safetensors may be as bare as its source
     if model.architecture is not None and model.tokenizer is None and target not in bare:

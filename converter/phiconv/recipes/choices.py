@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from phiconv.errors import UsageError
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS
 from phiconv.spelling import known_as
-from phiconv_formats.onnx.targets import TARGETS
 
 if TYPE_CHECKING:
     from phiconv.ir import Effort
@@ -21,7 +20,10 @@ __all__ = ["Choices", "override", "spelled"]
 _WORDS = {
     "dtype": (FLOATS, FLOAT_ALIASES),
     "effort": (("exact", "fast"), {}),
-    "target": (TARGETS, {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu"}),
+    "target": (
+        ("cpu", "cuda", "dml", "webgpu"),
+        {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu"},
+    ),
 }
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import MalformedFileError, MissingFileError, printable
+from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.folders.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.initializers import Initializers, is_plain_name
@@ -39,6 +40,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         UnsupportedModelError: Weights that are stored in a way that phiconv does not read.
         MalformedFileError: Any file that does not follow its format.
     """
+    with keeping(lambda found: whatever_is_there(found, path, "onnx")):
+        return _open(path)
+
+
+def _open(path: Path) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     config_path, genai_path = folder / "config.json", folder / "genai_config.json"
     genai = optional_json(genai_path)

@@ -12,8 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError, UnsupportedModelError, printable
+from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.folders.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.openvino.decompression import Chains
 from phiconv_formats.openvino.ir_graph import read_graph
 from phiconv_formats.shared.files import InputFile
@@ -58,6 +59,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         UnsupportedModelError: No language model, or one whose weights are stored in a way that phiconv does
             not read.
     """
+    with keeping(lambda found: whatever_is_there(found, path, "openvino")):
+        return _open(path)
+
+
+def _open(path: Path) -> Checkpoint:
     document = path / _MODEL_FILE if path.is_dir() else path
     binary, config_path = document.with_suffix(".bin"), document.with_name("config.json")
     if path.is_dir() and not config_path.exists():
