@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import InputError, MissingFileError, UsageError
 from phiconv.spelling import did_you_mean, known_as
-from phiconv_formats.recognition import format_of_content, what_is_missing
+from phiconv_formats.recognition import format_of_content, is_there, what_is_missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +189,7 @@ FORMATS = {
 
 def find_reader(path: Path) -> Reader:
     """The reader for a path, by what it is; a folder is a Hugging Face one unless a file tells."""
-    if not path.exists():
+    if not is_there(path):
         message, hint = what_is_missing(path)
         raise MissingFileError(message, path=path, hint=hint)
     found = _folder_format(path) if path.is_dir() else _file_format(path)
@@ -197,9 +197,10 @@ def find_reader(path: Path) -> Reader:
     if reader is not None:
         return reader()
     suffixes = ", ".join(s for f in FORMATS.values() if f.reader for s in f.suffixes)
-    raise InputError(
-        "not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}"
-    )
+    hint = f"give a model folder, or one of {suffixes}"
+    if path.suffix.lower() == ".json":
+        hint = "give the folder that it is in"
+    raise InputError("not a kind of file that phiconv reads", path=path, hint=hint)
 
 
 def _file_format(path: Path) -> str:

@@ -55,6 +55,29 @@ CODES: dict[type[PhiconvError], str] = {
 """What programs know the kinds of errors by. These names stay."""
 
 
+_USUAL_CURES: dict[type[PhiconvError], str] = {
+    errors.MissingFileError: "check the name, and the folder that you are in",
+    errors.UnsafePickleError: "take the weights as .safetensors",
+    errors.MalformedFileError: "it may be damaged: download it, or make it, again",
+    errors.ConfigError: "correct that file, or take that of the original model",
+    errors.UnsupportedModelError: "'phiconv formats' lists what is supported",
+    errors.WeightError: "convert the original checkpoint",
+    errors.InputError: "give a model folder, or a file of weights",
+    errors.OutputExistsError: "give --force to replace it",
+    errors.DiskFullError: "make room, or choose another disk",
+    errors.OutputError: "choose another destination",
+    errors.UsageError: "'phiconv --help' says what there is",
+    errors.WorkerError: "give --jobs 1",
+}
+"""What to do where an error itself does not say it."""
+
+
+def _cure(error: PhiconvError) -> str:
+    """What to do about an error."""
+    kinds = (kind for kind in type(error).__mro__ if kind in _USUAL_CURES)
+    return error.hint or next((_USUAL_CURES[kind] for kind in kinds), "")
+
+
 def wants_json(words: Sequence[str]) -> bool:
     """Whether ``--json`` is among the arguments, however wrong the others are."""
     return any(word.lower() == "--json" for word in words)
@@ -81,12 +104,13 @@ def explained(error: BaseException) -> PhiconvError:
 def error_object(error: PhiconvError) -> dict[str, Any]:
     """An error, for ``--json``; null for what it does not say."""
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    cure = _cure(error)
     return {
         "code": code,
         "message": printable(error.message, 600),
         "path": str(error.path) if error.path else None,
         "at": error.at or None,
-        "hint": error.hint or None,
+        "hint": cure or None,
     }
 
 
@@ -94,4 +118,5 @@ def tell(error: PhiconvError, *, as_json: bool) -> None:
     """The object on stdout for a program that asked for it, and the line on stderr in any case."""
     if as_json:
         click.echo(json.dumps({"error": error_object(error)}, indent=2))
-    click.echo(f"phiconv: {error}", err=True)
+    cure = "" if error.hint or not (usual := _cure(error)) else f"; {usual}"
+    click.echo(f"phiconv: {error}{cure}", err=True)

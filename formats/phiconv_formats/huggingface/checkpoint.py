@@ -40,8 +40,8 @@ _USUAL = (
     "*.pt",
 )
 
-# Weights of other formats, which are given as files; an .xml has its own in a .bin beside it.
-_OTHER_FORMATS = {".gguf", ".onnx", ".xml"}
+# Weights of other formats, or one state of many, which are given as files; an .xml has its own in a .bin.
+_OTHER_FORMATS = {".gguf", ".onnx", ".xml", ".ckpt"}
 
 # What training leaves beside the weights.
 _NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
