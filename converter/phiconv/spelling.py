@@ -22,10 +22,10 @@ def known_as(word: str, known: Iterable[str], aliases: Mapping[str, str]) -> str
     return spellings.get(folded(word))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that is most like one that there is not; "" if none is."""
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The known word that is most like one that there is not; "" if none is like it to this degree, of 1."""
     spellings = {folded(name): name for name in known}
-    return next((spellings[n] for n in get_close_matches(folded(word), spellings, 1)), "")
+    return next((spellings[n] for n in get_close_matches(folded(word), spellings, 1, likeness)), "")
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -60,10 +60,14 @@ def cli(tmp_path, monkeypatch):
         ("M o.gguf --q4_k_m", "there is no option --q4_k_m; did you mean --quant q4_k_m?"),
         ("M o.gguf --int4", "there is no option --int4; did you mean --quant int4?"),
         ("M o.gguf -q4", "there is no option -q4; did you mean --q4?"),
+        ("M o --adapter x", "there is no option --adapter; phiconv convert --help says what it takes"),
+        ("M o --format gguf", "there is no option --format; did you mean --to?"),
+        ("M o.gguf --overwrite", "there is no option --overwrite; did you mean --force?"),
         ("M o.gguf -x", "there is no option -x; phiconv convert --help says what it takes"),
         ("inspect M --jason", "there is no option --jason; did you mean --json?"),
         ("M o.gguf --quant", "--quant needs a value; write --quant NAME"),
         ("M o.gguf --q4=3", "--q4 takes no value; write --q4 alone"),
+        ("--versoin", "there is no option --versoin; did you mean --version?"),
         ("M o.gguf --effort fsat", "--effort: 'fsat' is not one of 'exact', 'fast'; did you mean fast?"),
         ("M o.gguf --jobs 0", "--jobs: 0 is not in the range 1<=x<=1024; give a whole number from 1 to 1024"),
         ("M o.gguf -j x", "give a whole number from 1 to 1024"),
@@ -92,6 +96,12 @@ def test_wrong_usage(cli, tmp_path, line, says):
     assert told["hint"]
     assert told["message"] in again
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_is_not_this_folder(cli):
+    code, _, stderr = cli("M", "")
+    assert code == 2
+    assert stderr == "phiconv: DEST: an empty name; a variable of the shell may not be set\n"
 
 
 @pytest.mark.parametrize("word", ["org/name", "nosuch.gguf", "./convret", "no such folder", "phi-9"])
@@ -140,6 +150,8 @@ def planned(cli, line):
         "--outfile o.gguf --outtype Q8-0 M --dry_run",
         "M o.gguf --outfile o.gguf --Q8 --dry-run --effort FAST",
         "PLAN M o.gguf --quant q80",
+        "--q8 plan M o.gguf",
+        "M -o o.gguf --q8 --dry-run",
     ],
 )
 def test_one_plan_in_many_words(cli, tmp_path, line):

@@ -34,7 +34,7 @@ _QUANTIZED = (
     (re.compile(r"\.qweight$"), "GPTQ or AWQ"),
     (re.compile(r"\.weight_packed$"), "compressed-tensors"),
     (re.compile(r"\.(?:absmax|SCB|quant_map)$|\.quant_state\."), "bitsandbytes"),
-    (re.compile(r"\.weight_scales?(?:_inv)?$"), "FP8 or INT8"),
+    (re.compile(r"\.weight_scale(?:_inv)?$"), "FP8 or INT8"),
     (re.compile(r"\.W_q$"), "HQQ"),
     (re.compile(r"\.weight\._data$"), "Quanto"),
     (re.compile(r"_blocks$"), "MXFP4"),

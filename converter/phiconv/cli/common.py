@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 __all__ = ["JOBS", "JSON", "PATH", "QUIET"]
 
-PATH = click.Path(path_type=Path, readable=False)  # whether it can be read is said by whoever reads it
+
+class _Path(click.Path):
+    """A path; the empty one, which would be the folder that one is in, was not meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        if value == "":
+            self.fail("an empty name; a variable of the shell may not be set", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path, readable=False)  # whether it can be read is said by whoever reads it
 JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 JOBS = click.option(
     "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads, or processes; by default one per processor."

@@ -15,7 +15,7 @@ from phiconv.cli.voice import explained, tell, wants_json
 from phiconv.spelling import folded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from phiconv.errors import PhiconvError
 
@@ -72,6 +72,7 @@ class Group(DefaultGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that the first word names, else the default one, whose source it is."""
+        args = _command_first(args, self.commands)
         word = args[0]
         if folded(word) in self.commands:
             args = [folded(word), *args[1:]]
@@ -92,6 +93,12 @@ class Group(DefaultGroup):
             return True
         ends = (values.get(name) for name in ("dest", "outfile"))
         return not rest and any(isinstance(end, str) for end in ends)
+
+
+def _command_first(args: list[str], commands: Collection[str]) -> list[str]:
+    """The arguments with the command in front of options that somebody wrote before it."""
+    at = next((i for i, word in enumerate(args) if not word.startswith("-")), 0)
+    return [args[at], *args[:at], *args[at + 1 :]] if folded(args[at]) in commands else args
 
 
 def _may_be_path(word: str) -> bool:

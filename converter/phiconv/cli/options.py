@@ -53,9 +53,9 @@ _OPTIONS = (
     click.option(
         "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1, 4bit-g32, int4."
     ),
-    # What llama.cpp's converter calls them.
+    # What llama.cpp's converter and others call them.
     click.option("--outtype", "quant", metavar="NAME", hidden=True),
-    click.option("--outfile", type=PATH, hidden=True),
+    click.option("--outfile", "--output", "-o", "outfile", type=PATH, hidden=True),
     click.option("--pure", is_flag=True, help="Every matrix in the recipe's main type."),
     click.option(
         "--tensor-type",

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from phiconv.errors import UsageError, printable
-from phiconv.spelling import did_you_mean, folded
+from phiconv.spelling import did_you_mean, folded, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["as_usage_error", "extra_argument", "unknown_command"]
 
-_COUNTS = ("no", "one argument", "two arguments", "three arguments")
+_LIKE_AN_OPTION = 0.7  # more than for other words, since the dashes are alike already
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 # What other tools call what these commands do.
@@ -39,6 +39,18 @@ _MEANT = {
     "show": "inspect",
     "types": "formats",
     "version": "--version",
+}
+
+_MEANT_OPTIONS = {
+    "--bits": "--quant",
+    "--device": "--target",
+    "--execution-provider": "--target",
+    "--format": "--to",
+    "--ftype": "--quant",
+    "--overwrite": "--force",
+    "--quantize": "--quant",
+    "--threads": "--jobs",
+    "--type": "--quant",
 }
 
 
@@ -96,7 +108,12 @@ def _no_option(name: str, ctx: click.Context, words: Sequence[str]) -> UsageErro
         written = next((w for w in words if w[:1] == "-" and w[:2] != "--" and letter in w), name)
         if f"-{written}" in options:
             return UsageError(f"there is no option {written}", hint=f"did you mean -{written}?")
-    hint = _recipe(written.lstrip("-"), options) or did_you_mean(written, options, _help(ctx))
+    meant = _MEANT_OPTIONS.get(folded(written))
+    if meant in options:
+        hint = f"did you mean {meant}?"
+    else:
+        near = nearest(written, [*options, "--help", "--version"], _LIKE_AN_OPTION)
+        hint = _recipe(written.lstrip("-"), options) or (f"did you mean {near}?" if near else _help(ctx))
     return UsageError(f"there is no option {printable(written, 80)}", hint=hint)
 
 
@@ -162,5 +179,5 @@ def unknown_command(word: str, commands: Sequence[str], *, sure: bool) -> UsageE
         return None
     return UsageError(
         f"unknown command {printable(word, 80)!r}, and no file or folder of this name",
-        hint=hint or "phiconv --help lists the commands",
+        hint=hint or "phiconv --help lists the commands, and names with spaces need quotes",
     )

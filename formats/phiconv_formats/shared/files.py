@@ -227,6 +227,6 @@ def _open_regular(path: Path) -> tuple[int, Stamp]:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-        hint = "" if stat.S_ISDIR(status.st_mode) else "save it to a file first"
+        hint = "give a file" if stat.S_ISDIR(status.st_mode) else "save it to a file first"
         raise InputError(f"{kind}, not a regular file", path=path, hint=hint)
     return descriptor, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
