@@ -91,13 +91,15 @@ def _form(ctx: click.Context) -> str:
 
 def _missing(param: click.Parameter, ctx: click.Context) -> UsageError:
     if isinstance(param, click.Option):
-        return UsageError(f"{_name(param)} is missing", hint=f"give {_name(param)} {_value(param, ctx)}")
+        return UsageError(f"{_name(param)} is missing", hint=f"give {_name(param)} {_value(param)}")
     return UsageError(f"{_name(param)} is missing", hint=f"write {_form(ctx)}")
 
 
-def _value(param: click.Parameter, ctx: click.Context) -> str:
+def _value(param: click.Parameter) -> str:
     """What stands for an option's value in the help."""
-    return str(param.metavar or param.type.get_metavar(param, ctx) or param.type.name.upper())
+    if isinstance(param.type, click.IntRange | click.FloatRange):
+        return "NUMBER"
+    return param.metavar or param.type.name.upper()
 
 
 def _no_option(name: str, ctx: click.Context, words: Sequence[str]) -> UsageError:
@@ -138,7 +140,7 @@ def _bad_use(name: str, ctx: click.Context) -> UsageError:
     param = next((p for p in ctx.command.params if name in (*p.opts, *p.secondary_opts)), None)
     if param is None or getattr(param, "is_flag", False):
         return UsageError(f"{name} takes no value", hint=f"write {name} alone")
-    return UsageError(f"{name} needs a value", hint=f"write {name} {_value(param, ctx)}")
+    return UsageError(f"{name} needs a value", hint=f"write {name} {_value(param)}")
 
 
 def _bad_value(message: str, param: click.Parameter, ctx: click.Context) -> UsageError:
