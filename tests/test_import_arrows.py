@@ -18,6 +18,7 @@ WINGS = (
     "phiconv._version",
     "phiconv.errors",
     "phiconv.units",
+    "phiconv.spelling",
     "phiconv.tokenization",
     "phiconv.ir",
     "phiconv.quantizers",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.conversion import pipeline
 from phiconv.conversion.planning import Plan, make_plan
-from phiconv.conversion.source import expanded, open_model
+from phiconv.conversion.source import Examination, examine, expanded, open_model
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
@@ -30,6 +30,7 @@ __all__ = [
     "Choices",
     "Comparison",
     "Evaluation",
+    "Examination",
     "Model",
     "Plan",
     "Result",
@@ -38,6 +39,7 @@ __all__ = [
     "convert",
     "evaluate",
     "evaluate_all",
+    "examine",
     "generate",
     "logits",
     "open_model",

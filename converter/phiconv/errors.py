@@ -59,6 +59,9 @@ class PhiconvError(Exception):
         path: The file it is about.
         at: Where in that file: a tensor, a key, a byte.
         hint: What to do about it.
+
+    Attributes:
+        found: What there is of a model all the same, see `phiconv.ir.findings`.
     """
 
     exit_code = 1
@@ -70,6 +73,7 @@ class PhiconvError(Exception):
         self.path = path
         self.at = at
         self.hint = hint
+        self.found: object = None
         super().__init__(message)
 
     def __str__(self) -> str:

@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from phiconv.errors import InputError, MissingFileError, UsageError
-from phiconv_formats.recognition import format_of_content, has_original_weights, what_is_missing
+from phiconv.spelling import did_you_mean, known_as
+from phiconv_formats.recognition import (
+    format_of_content,
+    has_original_weights,
+    is_there,
+    what_is_missing,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from phiconv.ir import Encoding
@@ -195,7 +201,7 @@ FORMATS = {
 
 def find_reader(path: Path) -> Reader:
     """The reader for a path, by what it is; a folder is a Hugging Face one unless a file tells."""
-    if not path.exists():
+    if not is_there(path):
         message, hint = what_is_missing(path)
         raise MissingFileError(message, path=path, hint=hint)
     found = _folder_format(path) if path.is_dir() else _file_format(path)
@@ -203,9 +209,10 @@ def find_reader(path: Path) -> Reader:
     if reader is not None:
         return reader()
     suffixes = ", ".join(s for f in FORMATS.values() if f.reader for s in f.suffixes)
-    raise InputError(
-        "not a kind of file that phiconv reads", path=path, hint=f"give a model folder, or one of {suffixes}"
-    )
+    hint = f"give a model folder, or one of {suffixes}"
+    if path.suffix.lower() == ".json":
+        hint = "give the folder that it is in"
+    raise InputError("not a kind of file that phiconv reads", path=path, hint=hint)
 
 
 def _file_format(path: Path) -> str:
@@ -227,14 +234,49 @@ def _folder_format(folder: Path) -> str:
     return next((f.name for f in inner if any(folder.glob(f.inner_files))), "safetensors")
 
 
+_ALIASES = {
+    "ggml": "gguf",
+    "llama.cpp": "gguf",
+    "llama-cpp": "gguf",
+    "llamacpp": "gguf",
+    "ollama": "gguf",
+    "mlx-lm": "mlx",
+    "genai": "onnx",
+    "onnx-genai": "onnx",
+    "onnxruntime": "onnx",
+    "onnxruntime-genai": "onnx",
+    "ort": "onnx",
+    "ort-genai": "onnx",
+    "openvino-genai": "openvino",
+    "openvino-ir": "openvino",
+    "ov": "openvino",
+    "hf": "safetensors",
+    "hugging-face": "safetensors",
+    "huggingface": "safetensors",
+    "safetensor": "safetensors",
+    "transformers": "safetensors",
+}
+"""What else people call the formats that can be written."""
+
+
+def _named_target(name: str, writable: Mapping[str, Format]) -> Format:
+    """A format that can be written, by its name or an alias; case does not matter."""
+    known = known_as(name, writable, _ALIASES)
+    if known is not None:
+        return writable[known]
+    choice = f"one of {', '.join(writable)}"
+    if (other := known_as(name, FORMATS, {})) is not None:
+        raise UsageError(f"--to {name}: {other} is read, and not written", hint=choice)
+    raise UsageError(f"--to {name}: unknown format", hint=did_you_mean(name, [*writable, *_ALIASES], choice))
+
+
 def find_target(destination: Path, name: str | None) -> Format:
     """The format to write: by name, or by the destination's suffix."""
     writable = {f.name: f for f in FORMATS.values() if f.writer is not None}
     files = {f.file_suffix: f for f in writable.values() if f.file_suffix}
     if name is not None:
-        if name not in writable:
-            raise UsageError(f"--to {name}: unknown format", hint=f"one of {', '.join(writable)}")
-        found = writable[name]
+        found = _named_target(name, writable)
+        name = found.name
         if not found.file_suffix and destination.name.endswith(found.suffixes):
             raise UsageError(
                 f"--to {name} writes a folder", path=destination, hint="give the name of a folder"

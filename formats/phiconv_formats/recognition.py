@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from phiconv.errors import printable
+from phiconv.errors import InputError, printable
 from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ __all__ = [
     "Advice",
     "format_of_content",
     "has_original_weights",
+    "is_there",
     "what_folder_is",
     "what_is_missing",
 ]
@@ -66,20 +70,47 @@ def has_original_weights(folder: Path) -> bool:
 
 _ADDRESS = re.compile(r"(?:https?|hf|s3|gs):/", re.IGNORECASE)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_NAME = re.compile(r"\.(?:gguf|safetensors|bin|pth?|ckpt|onnx|xml|json)$", re.IGNORECASE)
 _OFFLINE = "phiconv works offline: download it first"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path.
+
+    Raises:
+        InputError: There can be nothing: a name that is too long, or folders that may not be entered.
+    """
+    try:
+        if stat.S_ISDIR(path.stat().st_mode) and not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise InputError(
+            f"cannot be opened: {error.strerror}", path=path, hint="check its name, and who may read it"
+        ) from error
+    except ValueError as error:  # a NUL character
+        raise InputError(f"not a file name: {error}", path=path, hint="check its name") from error
+    return True
 
 
 def what_is_missing(path: Path) -> Advice:
     """What somebody may have meant by a path that there is not."""
     text = str(path)
+    if path.is_symlink():
+        return Advice("a symbolic link that leads nowhere", "download again what it leads to")
     if _ADDRESS.match(text):
         return Advice("an address, and not a file or folder", _OFFLINE)
-    if _HUB_NAME.fullmatch(text) and not path.parent.exists():
+    if _HUB_NAME.fullmatch(text) and not path.parent.exists() and not _FILE_NAME.search(text):
         return Advice("no such file or folder; it looks like a name on the Hugging Face hub", _OFFLINE)
     if text.startswith("~"):
         return Advice("no such file or folder", "")
     near = sorted(p.name for p in path.parent.glob("*") if p.name.lower() == path.name.lower())
     hint = f"there is {printable(near[0], 80)}" if near else ""
+    if not path.parent.exists():
+        hint = f"there is no folder {printable(path.parent, 80)} either"
     return Advice("no such file or folder", hint)
 
 

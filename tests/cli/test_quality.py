@@ -99,7 +99,7 @@ def test_generate(cli):
         (("evaluate", TINY, "--text", "latin1.txt"), 1, "latin1.txt: byte 1: is not UTF-8"),
         (("evaluate", TINY, "--text", "text.txt", "--context", 5000), 2, "fewer than one window of 5000"),
         (("evaluate", TINY, "--text", "text.txt", "--context", 1), 2, "1 is not in the range"),
-        (("evaluate", TINY), 2, "Missing option '--text'"),
+        (("evaluate", TINY), 2, "--text is missing; give --text FILE"),
         (("evaluate", "text.txt", "--text", "text.txt"), 1, "not a kind of file"),
         (
             ("calibrate", TINY, "--text", "text.txt", "-o", "no/i.gguf", "--context", 5000),

@@ -31,7 +31,7 @@ def test_targets(name, to, found):
         ("x.xml", "onnx", "--to onnx, and a name that says openvino"),
         ("x.gguf", "mlx", "--to mlx, and a name that says gguf"),
         ("x.safetensors", "safetensors", "--to safetensors writes a folder"),
-        ("x.bin", "pytorch", "unknown format"),
+        ("x.bin", "pytorch", "is read, and not written"),
     ],
 )
 def test_targets_that_are_refused(name, to, says):

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from phiconv.errors import UnsupportedModelError, printable
+from phiconv.errors import MalformedFileError, UnsupportedModelError, printable
+from phiconv.ir import RawEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from phiconv.architectures.architecture import Architecture
+    from phiconv.errors import InputError
+    from phiconv.ir import Tensor
 
 __all__ = ["refusal", "unwrapped"]
 
@@ -32,6 +35,10 @@ _QUANTIZED = (
     (re.compile(r"\.weight_packed$"), "compressed-tensors"),
     (re.compile(r"\.(?:absmax|SCB|quant_map)$|\.quant_state\."), "bitsandbytes"),
     (re.compile(r"\.weight_scale(?:_inv)?$"), "FP8 or INT8"),
+    (re.compile(r"\.W_q$"), "HQQ"),
+    (re.compile(r"\.weight\._data$"), "Quanto"),
+    (re.compile(r"_blocks$"), "MXFP4"),
+    (re.compile(r"\.codebooks$"), "AQLM"),
 )
 _LORA = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)\b|\.lora_magnitude_vector\b")
 
@@ -65,9 +72,17 @@ def _before(end: str, names: Collection[str]) -> str | None:
     return next((name.removesuffix(end) for name in found), None)
 
 
-def refusal(names: Collection[str], config: Mapping[str, Any], path: Path) -> UnsupportedModelError | None:
+def refusal(stored: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> InputError | None:
     """What these tensors are, where they are of a kind that is no model's; None if they are not."""
-    lora = next((name for name in names if _LORA.search(name)), None)
+    empty = [name for name, tensor in stored.items() if not tensor.size]
+    if empty:
+        return MalformedFileError(
+            f"{len(empty)} tensors are empty, as where DeepSpeed ZeRO-3 saves a part for each process",
+            path=path,
+            at=f"tensor {empty[0]}",
+            hint="gather the weights: zero_to_fp32.py",
+        )
+    lora = next((name for name in stored if _LORA.search(name)), None)
     if lora is not None:
         return UnsupportedModelError(
             "this is a LoRA adapter, or a model that one is still apart in",
@@ -76,15 +91,21 @@ def refusal(names: Collection[str], config: Mapping[str, Any], path: Path) -> Un
             hint="merge the adapter into its base model first",
         )
     for pattern, usual in _QUANTIZED:
-        found = next((name for name in names if pattern.search(name)), None)
+        found = next((name for name in stored if pattern.search(name)), None)
         if found is not None:
-            said = config.get("quantization_config")
-            method = said.get("quant_method") if isinstance(said, dict) else None
-            who = printable(method, 40) if isinstance(method, str) else usual
-            return UnsupportedModelError(
-                f"is quantized already, by {who}",
-                path=path,
-                at=f"tensor {found}",
-                hint="take the unquantized model",
-            )
-    return None
+            return _quantized(f"tensor {found}", _method(config) or usual, path)
+    codes = next((name for name, t in stored.items() if isinstance(t.encoding, RawEncoding)), None)
+    return _quantized(f"tensor {codes}", _method(config), path) if codes and _method(config) else None
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    """Who has quantized the model, as config.json has it; "" where it does not say."""
+    said = config.get("quantization_config")
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    return printable(method, 40) if isinstance(method, str) else ""
+
+
+def _quantized(at: str, who: str, path: Path) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"is quantized already, by {who}", path=path, at=at, hint="take the unquantized model"
+    )

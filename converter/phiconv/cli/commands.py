@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click_default_group import DefaultGroup
 
 from phiconv._version import __version__
 from phiconv.cli import quality as cli_quality
-from phiconv.cli.common import CONFIG, JOBS, JSON, PATH, QUIET, reporting
+from phiconv.cli.common import CONFIG, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
+from phiconv.cli.group import Command, Group
 from phiconv.cli.options import conversion_options
+from phiconv.cli.voice import tell
+from phiconv.errors import UsageError
+from phiconv.spelling import folded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from phiconv.api import Choices, Plan, Result
+    from phiconv.api import Result
 
 __all__ = ["main"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_SOURCE = click.argument("source", type=PATH)
-_DEST = click.argument("dest", type=PATH)
-
 
 # click leaves the lines behind "\b" as they are.
 _HELP = """Convert and quantize Phi language models, offline.
@@ -41,11 +37,15 @@ format by its suffix (x.gguf), or is a folder, with --to.
 
 
 @click.group(
-    cls=DefaultGroup,
+    cls=Group,
     help=_HELP,
     default="convert",
     default_if_no_args=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": folded,
+    },
 )
 @click.version_option(__version__, prog_name="phiconv")
 def main() -> None:
@@ -59,61 +59,69 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001
 
 
 @main.command()
-@_SOURCE
-@_DEST
 @conversion_options
 @click.option("--force", "-f", is_flag=True, help="Replace DEST if it exists.")
 @JOBS
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Convert NaN, infinity and overflows instead of refusing them."
 )
+@click.option("--dry-run", is_flag=True, hidden=True)  # what llama.cpp's converter calls a plan
 @QUIET
-@reporting
 def convert(
     source: Path,
     dest: Path,
+    as_json: bool,
+    force: bool,
+    jobs: int | None,
+    allow_nonfinite: bool,
+    dry_run: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Convert a model (the default command)."""
+    from phiconv import api
+    from phiconv.cli.report import progress_display
+
+    if dry_run:
+        _plan(source, dest, as_json=as_json, **options)
+        return
+    with progress_display(quiet=quiet) as progress:
+        result = api.convert(
+            source,
+            dest,
+            jobs=jobs,
+            processes=True,
+            force=force,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+            **_wishes(**options),
+        )
+    _print_result(result, as_json=as_json, quiet=quiet)
+
+
+def _wishes(
+    *,
     to: str | None,
     quant: str | None,
     split_max_size: int | None,
     imatrix: Path | None,
     config: Path | None,
     repack_only: bool,
-    as_json: bool,
-    force: bool,
-    jobs: int | None,
-    allow_nonfinite: bool,
-    quiet: bool,
+    tensor_types: tuple[str, ...],
     **choices: Any,
-) -> None:
-    """Convert a model (the default command)."""
-    from phiconv import api
-    from phiconv.cli.report import progress_display
-
-    with progress_display(quiet=quiet) as progress:
-        result = api.convert(
-            source,
-            dest,
-            to=to,
-            quant=quant,
-            split_max_size=split_max_size,
-            choices=_choices(**choices),
-            imatrix=imatrix,
-            config=config,
-            repack_only=repack_only,
-            jobs=jobs,
-            processes=True,
-            force=force,
-            allow_nonfinite=allow_nonfinite,
-            progress=progress,
-        )
-    _print_result(result, as_json=as_json, quiet=quiet)
-
-
-def _choices(*, tensor_types: tuple[str, ...], **others: Any) -> Choices:
-    """What the options say otherwise than the recipe."""
+) -> dict[str, Any]:
+    """The options as `api.plan` and `api.convert` take them; those that are left are `Choices`."""
     from phiconv.recipes import Choices, override
 
-    return Choices(tensor_types=tuple(override(text) for text in tensor_types), **others)
+    return {
+        "to": to,
+        "quant": quant,
+        "split_max_size": split_max_size,
+        "imatrix": imatrix,
+        "config": config,
+        "repack_only": repack_only,
+        "choices": Choices(tensor_types=tuple(override(text) for text in tensor_types), **choices),
+    }
 
 
 def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
@@ -127,37 +135,17 @@ def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
 
 
 @main.command()
-@_SOURCE
-@_DEST
 @conversion_options
-@reporting
-def plan(
-    source: Path,
-    dest: Path,
-    to: str | None,
-    quant: str | None,
-    split_max_size: int | None,
-    imatrix: Path | None,
-    config: Path | None,
-    repack_only: bool,
-    as_json: bool,
-    **choices: Any,
-) -> None:
+def plan(source: Path, dest: Path, as_json: bool, **options: Any) -> None:
     """Show what a conversion would write, without reading a weight."""
+    _plan(source, dest, as_json=as_json, **options)
+
+
+def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
     from phiconv import api
     from phiconv.cli.report import plan_lines, plan_object
 
-    made: Plan = api.plan(
-        source,
-        dest,
-        to=to,
-        quant=quant,
-        split_max_size=split_max_size,
-        choices=_choices(**choices),
-        imatrix=imatrix,
-        config=config,
-        repack_only=repack_only,
-    )
+    made = api.plan(source, dest, **_wishes(**options))
     click.echo(json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made)))
 
 
@@ -166,22 +154,23 @@ def plan(
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @CONFIG
 @JSON
-@reporting
 def inspect(path: Path, tensors: bool, config: Path | None, as_json: bool) -> None:
-    """Show what is in a model: architecture, tensors, types, tokenizer, chat template."""
+    """Show what is in a model, or in what is refused: architecture, tensors, types, tokenizer."""
     from phiconv import api
-    from phiconv.cli.report import inspect_lines, inspect_object
+    from phiconv.cli.report_inspection import inspection_lines, inspection_object
 
-    model = api.open_model(path, config=config)
+    seen = api.examine(path, config=config)
     if as_json:
-        click.echo(json.dumps(inspect_object(model, tensors=tensors), indent=2))
+        click.echo(json.dumps(inspection_object(seen, tensors=tensors), indent=2))
     else:
-        click.echo("\n".join(inspect_lines(model, tensors=tensors)))
+        click.echo("\n".join(inspection_lines(seen, tensors=tensors)))
+    if seen.error is not None:
+        tell(seen.error, as_json=False)  # it is in the object
+        click.get_current_context().exit(seen.error.exit_code)
 
 
 @main.command()
 @JSON
-@reporting
 def formats(as_json: bool) -> None:
     """List formats, presets, quantizations and supported models."""
     from phiconv.cli.report_formats import formats_lines, formats_object
@@ -189,5 +178,19 @@ def formats(as_json: bool) -> None:
     click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
 
 
-main.add_command(compare)
-cli_quality.add_commands(main, reporting)
+@click.command("help", cls=Command)
+@click.argument("command", required=False)
+def help_(command: str | None) -> None:
+    """Show this text, or that of a command."""
+    parent = click.get_current_context().parent
+    assert parent is not None  # noqa: S101 - it is a command of a group
+    if command is None:
+        click.echo(parent.get_help())
+        return
+    if (found := main.commands.get(folded(command))) is None:
+        raise UsageError(f"unknown command {command!r}", hint=f"one of {', '.join(main.commands)}")
+    click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
+
+
+for _command in (compare, *cli_quality.COMMANDS, help_):
+    main.add_command(_command)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import JOBS, JSON, PATH, QUIET, reporting
+from phiconv.cli.common import JOBS, JSON, PATH, QUIET
+from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,14 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @JSON
 @JOBS
 @QUIET
-@reporting
 def compare(a: Path, b: Path, tensors: bool, as_json: bool, jobs: int | None, quiet: bool) -> None:
     """Show how far the weights of B are from those of A, whatever their formats."""
     from phiconv import api

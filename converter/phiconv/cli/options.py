@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from phiconv.cli.common import CONFIG, JSON, PATH
+from phiconv.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["conversion_options", "size"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -36,6 +38,11 @@ _PRESETS = {
     "f32": "float32.",
 }
 
+_ARGUMENTS = (
+    click.argument("source", type=PATH),
+    click.argument("dest", type=PATH, required=False, metavar="DEST"),
+)
+
 _OPTIONS = (
     click.option(
         "--to",
@@ -46,6 +53,9 @@ _OPTIONS = (
     click.option(
         "--quant", metavar="NAME", help="A quantization by the runtime's own name, e.g. Q5_1, 4bit-g32, int4."
     ),
+    # What llama.cpp's converter and others call them.
+    click.option("--outtype", "quant", metavar="NAME", hidden=True),
+    click.option("--outfile", "--output", "-o", "outfile", type=PATH, hidden=True),
     click.option("--pure", is_flag=True, help="Every matrix in the recipe's main type."),
     click.option(
         "--tensor-type",
@@ -79,7 +89,7 @@ _OPTIONS = (
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(
         "--effort",
-        type=click.Choice(["exact", "fast"]),
+        type=click.Choice(["exact", "fast"], case_sensitive=False),
         default="exact",
         show_default=True,
         help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K.",
@@ -93,8 +103,24 @@ _OPTIONS = (
 )
 
 
-def conversion_options(command: Callable[P, R]) -> Callable[P, R]:
-    """Adds them to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def conversion_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Adds the arguments and options to a command, which gets one ``dest``."""
+
+    @wraps(command)
+    def wrapper(*, dest: Path | None, outfile: Path | None, **others: Any) -> R:
+        return command(dest=_destination(dest, outfile), **others)
+
+    adding: Callable[..., R] = wrapper
+    for option in reversed((*_ARGUMENTS, *_OPTIONS)):
+        adding = option(adding)
+    return adding
+
+
+def _destination(dest: Path | None, outfile: Path | None) -> Path:
+    """DEST, which may be given as an option."""
+    if dest is not None and outfile is not None and dest != outfile:
+        raise UsageError(f"--outfile {outfile} is not DEST, {dest}", hint="give one of them")
+    found = dest or outfile
+    if found is None:
+        raise UsageError("DEST is missing", hint="write phiconv SOURCE DEST, such as phiconv model x.gguf")
+    return found

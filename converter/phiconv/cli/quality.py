@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from phiconv.cli.common import JSON, PATH
+from phiconv.cli.group import Command
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from pathlib import Path
 
-__all__ = ["add_commands"]
+__all__ = ["COMMANDS"]
 
-_PATH = click.argument("path", type=click.Path(path_type=Path))
+_PATH = click.argument("path", type=PATH)
 _TEXT = click.option(
     "--text",
-    type=click.Path(path_type=Path),
+    type=PATH,
+    metavar="FILE",
     required=True,
     help="A text file, in UTF-8; the longer the better.",
 )
@@ -28,32 +30,19 @@ _CONTEXT = click.option(
     show_default=True,
     help="Tokens of the windows that the text is cut into.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 
 
-def add_commands(group: click.Group, reporting: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Adds the commands to the command line; ``reporting`` makes one line of every error."""
-    for command in (evaluate, calibrate, generate):
-        assert command.callback is not None  # noqa: S101 - each is made of a function
-        command.callback = reporting(command.callback)
-        group.add_command(command)
-
-
-@click.command()
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PATH...")
+@click.command(cls=Command)
+@click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
 @_TEXT
+@click.option("--reference", type=PATH, help="A model to compare with: the unquantized one.")
 @click.option(
-    "--reference", type=click.Path(path_type=Path), help="A model to compare with: the unquantized one."
-)
-@click.option(
-    "--reference-file",
-    type=click.Path(path_type=Path),
-    help="Keeps what is computed of the reference, for the next time.",
+    "--reference-file", type=PATH, help="Keeps what is computed of the reference, for the next time."
 )
 @_CONTEXT
 @click.option("--llama", is_flag=True, help="Score as llama-perplexity does.")
-@_JSON
+@JSON
 @_QUIET
 def evaluate(
     paths: tuple[Path, ...],
@@ -91,12 +80,10 @@ def evaluate(
         click.echo("\n".join(report_quality.evaluation_table(models, results)))
 
 
-@click.command()
+@click.command(cls=Command)
 @_PATH
 @_TEXT
-@click.option(
-    "--output", "-o", type=click.Path(path_type=Path), required=True, help="The importance matrix to write."
-)
+@click.option("--output", "-o", type=PATH, required=True, help="The importance matrix to write.")
 @_CONTEXT
 @click.option("--force", "-f", is_flag=True, help="Replace the output if it exists.")
 @_QUIET
@@ -115,7 +102,7 @@ def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, q
         click.echo(f"{file}: the importance matrix of {path} on {text.name}", err=True)
 
 
-@click.command()
+@click.command(cls=Command)
 @_PATH
 @click.option("--prompt", required=True, help="The text to continue.")
 @click.option(
@@ -126,7 +113,7 @@ def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, q
     show_default=True,
     help="Most tokens to generate.",
 )
-@_JSON
+@JSON
 def generate(path: Path, prompt: str, count: int, as_json: bool) -> None:
     """Continue a text with the likeliest tokens, to see whether a model works."""
     from phiconv import api
@@ -147,3 +134,7 @@ def generate(path: Path, prompt: str, count: int, as_json: bool) -> None:
         click.echo(json.dumps({"ids": ids, "text": text}, indent=2))
     else:
         click.echo(text.removeprefix(shown))
+
+
+COMMANDS = (evaluate, calibrate, generate)
+"""In the order of the help."""

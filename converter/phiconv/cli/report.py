@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.conversion.pipeline import worth_processes
 from phiconv.errors import printable
-from phiconv.units import count_text, size_text
+from phiconv.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from phiconv.api import Result
     from phiconv.conversion.pipeline import Progress
     from phiconv.conversion.planning import Plan
-    from phiconv.ir import Tensor
-    from phiconv.ir.model import Model
 
 __all__ = [
-    "inspect_lines",
-    "inspect_object",
     "plan_lines",
     "plan_object",
     "progress_display",
@@ -52,115 +48,6 @@ def table(rows: Sequence[tuple[str, ...]], right: frozenset[int] = frozenset()) 
         for r in rows
     )
     return ["  " + "  ".join(row).rstrip() for row in cells]
-
-
-# ------------------------------------------------------------------------------------------------- inspect
-
-
-def inspect_object(model: Model, *, tensors: bool = True) -> dict[str, Any]:
-    """What is in a model, for ``--json``."""
-    result: dict[str, Any] = {
-        "path": str(model.path),
-        "format": model.format,
-        "architecture": model.architecture,
-        "parameters": model.size,
-        "bytes": sum(round(t.size * t.encoding.bits_per_weight / 8) for t in model.stored.values()),
-        "types": dict(_types(model.stored.values())),
-        "hyperparameters": _hyperparameters(model),
-        "tokenizer": _tokenizer(model),
-        "metadata": {key: _plain_value(value) for key, value in model.metadata.items()},
-    }
-    if tensors:
-        result["tensors"] = [
-            {
-                "name": n,
-                "shape": list(t.shape),
-                "type": t.encoding.name,
-                "bits_per_weight": t.encoding.bits_per_weight,
-            }
-            for n, t in model.stored.items()
-        ]
-    return result
-
-
-def inspect_lines(model: Model, *, tensors: bool = True) -> list[str]:
-    """What is in a model, for people."""
-    stored = list(model.stored.values())
-    nbytes = sum(t.size * t.encoding.bits_per_weight / 8 for t in stored)
-    bits = 8 * nbytes / model.size if model.size else 0
-    types = ", ".join(f"{count} {name}" for name, count in _types(stored).most_common())
-    lines = [
-        f"{model.path}: {model.format}, {model.architecture or 'plain tensors'}",
-        f"  {count_text(model.size)} parameters in {len(stored)} tensors ({types})",
-        f"  {size_text(nbytes)}, {bits:.2f} bits per weight",
-    ]
-    lines += [f"  {key}: {printable(value)}" for key, value in (_hyperparameters(model) or {}).items()]
-    if tokenizer := _tokenizer(model):
-        lines += [f"  tokenizer {key}: {printable(value)}" for key, value in tokenizer.items()]
-    lines += [f"  {printable(key)} = {_value_text(value)}" for key, value in model.metadata.items()]
-    if tensors:
-        rows = [(printable(n), shape_text(t.shape), t.encoding.name) for n, t in model.stored.items()]
-        lines += table(rows)
-    return lines
-
-
-def _plain_value(value: Any) -> Any:
-    """A value of the file's metadata for ``--json``, long lists by their length."""
-    plain = getattr(value, "value", value)
-    return f"{len(plain)} items" if isinstance(plain, list) else plain
-
-
-def _value_text(value: Any) -> str:
-    value = getattr(value, "value", value)
-    if isinstance(value, list):
-        head = ", ".join(printable(repr(v), 30) for v in value[:4])
-        return f"[{head}{', …' if len(value) > 4 else ''}] ({len(value)} items)"
-    return printable(repr(value), 120)
-
-
-def _types(tensors: Iterable[Tensor]) -> Counter[str]:
-    return Counter(t.encoding.name for t in tensors)
-
-
-def _hyperparameters(model: Model) -> dict[str, Any] | None:
-    hp = model.hyperparameters
-    if hp is None:
-        return None
-    rope = f"{hp.rope.dimensions} of {hp.head_dim} dimensions, theta {hp.rope.theta:g}"
-    if hp.rope.long_factor:
-        rope += f", longrope from {hp.rope.original_context} positions, times {hp.rope.short_mscale:.7g}"
-    result = {
-        "vocab_size": hp.vocab_size,
-        "hidden_size": hp.hidden_size,
-        "intermediate_size": hp.intermediate_size,
-        "num_hidden_layers": hp.num_hidden_layers,
-        "num_attention_heads": hp.num_attention_heads,
-        "num_key_value_heads": hp.num_key_value_heads,
-        "head_dim": hp.head_dim,
-        "max_position_embeddings": hp.max_position_embeddings,
-        "norm_epsilon": hp.norm_epsilon,
-        "rope": rope,
-        "sliding_window": hp.sliding_window,
-        "tie_word_embeddings": hp.tie_word_embeddings,
-    }
-    if hp.experts:
-        result["experts"] = f"{hp.experts.used} of {hp.experts.count}"
-    return result
-
-
-def _tokenizer(model: Model) -> dict[str, Any] | None:
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        return None
-    known = sum(t is not None for t in tokenizer.tokens)
-    result: dict[str, Any] = {"kind": tokenizer.kind, "tokens": known, "added": len(tokenizer.added)}
-    for role, token in tokenizer.special_ids.items():
-        text = tokenizer.tokens[token] if token < len(tokenizer.tokens) else None
-        result[role] = f"{token} {text!r}"
-    if tokenizer.eos_ids:
-        result["ends generation"] = list(tokenizer.eos_ids)
-    result["chat templates"] = list(tokenizer.chat_templates)
-    return result
 
 
 # ----------------------------------------------------------------------------------------------------- plan

@@ -12,7 +12,7 @@ from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
-from phiconv.recipes import Choices, cast, choose
+from phiconv.recipes import Choices, cast, choose, spelled
 from phiconv.units import size_text
 from phiconv_formats import find_target
 from phiconv_formats.shared.output import RuntimeSettings
@@ -131,7 +131,7 @@ def make_plan(
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
-    choices = choices or Choices()
+    choices = spelled(choices or Choices())
     check_source(model, target.name, plain=choices.plain)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)

@@ -55,7 +55,8 @@ def check_source(model: Model, target: str, *, plain: bool) -> None:
         UsageError: Plain tensors are wanted of what was opened as a whole model.
     """
     if not model.stored:
-        raise MalformedFileError("there is no tensor to convert", path=model.path)
+        hint = "it may be a vocabulary alone: take the file of the whole model"
+        raise MalformedFileError("there is no tensor to convert", path=model.path, hint=hint)
     if model.architecture is None:
         as_it_is = model.format == target == "gguf" and "general.architecture" in model.metadata
         if not as_it_is and (not plain or target not in _HOLD_PLAIN_TENSORS):

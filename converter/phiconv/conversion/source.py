@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv import architectures
 from phiconv.architectures.config import Config
-from phiconv.errors import MissingFileError, UsageError
+from phiconv.errors import InputError, MissingFileError, UsageError
+from phiconv.ir.findings import found_by, keeping, tolerated
 from phiconv.ir.model import Model
 from phiconv_formats import find_reader
 from phiconv_formats.recognition import what_is_missing
+from phiconv_formats.tokenizers.folder import MAX_TOKENS
 
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["expanded", "open_model"]
+    from phiconv.ir.model import Checkpoint, Hyperparameters
+    from phiconv.tokenization.tokenizer import Tokenizer
+
+__all__ = ["Examination", "examine", "expanded", "open_model"]
 
 
 def expanded(path: str | PathLike[str]) -> Path:
@@ -69,8 +75,26 @@ def open_model(
     path = expanded(path)
     if plain and config is not None:
         raise UsageError("--plain contradicts --config", hint="give one of them")
-    found = find_reader(path)(path, None if config is None else _companions(expanded(config)))
-    if found.config is None or plain:
+    found = _checkpoint(path, config)
+    if plain:
+        return Model(path, found.format, found.stored, metadata=found.metadata)
+    return _model(found)
+
+
+def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:
+    """What the reader of a path finds."""
+    return find_reader(path)(path, None if config is None else _companions(expanded(config)))
+
+
+def _model(found: Checkpoint) -> Model:
+    """What a reader found as a model; an error carries it."""
+    with keeping(lambda _: found):
+        return _named_model(found)
+
+
+def _named_model(found: Checkpoint) -> Model:
+    path = found.path
+    if found.config is None:
         return Model(path, found.format, found.stored, metadata=found.metadata)
     keys = Config(found.config, found.config_path)
     architecture = architectures.find(keys)
@@ -92,3 +116,65 @@ def open_model(
         hub=architectures.hub_tensors(architecture, hyperparameters, tensors),
         forward=architecture.forward,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What can be told of a path, be it a model or not quite.
+
+    Attributes:
+        found: What its reader found: format, tensors, config.json, metadata.
+        stated: The architecture, as the files call it; "" where they do not say.
+        architecture: The same as phiconv calls it; None where it is no whole model that phiconv knows.
+        hyperparameters: None where they cannot be read.
+        tokenizer: None where there is none, or none that can be read.
+        error: Why it is no model; None where it is one, or a file of plain tensors.
+    """
+
+    found: Checkpoint
+    stated: str
+    architecture: str | None
+    hyperparameters: Hyperparameters | None
+    tokenizer: Tokenizer | None
+    error: InputError | None
+
+
+def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = None) -> Examination:
+    """Looks at a model as `open_model` does, and at whatever there is of one that is refused.
+
+    Raises:
+        InputError: There is nothing to look at.
+    """
+    path = expanded(path)
+    try:
+        found = _checkpoint(path, config)
+        model, error = _model(found), None
+    except InputError as reason:
+        error, kept = reason, found_by(reason)
+        if kept is None:
+            raise
+        found, model = kept, None
+    if model is not None and model.architecture is not None:
+        return Examination(
+            found, _stated(found), model.architecture, model.hyperparameters, model.tokenizer, None
+        )
+    hyperparameters = tolerated(lambda: _hyperparameters(found))
+    tokenizer = tolerated(lambda: found.read_tokenizer(MAX_TOKENS))
+    return Examination(found, _stated(found), None, hyperparameters, tokenizer, error)
+
+
+def _stated(found: Checkpoint) -> str:
+    """What the files call the architecture."""
+    config = found.config or {}
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else config.get("model_type")
+    if not isinstance(name, str):
+        name = getattr(found.metadata.get("general.architecture"), "value", "")
+    return name if isinstance(name, str) else ""
+
+
+def _hyperparameters(found: Checkpoint) -> Hyperparameters | None:
+    if found.config is None:
+        return None
+    config = Config(found.config, found.config_path)
+    return architectures.find(config).parse(config)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.model import Model
 
-__all__ = ["Logits", "Precision", "Watch", "compute", "logits_of"]
+__all__ = ["Logits", "Precision", "Watch", "compute", "logits_of", "no_model"]
 
 Precision: TypeAlias = Literal["float32", "float64"]
 """What to compute in. Weights are float32 at most; float64 shows how much of a difference is rounding."""
@@ -70,11 +70,7 @@ def compute(
         UsageError: The ids are not of that shape, or not in the vocabulary.
     """
     if model.forward is None or model.hyperparameters is None:
-        raise UnsupportedModelError(
-            "these are plain tensors and no model that can be computed",
-            path=model.path,
-            hint="config.json must be beside them",
-        )
+        raise no_model(model)
     forward, hp = cast("Forward", model.forward), model.hyperparameters
     check_weights(forward, hp, model.tensors, model.path)
     ops = NumpyOps(model.tensors, token_ids(ids, hp.vocab_size), np.dtype(precision), watch)
@@ -86,6 +82,16 @@ def compute(
 def logits_of(model: Model, hidden: Array, ids_shape: tuple[int, ...]) -> Logits:
     """The logits that follow from what a model's last layer gave, see `Logits.hidden`."""
     return Logits(hidden, ids_shape, _Weights(model.tensors, hidden.dtype), Role("output"))
+
+
+def no_model(model: Model) -> UnsupportedModelError:
+    """What to say of plain tensors that somebody wants computed."""
+    cure = (
+        "'phiconv formats' lists the models" if model.format == "gguf" else "config.json must be beside them"
+    )
+    return UnsupportedModelError(
+        "these are plain tensors and no model that can be computed", path=model.path, hint=cure
+    )
 
 
 def token_ids(ids: ArrayLike, vocabulary: int) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ import numpy as np
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.source import expanded, open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
-from phiconv.forward.interpreter import compute
+from phiconv.forward.interpreter import compute, no_model
 from phiconv.ir.model import Model
 from phiconv.quality import calibration, evaluation
 from phiconv.quality.scores import Evaluation
@@ -213,8 +213,12 @@ def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:
     """A text's tokens, after ``bos``; ids are taken as they are."""
     if not isinstance(text, str):
         return text
+    if model.architecture is None:
+        raise no_model(model)
     if model.tokenizer is None:
-        raise MissingFileError("the model has no tokenizer", path=model.path)
+        raise MissingFileError(
+            "the model has no tokenizer", path=model.path, hint="put its tokenizer files beside the weights"
+        )
     from phiconv.tokenization.encoder import encode
 
     return [*([] if bos is None else [bos]), *encode(model.tokenizer, text)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding
 from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
-from phiconv.recipes.choices import Choices, override
+from phiconv.recipes.choices import Choices, override, spelled
 from phiconv.recipes.kept import keep_blocks
 from phiconv.recipes.target import Recipes
 
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["TARGETS", "Choices", "Recipes", "assign", "cast", "check", "choose", "find_recipe", "override"]
+__all__ = [
+    "TARGETS",
+    "Choices",
+    "Recipes",
+    "assign",
+    "cast",
+    "check",
+    "choose",
+    "find_recipe",
+    "override",
+    "spelled",
+]
 
 
 TARGETS: dict[str, Recipes] = {

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import UsageError
+from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS
+from phiconv.spelling import known_as
 
 if TYPE_CHECKING:
     from phiconv.ir import Effort
     from phiconv.ir.importance import ImportanceMatrix
 
-__all__ = ["Choices", "override"]
+__all__ = ["Choices", "override", "spelled"]
+
+# The choices that are words: how each is spelled here, and what others call it.
+_WORDS = {
+    "dtype": (FLOATS, FLOAT_ALIASES),
+    "effort": (("exact", "fast"), {}),
+    "layout": (("genai", "transformers.js"), {"transformersjs": "transformers.js", "js": "transformers.js"}),
+    "target": (
+        ("cpu", "cuda", "dml", "webgpu"),
+        {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu"},
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,13 @@ class Choices:
     ratio: float | None = None
     all_layers: bool = False
     plain: bool = False
+
+
+def spelled(choices: Choices) -> Choices:
+    """The choices with their words as they are spelled here; an unknown word stays, to be refused by name."""
+    given = {name: getattr(choices, name) for name in _WORDS}
+    meant: dict[str, Any] = {n: word and (known_as(word, *_WORDS[n]) or word) for n, word in given.items()}
+    return replace(choices, **meant)
 
 
 def override(text: str) -> tuple[re.Pattern[str], str]:

@@ -112,7 +112,9 @@ RECIPES = Grammar(
 )
 """How the recipes are called: by llama-quantize's own names."""
 
-TYPES = Grammar((Family(tuple(filter(_can, _TYPES))),))
+TYPES = Grammar(
+    (Family(tuple(filter(_can, _TYPES))),), {alias: name.upper() for alias, name in FLOAT_ALIASES.items()}
+)
 """What a single tensor can be quantized to, by ggml's own names."""
 
 

@@ -7,12 +7,12 @@ its `Family` objects, gets names taken apart by them, and makes a scheme of the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import product
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import BF16, F16, F32
+from phiconv.spelling import folded, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,18 +73,18 @@ class Family:
 
     def read(self, name: str) -> Name | None:
         """Takes a name apart, with its words in any order; None if it is none of this family's."""
-        text = f"{_folded(name)}-"
-        found = (self._read(stem, text) for stem in self.stems if text.startswith(f"{_folded(stem)}-"))
+        text = f"{folded(name)}-"
+        found = (self._read(stem, text) for stem in self.stems if text.startswith(f"{folded(stem)}-"))
         return next(filter(None, found), None)
 
     def _read(self, stem: str, text: str) -> Name | None:
-        rest, sizes = text.removeprefix(_folded(stem)), self._sizes()
+        rest, sizes = text.removeprefix(folded(stem)), self._sizes()
         words = []
         for row in (*self.variants, tuple(sizes)):
-            word = max((w for w in row if f"-{_folded(w)}-" in rest), key=len, default="")
+            word = max((w for w in row if f"-{folded(w)}-" in rest), key=len, default="")
             if word not in row:
                 return None
-            rest = rest.replace(f"-{_folded(word)}-", "-", 1) if word else rest
+            rest = rest.replace(f"-{folded(word)}-", "-", 1) if word else rest
             words.append(word)
         *variants, ending = words
         spelled = ending if sizes[ending] != sizes[""] else ""
@@ -132,27 +132,22 @@ class Grammar:
 
     def find(self, name: str) -> Name | None:
         """As `read`, and None where there is no such name."""
-        aliases = {_folded(alias): meant for alias, meant in self.aliases.items()}
-        meant = aliases.get(_folded(name), name)
+        aliases = {folded(alias): meant for alias, meant in self.aliases.items()}
+        meant = aliases.get(folded(name), name)
         found = next(filter(None, (family.read(meant) for family in self.families)), None)
         if found is not None:
             return found
         # Without any hyphen, as some write it: Q4KM.
-        squeezed = [known for known in self.names() if _squeezed(known) == _folded(name) != _folded(known)]
+        squeezed = [known for known in self.names() if _squeezed(known) == folded(name) != folded(known)]
         return self.find(squeezed[0]) if len(squeezed) == 1 else None
 
     def near(self, name: str) -> str:
         """The name that is most like one that there is not; "" if none is."""
-        folded = {_folded(known): known for known in (*self.names(), *self.aliases)}
-        return next((folded[n] for n in get_close_matches(_folded(name), folded, 1)), "")
-
-
-def _folded(text: str) -> str:
-    return text.lower().replace("_", "-")
+        return nearest(name, (*self.names(), *self.aliases))
 
 
 def _squeezed(text: str) -> str:
-    return _folded(text).replace("-", "")
+    return folded(text).replace("-", "")
 
 
 def _notation(row: tuple[str, ...]) -> str:

@@ -23,6 +23,7 @@ from phiconv.ir import (
     same_meaning,
 )
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
+from phiconv.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +117,8 @@ def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding:
     """The float type of the folder: as chosen, else the recipe itself, else what the model says it is in."""
     if choices.dtype is not None:
         if choices.dtype not in FLOATS:
-            raise UsageError(f"no dtype {choices.dtype!r}", hint=f"one of {', '.join(FLOATS)}")
+            hint = did_you_mean(choices.dtype, FLOATS, f"one of {', '.join(FLOATS)}")
+            raise UsageError(f"--dtype {choices.dtype}: no such type", hint=hint)
         if recipe in FLOATS and recipe != choices.dtype:
             raise UsageError(f"--dtype {choices.dtype} contradicts {recipe}", hint="give one of them")
         return FLOATS[choices.dtype]

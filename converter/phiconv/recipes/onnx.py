@@ -15,6 +15,7 @@ from phiconv.errors import UsageError
 from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
 from phiconv.quantizers.repack import stays
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
+from phiconv.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,7 +155,8 @@ def _float_type(choices: Choices) -> FloatEncoding:
     """
     target = choices.target or next(iter(_TARGETS))
     if target not in _TARGETS:
-        raise UsageError(f"no target {target!r}", hint=f"one of {', '.join(_TARGETS)}")
+        hint = did_you_mean(target, _TARGETS, f"one of {', '.join(_TARGETS)}")
+        raise UsageError(f"--target {target}: no such target", hint=hint)
     return _TARGETS[target]
 
 

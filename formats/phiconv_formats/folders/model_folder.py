@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from phiconv.ir.model import ModelCard
+from phiconv.ir.findings import tolerated
+from phiconv.ir.model import Checkpoint, ModelCard
 from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
@@ -14,10 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from phiconv.ir.model import Checkpoint
     from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["optional_json", "with_folder"]
+__all__ = ["optional_json", "whatever_is_there", "with_folder"]
 
 _LIMIT = 16 << 20
 """Bytes of a file of settings."""
@@ -57,3 +57,27 @@ def with_folder(
     found = optional_json(folder / "generation_config.json")
     card = ModelCard(folder, config, dict(generation or {}) if found is None else found)
     return replace(weights, config=config, config_path=config_path, read_tokenizer=tokenizer, card=card)
+
+
+def whatever_is_there(
+    weights: Checkpoint | None, path: Path, config_path: Path, format_name: str
+) -> Checkpoint | None:
+    """What there is in a model's folder that cannot be opened, to look at.
+
+    Args:
+        weights: What was found of the weights.
+        path: The folder, or a file in it.
+        config_path: Where config.json would be.
+        format_name: The format that it would be of.
+
+    Returns:
+        The weights with the folder's config.json and tokenizer, as far as they can be read; None if there is
+        neither a tensor nor a config.json.
+    """
+    found = weights or Checkpoint(path, format_name, {})
+    config = tolerated(lambda: optional_json(config_path))
+    if config is None:
+        return found if found.stored else None
+    return tolerated(lambda: with_folder(found, config_path, config)) or replace(
+        found, config=config, config_path=config_path
+    )

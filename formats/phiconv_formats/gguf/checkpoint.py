@@ -1,8 +1,8 @@
 """A GGUF file as a checkpoint: its weights under the names that Hugging Face checkpoints have.
 
 A file of an architecture that phiconv does not know stays a file of plain tensors. So does one that is no
-whole model (an adapter, an importance matrix), or that holds tensors of a type that phiconv cannot decode:
-all of them can be looked at and copied.
+whole model (an adapter, an importance matrix, a vocabulary alone), or that holds tensors of a type that
+phiconv cannot decode: all of them can be looked at and copied.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gguf.constants import Keys
 from phiconv import ir
 from phiconv.architectures.architecture import full_name
 from phiconv.errors import UsageError
+from phiconv.ir.findings import keeping
 from phiconv.ir.interleaving import halves_in_order
 from phiconv.ir.model import Checkpoint, ModelCard
 from phiconv_formats.gguf.config import generation_config, model_config
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from phiconv.architectures import Architecture
     from phiconv_formats.gguf.names import Stored
     from phiconv_formats.gguf.reader import GgufFile
+    from phiconv_formats.gguf.values import GgufValue
 
 __all__ = ["open_checkpoint"]
 
@@ -45,12 +47,31 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
         ConfigError: A key is missing or has a wrong value, in a file of an architecture that phiconv knows.
         UsageError: ``companions`` for a file that says all itself.
     """
-    file = open_gguf(path)
-    architecture = _architecture(file)
     if companions is not None:
         raise UsageError("--config: a GGUF has its configuration and tokenizer itself", path=path)
+    with keeping(lambda found: found and _plain(path, found.stored, found.metadata)):
+        file = open_gguf(path)
+    plain, architecture = _plain(path, file.tensors, file.metadata), _architecture(file)
     if architecture is None:
-        return Checkpoint(path, "gguf", file.tensors, metadata=file.metadata)
+        return plain
+    with keeping(lambda _: plain):
+        return _model(path, file, architecture)
+
+
+def _plain(path: Path, tensors: Mapping[str, ir.Tensor], metadata: Mapping[str, GgufValue]) -> Checkpoint:
+    """The file as one of plain tensors; its tokenizer is there to look at."""
+    entries = Entries(metadata, path)
+    return Checkpoint(
+        path,
+        "gguf",
+        tensors,
+        read_tokenizer=lambda vocab_size: read_vocabulary(entries, vocab_size),
+        metadata=metadata,
+    )
+
+
+def _model(path: Path, file: GgufFile, architecture: Architecture) -> Checkpoint:
+    """The file as a model of this family."""
     entries = Entries(file.metadata, file.path, architecture.gguf.name)
     config = model_config(entries, file.tensors, architecture)
     if (name := entries.text(Keys.General.NAME)) is not None:
@@ -72,7 +93,7 @@ def _architecture(file: GgufFile) -> Architecture | None:
     """The architecture, where the file is a whole model that phiconv knows."""
     entries = Entries(file.metadata, file.path)
     architecture = ARCHITECTURE_OF_NAME.get(entries.text(Keys.General.ARCHITECTURE) or "")
-    whole = (entries.text(Keys.General.TYPE) or "model") == "model"
+    whole = bool(file.tensors) and (entries.text(Keys.General.TYPE) or "model") == "model"
     decoded = not any(isinstance(t.encoding, ir.RawEncoding) for t in file.tensors.values())
     return architecture if whole and decoded else None
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError, printable
+from phiconv.ir.findings import keeping
+from phiconv.ir.model import Checkpoint
 from phiconv_formats.gguf.packing import unpack
 from phiconv_formats.gguf.types import GGML_TYPES, GgmlType
 from phiconv_formats.gguf.values import GgufValue, HeaderReader, ValueType
@@ -19,6 +21,7 @@ from phiconv_formats.shared.files import InputFile
 from phiconv_formats.shared.rows import FileRows, read_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from os import PathLike
     from pathlib import Path
 
@@ -120,22 +123,45 @@ def open_gguf(path: str | PathLike[str]) -> GgufFile:
     """
     first = _open_part(InputFile(path))
     count = _integer(first, "split.count", 1)
-    return first if count <= 1 else _open_parts(first, count)
+    if count <= 1:
+        return first
+    with keeping(lambda found: _parts_there(first, found)):
+        return _open_parts(first, count)
+
+
+def _parts_there(first: GgufFile, found: Checkpoint | None) -> Checkpoint:
+    """The first part of a file, with what was found of another one."""
+    tensors = first.tensors | dict(found.stored if found else {})
+    return Checkpoint(first.path, "gguf", tensors, metadata=first.metadata)
 
 
 def _open_part(file: InputFile) -> GgufFile:
-    """Reads the header of one file."""
+    """Reads the header of one file; an error carries what was read of it until then."""
+    metadata: dict[str, GgufValue] = {}
+    infos: dict[str, _Info] = {}
+    with keeping(lambda _: _half_read(file, metadata, infos)):
+        return _read_part(file, metadata, infos)
+
+
+def _half_read(
+    file: InputFile, metadata: Mapping[str, GgufValue], infos: Mapping[str, _Info]
+) -> Checkpoint | None:
+    """What was read of a header, to look at; None if that is nothing."""
+    tensors = {name: info.tensor(file, 0) for name, info in infos.items()}
+    return Checkpoint(file.path, "gguf", tensors, metadata=metadata) if metadata else None
+
+
+def _read_part(file: InputFile, metadata: dict[str, GgufValue], infos: dict[str, _Info]) -> GgufFile:
+    """Reads a header into these, from end to end."""
     reader = HeaderReader(file)
     version = _read_version(reader)
     n_tensors = reader.count("tensors", _SMALLEST_TENSOR, MAX_TENSORS)
     n_kv = reader.count("metadata keys", _SMALLEST_KV, MAX_KEYS)
-    metadata: dict[str, GgufValue] = {}
     for _ in range(n_kv):
         start, key = reader.position, reader.name("key")
         if key in metadata:
             reader.fail(f"the key {printable(key)} is there twice", f"byte {start}")
         metadata[key] = reader.value()
-    infos: dict[str, _Info] = {}
     if n_tensors * _SMALLEST_TENSOR > reader.remaining():
         reader.fail(f"{n_tensors} tensors are announced, and {reader.remaining()} bytes are left in the file")
     for _ in range(n_tensors):

@@ -6,11 +6,13 @@ from outside; what its tensors are tells it apart.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from phiconv.errors import InputError, MissingFileError, UnsupportedModelError, printable
+from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.folders.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
 from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, what_folder_is
@@ -38,8 +40,8 @@ _USUAL = (
     "*.pt",
 )
 
-# Weights of other formats, which are given as files; an .xml has its own in a .bin beside it.
-_OTHER_FORMATS = {".gguf", ".onnx", ".xml"}
+# Weights of other formats, or one state of many, which are given as files; an .xml has its own in a .bin.
+_OTHER_FORMATS = {".gguf", ".onnx", ".xml", ".ckpt"}
 
 
 def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
@@ -56,29 +58,50 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
         MalformedFileError: Any file that does not follow its format.
     """
     folder = path if path.is_dir() else path.parent
-    if (folder / _ADAPTER).exists():
-        raise _adapter_error(path, folder)
-    weights = _in_folder(path) if path.is_dir() else _whole(path)
     config_path = (companions or folder) / "config.json"
+    with keeping(lambda found: whatever_is_there(found, path, config_path, "safetensors")):
+        return _open(path, folder, config_path)
+
+
+def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
+    if (folder / _ADAPTER).exists():
+        with keeping(lambda _: _opened(_file(path), path)):
+            raise _adapter_error(path, folder)
+    weights = _file(path)
     if path.is_dir() and not config_path.exists():
-        _refuse_other_kinds(path)
-        raise MissingFileError(
-            "no config.json in this folder",
-            path=path,
-            hint="put it there, or give --config and a folder that has it",
-        )
+        with keeping(lambda _: _opened(weights, path)):
+            _refuse_other_kinds(path)
+            raise MissingFileError(
+                "no config.json in this folder",
+                path=path,
+                hint="put it there, or give --config and a folder that has it",
+            )
+    checkpoint = _opened(weights, path)
+    with keeping(lambda _: checkpoint):
+        config = optional_json(config_path)
+        if config is None:
+            return checkpoint
+        whole = with_folder(checkpoint, config_path, config)
+        return as_checkpoint(whole) if is_mlx(checkpoint.stored, checkpoint.metadata) else whole
+
+
+def _file(path: Path) -> Path:
+    """The file of weights that a path stands for, or the index of several."""
+    return _in_folder(path) if path.is_dir() else _whole(path)
+
+
+def _opened(weights: Path, path: Path) -> Checkpoint:
+    """The tensors of a file or an index, by themselves."""
     name = weights.name.removesuffix(_INDEX)
     content = format_of_content(weights) if name == weights.name else ""
-    if content == "safetensors" or (not content and name.lower().endswith(".safetensors")):
-        kind, archive = "safetensors", (open_safetensors if name == weights.name else open_sharded)(weights)
-    else:
-        kind, archive = "pytorch", (open_pytorch if name == weights.name else open_pytorch_sharded)(weights)
-    config = optional_json(config_path)
-    checkpoint = Checkpoint(path, kind, archive.tensors, metadata=archive.metadata)
-    if config is None:
-        return checkpoint
-    checkpoint = with_folder(checkpoint, config_path, config)
-    return as_checkpoint(checkpoint) if is_mlx(archive.tensors, archive.metadata) else checkpoint
+    safe = content == "safetensors" or (not content and name.lower().endswith(".safetensors"))
+    kind = "safetensors" if safe else "pytorch"
+    with keeping(lambda found: replace(found or Checkpoint(path, kind, {}), path=path, format=kind)):
+        if name == weights.name:
+            archive = (open_safetensors if safe else open_pytorch)(weights)
+        else:
+            archive = (open_sharded if safe else open_pytorch_sharded)(weights)
+    return Checkpoint(path, kind, archive.tensors, metadata=archive.metadata)
 
 
 def _adapter_error(path: Path, folder: Path) -> UnsupportedModelError:

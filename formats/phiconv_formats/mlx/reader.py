@@ -31,7 +31,8 @@ _SWITCH = ".block_sparse_moe.switch_mlp."
 
 def is_mlx(stored: Mapping[str, ir.Tensor], metadata: Mapping[str, str]) -> bool:
     """Whether these tensors are those of an MLX folder."""
-    return metadata.get("format") == "mlx" or any(name.endswith(".scales") for name in stored)
+    scaled = (name.removesuffix(".scales") for name in stored if name.endswith(".scales"))
+    return metadata.get("format") == "mlx" or any(f"{base}.weight" in stored for base in scaled)
 
 
 def as_checkpoint(folder: Checkpoint) -> Checkpoint:

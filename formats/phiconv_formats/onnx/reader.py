@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError, printable
+from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.folders.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.initializers import Initializers, is_plain_name
@@ -47,7 +48,13 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
         MalformedFileError: Any file that does not follow its format.
     """
     folder = _folder(path)
-    config_path, genai_path = (companions or folder) / "config.json", folder / "genai_config.json"
+    config_path = (companions or folder) / "config.json"
+    with keeping(lambda found: whatever_is_there(found, path, config_path, "onnx")):
+        return _open(path, folder, config_path)
+
+
+def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
+    genai_path = folder / "genai_config.json"
     genai = optional_json(genai_path)
     file = InputFile(_main_file(folder, genai or {}) if path.is_dir() else path)
     graph = read_graph(file)
@@ -60,7 +67,7 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
         if path.is_dir():
             message, hint = (
                 "no config.json in this folder",
-                f"give {file.path.name} itself to convert plain tensors",
+                "put it there, or give --config and a folder that has it",
             )
             raise MissingFileError(message, path=path, hint=hint)
         return Checkpoint(path, "onnx", weights.tensors)

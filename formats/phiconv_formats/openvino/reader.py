@@ -12,8 +12,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from phiconv.errors import MissingFileError, UnsupportedModelError, printable
+from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
-from phiconv_formats.folders.model_folder import optional_json, with_folder
+from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.openvino.decompression import Chains
 from phiconv_formats.openvino.ir_graph import read_graph
 from phiconv_formats.shared.files import InputFile
@@ -59,7 +60,13 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
             not read.
     """
     document = path / _MODEL_FILE if path.is_dir() else path
-    binary, config_path = document.with_suffix(".bin"), (companions or document.parent) / "config.json"
+    config_path = (companions or document.parent) / "config.json"
+    with keeping(lambda found: whatever_is_there(found, path, config_path, "openvino")):
+        return _open(path, document, config_path)
+
+
+def _open(path: Path, document: Path, config_path: Path) -> Checkpoint:
+    binary = document.with_suffix(".bin")
     if path.is_dir() and not config_path.exists():
         hint = "put it there, or give --config and a folder that has it"
         raise MissingFileError("no config.json in this folder", path=path, hint=hint)

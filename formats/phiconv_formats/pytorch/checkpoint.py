@@ -62,7 +62,8 @@ def _open_zip(file: InputFile) -> tuple[dict[str, TensorRecord], dict[str, Regio
     root = min(roots, default="")
     if len(roots) != 1 or f"{root}/data.pkl" not in entries:
         message = "not a PyTorch checkpoint: a zip archive without one data.pkl"
-        raise MalformedFileError(message, path=file.path)
+        hint = "if it is an archive of a model's files, unpack it"
+        raise MalformedFileError(message, path=file.path, hint=hint)
     if f"{root}/constants.pkl" in entries or any(name.startswith(f"{root}/code/") for name in entries):
         message = "a TorchScript archive: it holds a program and not only weights"
         raise UnsupportedModelError(message, path=file.path, hint="save its state dict as .safetensors")

@@ -219,12 +219,14 @@ def _open_regular(path: Path) -> tuple[int, Stamp]:
         raise MissingFileError("there is no such file", path=path) from error
     except OSError as error:
         reason = "symbolic links that form a loop" if error.errno == errno.ELOOP else error.strerror
-        raise InputError(f"cannot be opened: {reason}", path=path) from error
+        hint = "check who may read it" if error.errno in {errno.EACCES, errno.EPERM} else ""
+        raise InputError(f"cannot be opened: {reason}", path=path, hint=hint) from error
     except ValueError as error:  # a NUL character, or one that the file system cannot encode
         raise InputError(f"not a file name: {error}", path=path) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-        raise InputError(f"{kind}, not a regular file", path=path)
+        hint = "give a file" if stat.S_ISDIR(status.st_mode) else "save it to a file first"
+        raise InputError(f"{kind}, not a regular file", path=path, hint=hint)
     return descriptor, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
-from phiconv.errors import MalformedFileError, MissingFileError, printable
+from phiconv.errors import InputError, MalformedFileError, MissingFileError, printable
+from phiconv.ir.findings import found_by, keeping
+from phiconv.ir.model import Checkpoint
 from phiconv_formats.shared.files import InputFile
 from phiconv_formats.shared.rows import FileRows
 from phiconv_formats.shared.strict_json import load_json_object, parse_json
@@ -132,8 +134,9 @@ def open_safetensors(path: str | PathLike[str]) -> Archive:
     header, start = _read_header(file)
     metadata = _metadata(header.pop(METADATA_KEY, {}), file.path)
     entries = [_Entry.parse(name, info, file.path) for name, info in header.items()]
-    _check_layout(entries, file, start)
     tensors = {entry.name: entry.tensor(file, start) for entry in entries}
+    with keeping(lambda _: Checkpoint(file.path, "safetensors", tensors, metadata=metadata)):
+        _check_layout(entries, file, start)
     return Archive(file.path, tensors, metadata, (file,))
 
 
@@ -151,8 +154,26 @@ def open_sharded(
         MissingFileError: The index or a shard is not there.
     """
     index = Path(index_path)
-    weight_map = load_weight_map(index)
-    shards = [open_file(index.parent / shard) for shard in sorted(set(weight_map.values()))]
+    with keeping(lambda _: _shards_there(index, open_file)):
+        weight_map = load_weight_map(index)
+        shards = [open_file(index.parent / shard) for shard in sorted(set(weight_map.values()))]
+        return _joined(index, weight_map, shards)
+
+
+def _shards_there(index: Path, open_file: Callable[[Path], Archive]) -> Checkpoint:
+    """The tensors of the shards that are there, as far as these can be read."""
+    tensors: dict[str, ir.Tensor] = {}
+    for shard in sorted(set(_weight_map(index).values())):
+        if (index.parent / shard).exists():
+            try:
+                tensors |= open_file(index.parent / shard).tensors
+            except InputError as error:
+                tensors |= found.stored if (found := found_by(error)) else {}
+    return Checkpoint(index, "safetensors", tensors)
+
+
+def _joined(index: Path, weight_map: Mapping[str, str], shards: Sequence[Archive]) -> Archive:
+    """All shards as one archive, if they hold what the index says."""
     tensors: dict[str, ir.Tensor] = {}
     for shard in shards:
         for name in shard.tensors:
@@ -183,6 +204,17 @@ def load_weight_map(index_path: str | PathLike[str]) -> dict[str, str]:
         MissingFileError: The index or a shard is not there.
     """
     index = Path(index_path)
+    weight_map = _weight_map(index)
+    missing = sorted(shard for shard in set(weight_map.values()) if not (index.parent / shard).exists())
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        message = f"{len(missing)} of {len(set(weight_map.values()))} shards are not there: {names}"
+        raise MissingFileError(message, path=index, hint=f"download {missing[0]} again into {index.parent}")
+    return weight_map
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which shard each tensor is in; every shard is a plain file name."""
     weight_map = load_json_object(index, limit=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         message = "expected an object that maps tensors to shards"
@@ -191,11 +223,6 @@ def load_weight_map(index_path: str | PathLike[str]) -> dict[str, str]:
         if not isinstance(shard, str) or not _is_plain_name(shard):
             message = f"{printable(shard, 80)} is not the name of a file in the same folder"
             raise MalformedFileError(message, path=index, at=f"key weight_map, {_at(name)}")
-    missing = sorted(shard for shard in set(weight_map.values()) if not (index.parent / shard).exists())
-    if missing:
-        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        message = f"{len(missing)} of {len(set(weight_map.values()))} shards are not there: {names}"
-        raise MissingFileError(message, path=index, hint=f"download {missing[0]} again into {index.parent}")
     return weight_map
 
 

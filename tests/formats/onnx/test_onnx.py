@@ -315,7 +315,7 @@ def test_last_matrix_can_have_8_searched_bits(tmp_path):
     [
         ("phi3", "f32", {"target": "cuda"}, "--target cuda computes in float16"),
         ("phimoe", "int4", {"target": "cuda"}, "on processors only"),
-        ("phi3", "int4", {"target": "toaster"}, "no target 'toaster'"),
+        ("phi3", "int4", {"target": "toaster"}, "--target toaster: no such target; one of cpu"),
         ("phi3", "int4", {"accuracy_level": 9}, "no accuracy level 9"),
         ("phi3", "int3", {}, "did you mean int8"),
         ("phi3", "int4", {"pure": True}, "--pure means nothing for onnx"),

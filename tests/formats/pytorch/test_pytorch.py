@@ -200,10 +200,10 @@ def test_a_changed_file_is_noticed(make_pytorch, tmp_path):
 
 
 def test_inspect_and_plain_tensors(make_pytorch, tmp_path):
-    from phiconv.cli.report import inspect_lines
+    from phiconv.cli.report_inspection import inspection_lines
 
     shutil.copy(BY_TORCH / "types.pt", tmp_path)
-    lines = inspect_lines(phiconv.open_model(tmp_path / "types.pt"))
+    lines = inspection_lines(phiconv.examine(tmp_path / "types.pt"))
     assert "pytorch, plain tensors" in lines[0]
     assert any("bfloat16" in line and "bf16" in line for line in lines)
     plain = phiconv.Choices(plain=True)
