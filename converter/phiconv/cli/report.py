@@ -128,7 +128,7 @@ def result_object(result: Result) -> dict[str, Any]:
         "target": plan.target,
         "recipe": plan.recipe,
         "bits_per_weight": plan.bits_per_weight,
-        "notes": list(plan.package.notes),
+        "notes": list(result.notes),
         "tensors": [
             {"name": t.name, "type": s.encoding.name, "nonfinite": t.nonfinite, "overflows": t.overflows}
             for t, s in zip(result.tensors, plan.package.streams, strict=True)
@@ -155,7 +155,7 @@ def result_lines(result: Result) -> list[str]:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.nonfinite} weights are NaN or infinite")
         if tensor.overflows:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.overflows} values became infinite")
-    return [*lines, *(f"note: {printable(n)}" for n in plan.package.notes)]
+    return [*lines, *(f"note: {printable(n, 600)}" for n in result.notes)]
 
 
 # ------------------------------------------------------------------------------------------------- progress
