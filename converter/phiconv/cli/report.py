@@ -15,6 +15,7 @@ from phiconv.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from phiconv.api import Result
     from phiconv.conversion.pipeline import Progress
@@ -33,11 +34,17 @@ __all__ = [
 # Buffers of one worker: a tile as stored, as float32, as codes, as packed bytes, and the quantizer's scratch.
 _MEMORY_PER_JOB = 8 << 20
 _MEMORY_BASE = 40 << 20
+_LONGEST_PATH = 4096
 
 
 def shape_text(shape: Iterable[int]) -> str:
     """The sizes of a tensor's dimensions."""
     return " x ".join(map(str, shape)) or "scalar"
+
+
+def _path(path: Path) -> str:
+    """A path on one line, however long."""
+    return printable(path, _LONGEST_PATH)
 
 
 def table(rows: Sequence[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
@@ -97,9 +104,9 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     actions = Counter(t.action for t in plan.tensors)
     return [
-        f"{plan.model.path} -> {plan.target} {plan.recipe}",
+        f"{_path(plan.model.path)} -> {plan.target} {plan.recipe}",
         *table(rows, frozenset({5})),
-        *(f"{path}: {file.size} bytes" for path, file in zip(plan.files, plan.package.files, strict=True)),
+        *(f"{_path(p)}: {f.size} bytes" for p, f in zip(plan.files, plan.package.files, strict=True)),
         f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
         f"tensors: {', '.join(f'{count} {action}' for action, count in actions.most_common())}",
         f"{size_text(plan.free_space)} free; memory about {size_text(_memory(plan))}",

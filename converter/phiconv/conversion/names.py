@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["check_names", "inner_name", "name_within", "partial_name"]
+__all__ = ["check_names", "inner_name", "name_within", "partial_name", "shortened"]
 
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _LONGEST = 200  # bytes of the name within; with all around it, less than any usual file system takes
@@ -23,11 +23,15 @@ _USUAL_LIMIT = 255  # bytes on Unix, UTF-16 units on Windows
 
 def inner_name(name: str) -> str:
     """A name as it stands in that of its temporary file: one that is too long is cut, and told by a sum."""
+    shorter = shortened(name, _LONGEST)
+    return name if shorter == name else f"{shortened(name, _LONGEST - 9)}~{zlib.crc32(os.fsencode(name)):08x}"
+
+
+def shortened(name: str, limit: int) -> str:
+    """As much of a name as fits into so many bytes."""
     data = os.fsencode(name)
-    if len(data) <= _LONGEST:
-        return name
     # Cut between two characters: there are file systems that take nothing but UTF-8.
-    return f"{data[: _LONGEST - 9].decode('utf-8', 'ignore')}~{zlib.crc32(data):08x}"
+    return name if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
 
 
 def partial_name(path: Path) -> Path:

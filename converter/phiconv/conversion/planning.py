@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from phiconv.conversion.names import check_names
+from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
@@ -45,6 +45,10 @@ Action: TypeAlias = Literal[
 
 LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
 """The actions after which not one number has changed."""
+
+
+_LONGEST_NAME = 240
+"""Bytes of a name that is made up here: a part of a split file has 15 more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +299,8 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
         return destination.parent, destination.name
     if target.folder:
         return destination, ""
-    return destination, f"{name_of(model.path)}-{recipe}{suffix}"
+    end = f"-{recipe}{suffix}"
+    return destination, shortened(name_of(model.path), _LONGEST_NAME - len(end)) + end
 
 
 def _check_place(model: Model, folder: Path, file: Path) -> None:
