@@ -45,23 +45,25 @@ def name_within(name: str) -> str:
     return match[1] if match else ""
 
 
-def check_names(folder: Path, names: Iterable[str]) -> None:
-    """Refuses names that the file system does not take, before any work is done.
+def check_names(paths: Iterable[Path]) -> None:
+    """Refuses paths that the file system does not take, before any work is done.
 
     Raises:
-        OutputError: One is too long.
+        OutputError: A name in one is too long.
     """
-    limit = _limit(folder)
-    for name in names:
-        length = (
-            len(name.encode("utf-16-le", "surrogatepass")) // 2 if os.name == "nt" else len(os.fsencode(name))
-        )
+    for path in paths:
+        limit = _limit(path.parent)
+        length = max(map(_length, path.parts), default=0)
         if length > limit:
             raise OutputError(
                 f"a name of {length} bytes, and the file system takes {limit}",
-                path=folder / name,
+                path=path,
                 hint="choose a shorter name",
             )
+
+
+def _length(name: str) -> int:
+    return len(name.encode("utf-16-le", "surrogatepass")) // 2 if os.name == "nt" else len(os.fsencode(name))
 
 
 def _limit(folder: Path) -> int:

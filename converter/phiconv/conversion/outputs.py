@@ -135,7 +135,7 @@ def partial_files(
     """
     label = label or Label(files[0].name)
     destination = Destination(folder, files, label, own_folder, stale, source, force)
-    check_names(folder, [f.name for f in files])
+    check_names(folder / f.name for f in files)
     fresh = not folder.exists()
     place = partial_name(folder) if fresh and own_folder else folder
     made = {f.name: PartialFile(partial_name(place / f.name), place / f.name) for f in files}

@@ -131,7 +131,7 @@ def make_plan(
         UnsupportedModelError: A model that the target cannot hold.
         OutputError: A destination that cannot be written to.
     """
-    check_names(destination.parent, [destination.name])
+    check_names([destination])
     _check_other(destination, model.path)
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
@@ -155,7 +155,7 @@ def make_plan(
         importance=choices.importance,
         settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout),
     )
-    check_names(folder, [file.name for file in package.files])
+    check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]
     if choices.plain:

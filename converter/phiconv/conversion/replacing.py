@@ -219,9 +219,7 @@ class _Look:
                     "exists already", path=self.to.folder / name, hint="give --force to replace it"
                 )
             if stale and stale <= {*self.known}:
-                self._refuse(
-                    "holds parts of another output of this name", stale, "give --force to replace it"
-                )
+                self._refuse("holds an older output of this name", stale, "give --force to replace it")
         if strangers := stale - {*self.known, self.to.label.name}:
             what = "holds files that would be taken for parts of this output"
             self._refuse(what, strangers, "choose another name, or remove them")

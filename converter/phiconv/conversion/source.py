@@ -75,6 +75,10 @@ def open_model(
         UsageError: ``config`` for what needs none.
     """
     path = expanded(path)
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"cannot be opened: {error.strerror}", path=path) from error
     refuse_half_replaced(path)
     if plain and config is not None:
         raise UsageError("--plain contradicts --config", hint="give one of them")
