@@ -10,17 +10,16 @@ import pytest
 
 from phiconv.conversion.manifest import MANIFEST, read_manifest, refuse_half_replaced
 from phiconv.conversion.outputs import partial_files
-from phiconv.errors import InputError, MalformedFileError, OutputError, OutputExistsError
+from phiconv.errors import MalformedFileError, OutputError, OutputExistsError
 from phiconv_formats.shared.output import Label, OutputFile
 
 
-def put(folder, files, name="", *, force=False, stale=(), kind="mlx", source=None):
+def put(folder, files, name="", *, force=False, stale=(), beside=(), kind="mlx", source=None):
     """Writes an output of these files."""
     made = [OutputFile(n, len(data), ((0, data),)) for n, data in files.items()]
     label = Label(name, kind, "q")
-    with partial_files(
-        folder, made, force=force, own_folder=not name, stale=stale, label=label, source=source
-    ):
+    others = {"stale": stale, "beside": beside, "label": label, "source": source}
+    with partial_files(folder, made, force=force, own_folder=not name, **others):
         pass
 
 
@@ -307,79 +306,44 @@ def test_ended_twice(tmp_path, monkeypatch):
     assert content(tmp_path / "m") == {"other": b"1"}
 
 
-# ------------------------------------------------------------------------------------- manifests of strangers
+# --------------------------------------------------------------------------------------------- folders within
 
 
-def listing(files, **others):
-    output = {"output": "", "format": "mlx", "recipe": "q", "state": "complete", "files": files} | others
-    return json.dumps({"phiconv": 1, "outputs": [output]})
-
-
-HOSTILE = {
-    "parent": listing({"../victim": 4}),
-    "absolute": listing({"/victim": 4}),
-    "below": listing({"sub/victim": 4}),
-    "itself": listing({MANIFEST: 4, "..": 4}),
-    "nul": listing({"a\0b": 4}),
-    "size": listing({"b": True}),
-    "state": listing({"b": 4}, state="finished"),
-    "old": listing({"b": 4}, state="replacing", old={"../victim": 4}),
-    "no old": listing({"b": 4}, state="replacing"),
-    "name": listing({"b": 4}, output="../x"),
-    "version": '{"phiconv": 2, "outputs": []}',
-    "list": "[]",
-    "twice": '{"phiconv": 1, "phiconv": 1, "outputs": []}',
-    "deep": "[" * 100_000,
-    "long integer": '{"phiconv": ' + "1" * 10_000 + "}",
-    "nothing": "",
-    "bytes": "\udcff",
-    "huge": " " * ((16 << 20) + 1),
-}
-
-
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_manifest_is_none(tmp_path, text):
+def test_files_in_folders_within(tmp_path):
     folder = tmp_path / "m"
-    (folder / "sub").mkdir(parents=True)
-    for path in (tmp_path / "victim", folder / "b", folder / "sub" / "victim"):
-        path.write_text("mine")
-    (folder / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError):
-        read_manifest(folder)
-    refuse_half_replaced(folder)
-    for name in ("", "x.xml"):
-        with pytest.raises(OutputExistsError, match=r"phiconv.json: another file has the name .*remove it"):
-            put(folder, {"a": b"1", "c": b"2"}, name, force=True)
-    put(folder, {"x.gguf": b"1"}, "x.gguf")
-    assert (tmp_path / "victim").read_text() == (folder / "b").read_text() == "mine"
-    assert (folder / MANIFEST).read_bytes() == text.encode("utf-8", "surrogateescape")
+    put(folder, {"sub/a": b"1", "sub/b": b"2", "c": b"3"})
+    put(folder, {"sub/a": b"4", "c": b"5"}, force=True)
+    assert [p.name for p in (folder / "sub").iterdir()] == ["a"]
+    (folder / "sub" / "mine").write_text("mine")
+    with pytest.raises(OutputExistsError, match="not of this output: sub/mine"):
+        put(folder, {"c": b"5"}, force=True)
+    (folder / "sub" / "mine").unlink()
+    put(folder, {"c": b"5"}, force=True)
+    assert {p.name for p in folder.iterdir()} == {"c", MANIFEST}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="files as on Unix")
-@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_a_manifest_is_a_regular_file(tmp_path, kind):
-    (tmp_path / "real").write_text(listing({"b": 4}))
-    (tmp_path / "b").write_text("mine")
-    manifest = tmp_path / MANIFEST
-    if kind == "link":
-        manifest.symlink_to("real")
-    elif kind == "pipe":
-        os.mkfifo(manifest)
-    else:
-        manifest.mkdir()
-    with pytest.raises(OutputExistsError, match="not a regular file"):
-        put(tmp_path, {"a": b"1", "c": b"2"}, "x", force=True)
+def test_what_may_stand_beside_stays_and_goes_with_the_folder(tmp_path):
+    folder, beside, stale = tmp_path / "m", ("sub/*.onnx*",), ("sub/b.onnx_data*",)
+    first = {"sub/a.onnx": b"1", "sub/a.onnx_data": b"2", "config.json": b"3"}
+    put(folder, first, beside=beside)
+    put(folder, {"sub/b.onnx": b"1", "sub/b.onnx_data_1": b"2"}, beside=beside, stale=stale, force=True)
+    assert {p.name for p in folder.rglob("*.onnx*")} == {"a.onnx", "a.onnx_data", "b.onnx", "b.onnx_data_1"}
+    assert not (folder / "config.json").exists()
+    put(folder, {"sub/b.onnx": b"1"}, beside=beside, stale=stale, force=True)
+    assert {p.name for p in folder.rglob("*.onnx*")} == {"a.onnx", "a.onnx_data", "b.onnx"}
+    put(folder, OLD, force=True)
+    assert content(folder) == OLD
+    assert not (folder / "sub").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="links as on Unix")
-def test_links_that_a_manifest_lists_are_not_the_outputs(tmp_path):
-    (tmp_path / "victim").write_text("mine")
-    put(tmp_path / "m", OLD)
-    (tmp_path / "m" / "b").unlink()
-    (tmp_path / "m" / "b").symlink_to(tmp_path / "victim")
-    with pytest.raises(OutputExistsError, match="not of this output: b"):
-        put(tmp_path / "m", NEW, force=True)
-    (tmp_path / "m" / "b").rename(tmp_path / "m" / "main.xml")
-    put(tmp_path / "m", NEW, force=True)
-    assert (tmp_path / "victim").read_text() == "mine"
-    assert not (tmp_path / "m" / "main.xml").is_symlink()
+def test_an_end_between_is_seen_from_a_folder_within(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        raise_at(patch, 2)
+        (tmp_path / "m").mkdir()
+        with pytest.raises(OutputError, match="ended"):
+            put(tmp_path / "m", {"sub/a": b"1", "sub/b": b"2", "c": b"3"})
+    for path in (tmp_path / "m" / "sub" / "a", tmp_path / "m" / "sub", tmp_path / "m"):
+        with pytest.raises(MalformedFileError):
+            refuse_half_replaced(path)
+    refuse_half_replaced(tmp_path)
+    put(tmp_path / "m", {"sub/a": b"1", "sub/b": b"2", "c": b"3"})

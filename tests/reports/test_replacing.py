@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ TARGETS = {
     "safetensors": ("", "", "3M"),
     "onnx": ("", "", None),
     "openvino": ("", "", None),
+    "transformers.js": ("", "", None),
     "gguf": ("x.gguf", "x-00001-of-0000{}.gguf", "3M"),
     "onnx file": ("x.onnx", "x.onnx", None),
     "openvino file": ("x.xml", "x.xml", None),
@@ -33,18 +35,20 @@ def convert(source, folder, target, *, size=None, force=False):
     name = TARGETS[target][0]
     split = int(size.replace("M", "000000")) if size else None
     options = {} if name else {"to": target}
+    if target == "transformers.js":
+        options = {"to": "onnx", "choices": phiconv.Choices(layout=target)}
     quant = "f16" if target == "safetensors" else "q8"
     return phiconv.convert(source, folder / name, quant=quant, split_max_size=split, force=force, **options)
 
 
 def files(folder):
     """Which files a folder has, by name: not what they hold, but which they are."""
-    found = {p.name: p.stat().st_ino for p in folder.iterdir()}
+    found = {str(p.relative_to(folder)): p.stat().st_ino for p in folder.rglob("*") if p.is_file()}
     return {n: i for n, i in found.items() if n != MANIFEST and not n.endswith(".partial")}
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def is_whole(source):
@@ -57,9 +61,7 @@ def is_whole(source):
 
 def snapshot(folder, to):
     """The folder as a kill would leave it now."""
-    to.mkdir()
-    for path in folder.iterdir():
-        os.link(path, to / path.name)
+    shutil.copytree(folder, to, copy_function=os.link)
 
 
 @pytest.mark.skipif(not hasattr(os, "link"), reason="no hard links here")

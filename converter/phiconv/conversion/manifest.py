@@ -18,7 +18,6 @@ import json
 import os
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from phiconv.conversion.names import partial_name
@@ -29,6 +28,7 @@ from phiconv_formats.shared.strict_json import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 __all__ = ["MANIFEST", "Entry", "read_manifest", "refuse_half_replaced", "write_manifest"]
 
@@ -38,6 +38,7 @@ MANIFEST = ".phiconv.json"
 _VERSION = 1
 _LIMIT = 16 << 20  # bytes; 99,999 shards take half of it
 _MOST_VALUES = 500_000
+_MOST_LEVELS = 2  # folders above a file of an output in which its manifest may be
 _STATES = ("complete", "replacing")
 
 
@@ -65,7 +66,7 @@ def read_manifest(folder: Path) -> list[Entry]:
     path = folder / MANIFEST
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from error
@@ -104,18 +105,21 @@ def refuse_half_replaced(path: Path) -> None:
     Raises:
         MalformedFileError: It is such a folder, or a file in one.
     """
-    folder = path if path.is_dir() else path.parent
-    try:
-        entries = read_manifest(folder)
-    except InputError:  # a stranger's file of that name says nothing
-        return
-    for entry in entries:
-        if entry.old is not None and (folder == path or path.name in {*entry.files, *entry.old}):
-            raise MalformedFileError(
-                "a run of phiconv was ended while it wrote this: it may be of two models by halves",
-                path=folder / entry.label.name,
-                hint="convert to it again, with --force",
-            )
+    for folder in (path, *path.parents[:_MOST_LEVELS]):
+        try:
+            entries = read_manifest(folder)
+        except InputError:  # a stranger's file of that name says nothing
+            continue
+        own = path.relative_to(folder).as_posix()
+        for entry in entries:
+            names = {*entry.files, *(entry.old or ())}
+            within = own == "." or any(f"{name}/".startswith(f"{own}/") for name in names)
+            if entry.old is not None and within:
+                raise MalformedFileError(
+                    "a run of phiconv was ended while it wrote this: it may be of two models by halves",
+                    path=folder / entry.label.name,
+                    hint="convert to it again, with --force",
+                )
 
 
 def _object(entry: Entry) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _entry(value: Any) -> Entry | None:
     state, files, old = value.get("state"), value.get("files"), value.get("old")
     if not all(isinstance(text, str) for text in texts) or state not in _STATES or not _are_files(files):
         return None
-    if (texts[0] and not _is_plain(texts[0])) or (state == "complete") != (old is None):
+    if (texts[0] and (not _is_plain(texts[0]) or "/" in texts[0])) or (state == "complete") != (old is None):
         return None
     if old is not None and not _are_files(old):
         return None
@@ -159,8 +163,7 @@ def _are_files(value: Any) -> bool:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a text is the name of a file in a folder, on any system, and not of the manifest itself."""
-    if name in {"", ".", "..", MANIFEST} or "\0" in name:
-        return False
-    plain = Path(name).name == name
-    return plain and (os.name != "nt" or PureWindowsPath(name).name == name)
+    """Whether a text names a file in a folder, or below it, and not the manifest itself."""
+    foreign = "\0\\:" if os.name == "nt" else "\0"
+    parts = name.split("/")
+    return name != MANIFEST and not {*parts} & {"", ".", ".."} and not {*name} & {*foreign}

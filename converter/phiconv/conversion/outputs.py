@@ -109,6 +109,7 @@ def partial_files(
     force: bool,
     own_folder: bool = False,
     stale: Sequence[str] = (),
+    beside: Sequence[str] = (),
     label: Label | None = None,
     source: Path | None = None,
     note: Callable[[str], None] | None = None,
@@ -121,6 +122,7 @@ def partial_files(
         force: Replace what is there, as far as `replacing` lets it.
         own_folder: The folder is the output: it must hold nothing else, and a new one appears as a whole.
         stale: Patterns of names of older files that must not stay beside the new ones.
+        beside: Patterns of names of files that may stay in a folder of the output's own.
         label: What the output is called in the folder's manifest; by default after the first file.
         source: What is converted; it is not replaced.
         note: Is told what else was done there, in one line.
@@ -134,7 +136,7 @@ def partial_files(
         OutputError: Any other reason why they cannot be written, or a check that fails.
     """
     label = label or Label(files[0].name)
-    destination = Destination(folder, files, label, own_folder, stale, source, force)
+    destination = Destination(folder, files, label, own_folder, stale, beside, source, force)
     check_names(folder / f.name for f in files)
     fresh = not folder.exists()
     place = partial_name(folder) if fresh and own_folder else folder
@@ -185,7 +187,11 @@ def _start(
     around.mkdir(parents=True, exist_ok=True)
     with folder_lock(around):
         destination.replacement()
-        said = clear_leftovers(folder, destination.is_leftover)
+        said = [
+            line
+            for inside in sorted(destination.folders)
+            for line in clear_leftovers(inside, destination.is_leftover)
+        ]
         if destination.own_folder and folder.name:
             own = inner_name(folder.name)
             said += clear_leftovers(folder.parent, lambda inner: inner == own, folders=True)
@@ -198,6 +204,8 @@ def _start(
                 descriptor = os.open(place, os.O_RDONLY)
                 held.callback(os.close, descriptor)
                 hold(descriptor)
+        for path in {partial.path.parent for partial in made.values()}:
+            path.mkdir(parents=True, exist_ok=True)
         _check_space(place, sum(f.size for f in destination.files))
         for file in destination.files:
             made[file.name].create(file.size)
@@ -213,7 +221,8 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
         destination.replacement()
         _rename(made.values())
         write_manifest(place, [Entry(destination.label, destination.sizes)])
-        _sync_folder(place)
+        for path in {place, *(partial.final.parent for partial in made.values())}:
+            _sync_folder(path)
         place.rename(folder)
         _sync_folder(folder.parent)
         return
@@ -226,7 +235,8 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
         late = [*(name for name in change.mains if name != first), first]
         _rename(partial for name, partial in made.items() if name not in late)
         _rename(made[name] for name in late)
-        _sync_folder(folder)
+        for path in destination.folders:
+            _sync_folder(path)
         change.settle()
         _sync_folder(folder)
 

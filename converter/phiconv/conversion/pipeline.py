@@ -119,6 +119,7 @@ def run(
         force=force,
         own_folder=package.own_folder,
         stale=package.stale,
+        beside=package.beside,
         label=package.label,
         source=source,
         note=note,

@@ -131,8 +131,7 @@ def make_plan(
         UnsupportedModelError: A model that the target cannot hold.
         OutputError: A destination that cannot be written to.
     """
-    check_names([destination])
-    _check_other(destination, model.path)
+    _check_path(destination, model.path)
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
@@ -309,14 +308,16 @@ def _check_place(model: Model, folder: Path, file: Path) -> None:
         raise OutputError(
             "the destination is inside the source folder", path=file, hint="choose another folder"
         )
-    _check_other(file, model.path)
+    _check_path(file, model.path)
     if not _existing(folder).is_dir():
         raise OutputError(
             "the folder of the destination is a file", path=folder, hint="choose another folder"
         )
 
 
-def _check_other(destination: Path, source: Path) -> None:
+def _check_path(destination: Path, source: Path) -> None:
+    """Refuses what no file can be called, and the source."""
+    check_names([destination])
     if destination.exists() and destination.samefile(source):
         raise OutputError("the destination is the source", path=destination, hint="choose another name")
 

@@ -8,6 +8,7 @@ for what is harmless anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import stat
@@ -19,7 +20,7 @@ from phiconv.conversion.names import inner_name, name_within
 from phiconv.errors import InputError, OutputError, OutputExistsError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from phiconv_formats.shared.output import Label, OutputFile
@@ -59,6 +60,7 @@ class Destination:
         label: What it is called.
         own_folder: The folder is the output.
         stale: Patterns of names that would be taken for parts of this output.
+        beside: Patterns of names of other graphs and the like, which may stay where the output is a folder.
         source: What is converted; it must not be replaced.
         force: What is there may be replaced.
     """
@@ -68,6 +70,7 @@ class Destination:
     label: Label
     own_folder: bool = False
     stale: Sequence[str] = ()
+    beside: Sequence[str] = ()
     source: Path | None = None
     force: bool = False
 
@@ -80,9 +83,19 @@ class Destination:
         """Whether a file of this name would be taken for a part of this output."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.stale)
 
+    def may_stay(self, name: str) -> bool:
+        """Whether a file of this name may stand beside the output's."""
+        found = any(fnmatch.fnmatchcase(name, pattern) for pattern in self.beside)
+        return found and name not in self.sizes and not self.is_stale(name)
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where files of the output are."""
+        return {(self.folder / name).parent for name in (MANIFEST, *self.sizes)}
+
     def is_leftover(self, inner: str) -> bool:
         """Whether a temporary file in the folder was for this output; see `inner_name`."""
-        names = {MANIFEST, self.label.name, *self.sizes}
+        names = {MANIFEST, self.label.name, *(name.rpartition("/")[2] for name in self.sizes)}
         return self.own_folder or inner in map(inner_name, names) or self.is_stale(inner)
 
     def replacement(self) -> Replacement:
@@ -101,7 +114,8 @@ class Replacement:
 
     Attributes:
         destination: The new output.
-        old: Files of the old one that are there, and their sizes.
+        old: Files of the old one that are there and do not stay, and their sizes.
+        kept: Those that stay.
         mains: Files of the new one that runtimes open first, in the old output or the new one.
         others: The other outputs of the folder, without what is taken over from them.
         listed: The folder's manifest has, or gets, something to list.
@@ -109,6 +123,7 @@ class Replacement:
 
     destination: Destination
     old: Mapping[str, int]
+    kept: Mapping[str, int]
     mains: tuple[str, ...]
     others: tuple[Entry, ...]
     listed: bool
@@ -128,7 +143,7 @@ class Replacement:
         destination = self.destination
         if self.is_one_step:
             return
-        self._write(Entry(destination.label, destination.sizes, self.old))
+        self._write(Entry(destination.label, {**destination.sizes, **self.kept}, self.old))
         for name in self.mains:
             (destination.folder / name).unlink(missing_ok=True)
 
@@ -136,10 +151,14 @@ class Replacement:
         """Removes what is left of the old output, and writes down what there is now."""
         destination = self.destination
         for name in self.removed:
-            (destination.folder / name).unlink(missing_ok=True)
+            path = destination.folder / name
+            path.unlink(missing_ok=True)
+            if path.parent != destination.folder:
+                with contextlib.suppress(OSError):  # other files are there
+                    path.parent.rmdir()
         if self.listed or not self.is_one_step:
             alone = len(destination.files) == 1 and not destination.own_folder
-            self._write(Entry(destination.label, {} if alone else destination.sizes))
+            self._write(Entry(destination.label, {} if alone else {**destination.sizes, **self.kept}))
 
     def _write(self, entry: Entry) -> None:
         write_manifest(self.destination.folder, [*self.others, entry])
@@ -151,11 +170,11 @@ class _Look:
     def __init__(self, destination: Destination) -> None:
         self.to = destination
         self.sizes = destination.sizes
-        self.present = _names(destination.folder, self.sizes)
         self.entries = self._manifest()
         label = destination.label
         self.own = next((e for e in self.entries if e.label.name == label.name), Entry(label))
         listed = (self.own.files, self.own.old or {})
+        self.present = _names(destination.folder, {*self.sizes, *listed[0], *listed[1]})
         self.known = {
             name: size
             for name in dict.fromkeys(n for names in listed for n in names)
@@ -179,7 +198,9 @@ class _Look:
         others = [_without(e, self.sizes) for e in self.entries if e is not self.own]
         alone = len(files) == 1 and not self.to.own_folder
         listed = not alone or bool(self.own.files)
-        return Replacement(self.to, old, tuple(dict.fromkeys(mains)), tuple(others), listed)
+        kept = {name: size for name, size in old.items() if self.to.may_stay(name)}
+        old = {name: size for name, size in old.items() if name not in kept}
+        return Replacement(self.to, old, kept, tuple(dict.fromkeys(mains)), tuple(others), listed)
 
     def _manifest(self) -> list[Entry]:
         """What the folder is known to hold; an output that is not listed does not mind a stranger's file."""
@@ -198,7 +219,7 @@ class _Look:
     def _of_folder(self) -> dict[str, int]:
         folder, there = self.to.folder, {name for name in self.present if not _is_harmless(name)}
         ours = {name for name in self.present if name in self.known or name in self.sizes}
-        strangers = there - ours
+        strangers = {name for name in there - ours if not self.to.may_stay(name)}
         if strangers:
             what = "is not empty, and holds what is not of this output"
             self._refuse(what, strangers, "choose another folder, or remove them")
@@ -251,13 +272,24 @@ class _Look:
                 )
 
 
-def _names(folder: Path, wanted: Iterable[str]) -> frozenset[str]:
-    """The names in a folder, without what phiconv keeps there; where it cannot be listed, the wanted ones."""
+def _names(folder: Path, wanted: Collection[str]) -> frozenset[str]:
+    """The names in a folder, and in those within it where wanted ones are, but for what phiconv keeps there.
+
+    Links are not followed. Where a folder cannot be listed, it is the wanted names that are there.
+    """
     try:
         found = os.listdir(folder)  # noqa: PTH208 - only the names
     except OSError:
         found = [name for name in wanted if os.path.lexists(folder / name)]
-    return frozenset(name for name in found if name != MANIFEST and not name_within(name))
+    names: set[str] = set()
+    for name in found:
+        below = [other.removeprefix(f"{name}/") for other in wanted if other.startswith(f"{name}/")]
+        path = folder / name
+        if below and path.is_dir() and not path.is_symlink():
+            names |= {f"{name}/{other}" for other in _names(path, below)}
+        elif name != MANIFEST and not name_within(name):
+            names.add(name)
+    return frozenset(names)
 
 
 def _size(path: Path) -> int | None:

@@ -65,6 +65,7 @@ def package(
         (*made.notes, *_notes(tensors, encodings)),
         own_folder=not file_name,
         stale=made.stale,
+        beside=made.beside,
     )
 
 
@@ -96,6 +97,7 @@ class _Folder(NamedTuple):
         files: The other files.
         notes: What its runtime does wrong.
         stale: Patterns of files of an older output.
+        beside: Patterns of files that may stay.
     """
 
     graph: str
@@ -103,6 +105,7 @@ class _Folder(NamedTuple):
     files: dict[str, bytes]
     notes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 def _for_genai(wanted: _Wanted) -> _Folder:
@@ -132,7 +135,8 @@ def _for_transformers_js(wanted: _Wanted) -> _Folder:
     store = Store(weights, tensors, encodings, folder=folder, limit=wanted.split_max_size)
     files = transformers_js.folder_files(wanted.model, names, store)
     notes = transformers_js.runtime_notes(wanted.model)
-    return _Folder(folder + names.graph, store, files, notes, (f"{folder}{weights}*",))
+    beside = (f"{folder}*.onnx", f"{folder}*.onnx_data*")
+    return _Folder(folder + names.graph, store, files, notes, (f"{folder}{weights}*",), beside)
 
 
 LAYOUTS = {"genai": _for_genai, "transformers.js": _for_transformers_js}

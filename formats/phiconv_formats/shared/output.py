@@ -155,6 +155,7 @@ class Package:
         own_folder: The output is a folder as a whole, which should hold nothing else.
         stale: Patterns of file names that a runtime, or a person, would take for parts of this output; files
             of an older output that have such names are removed when this one replaces it.
+        beside: Patterns of names of files that an own folder may hold beside these: the same in another type.
         label: What it is called, once it is known where it goes.
     """
 
@@ -163,6 +164,7 @@ class Package:
     notes: tuple[str, ...] = ()
     own_folder: bool = False
     stale: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     label: Label = Label()
 
     @property
