@@ -86,7 +86,7 @@ class Destination:
     def may_stay(self, name: str) -> bool:
         """Whether a file of this name may stand beside the output's."""
         found = any(fnmatch.fnmatchcase(name, pattern) for pattern in self.beside)
-        return found and name not in self.sizes and not self.is_stale(name)
+        return found and not self.is_stale(name) and name not in self.sizes
 
     @property
     def folders(self) -> set[Path]:
@@ -131,7 +131,8 @@ class Replacement:
     @property
     def removed(self) -> list[str]:
         """The old files that the new output does not have."""
-        return [name for name in self.old if name not in self.destination.sizes]
+        sizes = self.destination.sizes
+        return [name for name in self.old if name not in sizes]
 
     @property
     def is_one_step(self) -> bool:
@@ -224,10 +225,11 @@ class _Look:
             what = "is not empty, and holds what is not of this output"
             self._refuse(what, strangers, "choose another folder, or remove them")
         if ours and not self.to.force and not (self.is_fresh_start and ours <= {*self.known}):
-            kind = f": an output for {printable(self.own.label.format, 40)}" if self.own.files else ""
-            raise OutputExistsError(
-                f"is not empty{kind}", path=folder, hint="choose another folder, or give --force"
+            kind = (
+                f"an output for {printable(self.own.label.format, 40)}" if self.own.files else _listed(ours)
             )
+            hint = "choose another folder, or give --force"
+            raise OutputExistsError(f"is not empty: {kind}", path=folder, hint=hint)
         return self._with_sizes(ours)
 
     def _of_file(self) -> dict[str, int]:
@@ -251,9 +253,7 @@ class _Look:
         return self._with_sizes(taken | stale | {*self.known}) if may_replace else {}
 
     def _refuse(self, what: str, names: Collection[str], hint: str) -> None:
-        shown = ", ".join(printable(name, 60) for name in sorted(names)[:_MOST_NAMED])
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        raise OutputExistsError(f"{what}: {shown}{more}", path=self.to.folder, hint=hint)
+        raise OutputExistsError(f"{what}: {_listed(names)}", path=self.to.folder, hint=hint)
 
     def _with_sizes(self, names: Collection[str]) -> dict[str, int]:
         """Names with sizes: those of the old output first, in its order."""
@@ -281,12 +281,16 @@ def _names(folder: Path, wanted: Collection[str]) -> frozenset[str]:
         found = os.listdir(folder)  # noqa: PTH208 - only the names
     except OSError:
         found = [name for name in wanted if os.path.lexists(folder / name)]
+    within: dict[str, list[str]] = {}
+    for name in wanted:
+        first, slash, rest = name.partition("/")
+        if slash:
+            within.setdefault(first, []).append(rest)
     names: set[str] = set()
     for name in found:
-        below = [other.removeprefix(f"{name}/") for other in wanted if other.startswith(f"{name}/")]
         path = folder / name
-        if below and path.is_dir() and not path.is_symlink():
-            names |= {f"{name}/{other}" for other in _names(path, below)}
+        if name in within and path.is_dir() and not path.is_symlink():
+            names |= {f"{name}/{other}" for other in _names(path, within[name])}
         elif name != MANIFEST and not name_within(name):
             names.add(name)
     return frozenset(names)
@@ -299,6 +303,12 @@ def _size(path: Path) -> int | None:
     except OSError:
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _listed(names: Collection[str]) -> str:
+    """Some names, and how many more there are."""
+    shown = ", ".join(printable(name, 60) for name in sorted(names)[:_MOST_NAMED])
+    return f"{shown} and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else shown
 
 
 def _is_harmless(name: str) -> bool:
