@@ -58,6 +58,7 @@ class Result:
         size: Their bytes.
         seconds: Wall time.
         tensors: One report per tensor, in the order of the output.
+        notes: What the user should know: the plan's, and what else was done at the destination.
     """
 
     plan: Plan
@@ -65,6 +66,7 @@ class Result:
     size: int
     seconds: float
     tensors: tuple[TensorReport, ...]
+    notes: tuple[str, ...] = ()
 
 
 def plan(
@@ -133,7 +135,7 @@ def convert(
         processes: Use processes rather than threads where quantizing takes long: they get more out of several
             processors, and each takes some 50 MB. A script needs ``if __name__ == "__main__":`` then.
         executor: Any `concurrent.futures.Executor` to work in, instead.
-        force: Replace files that exist.
+        force: Replace files that exist: an older output as a whole, and nothing that phiconv did not write.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Is told how far it is.
 
@@ -155,6 +157,7 @@ def convert(
         config=config,
         repack_only=repack_only,
     )
+    notes = [*made.package.notes]
     reports = pipeline.run(
         made.package,
         made.folder,
@@ -164,8 +167,11 @@ def convert(
         force=force,
         allow_nonfinite=allow_nonfinite,
         progress=progress,
+        source=made.model.path,
+        note=notes.append,
     )
-    return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports))
+    seconds = time.perf_counter() - started
+    return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes))
 
 
 def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:

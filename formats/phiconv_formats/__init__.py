@@ -271,17 +271,18 @@ def _named_target(name: str, writable: Mapping[str, Format]) -> Format:
 
 
 def find_target(destination: Path, name: str | None) -> Format:
-    """The format to write: by name, or by the destination's suffix."""
+    """The format to write: by name, or by the destination's suffix, in any case."""
     writable = {f.name: f for f in FORMATS.values() if f.writer is not None}
     files = {f.file_suffix: f for f in writable.values() if f.file_suffix}
+    own_name = destination.name.lower()
     if name is not None:
         found = _named_target(name, writable)
         name = found.name
-        if not found.file_suffix and destination.name.endswith(found.suffixes):
+        if not found.file_suffix and own_name.endswith(found.suffixes):
             raise UsageError(
                 f"--to {name} writes a folder", path=destination, hint="give the name of a folder"
             )
-        other = next((f.name for suffix, f in files.items() if destination.name.endswith(suffix)), name)
+        other = next((f.name for suffix, f in files.items() if own_name.endswith(suffix)), name)
         if other != name:
             raise UsageError(
                 f"--to {name}, and a name that says {other}",
@@ -290,7 +291,7 @@ def find_target(destination: Path, name: str | None) -> Format:
             )
         return found
     for suffix, entry in files.items():
-        if destination.name.endswith(suffix):
+        if own_name.endswith(suffix):
             return entry
     suffixes = ", ".join(files)
     raise UsageError(

@@ -187,7 +187,8 @@ def test_folder_as_destination(cli):
 
 def test_split(cli):
     assert cli(FIXTURE, "o.gguf", "--q8", "--split-max-size", "2M")[0] == 0
-    assert sorted(p.name for p in Path().iterdir()) == [f"o-0000{n}-of-00004.gguf" for n in (1, 2, 3, 4)]
+    parts = [f"o-0000{n}-of-00004.gguf" for n in (1, 2, 3, 4)]
+    assert sorted(p.name for p in Path().iterdir()) == [".phiconv.json", *parts]
 
 
 # ----------------------------------------------------------------------------------------- what can go wrong

@@ -92,6 +92,7 @@ def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, q
     from phiconv import api
     from phiconv.cli.report import progress_display
     from phiconv.cli.report_quality import read_text
+    from phiconv.errors import printable
 
     words = read_text(text)
     with progress_display(quiet=quiet) as progress:
@@ -99,7 +100,7 @@ def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, q
             path, words, output, context=context, dataset=text.name, force=force, progress=progress
         )
     if not quiet:
-        click.echo(f"{file}: the importance matrix of {path} on {text.name}", err=True)
+        click.echo(printable(f"{file}: the importance matrix of {path} on {text.name}", 4096), err=True)
 
 
 @click.command(cls=Command)

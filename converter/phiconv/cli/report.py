@@ -15,6 +15,7 @@ from phiconv.units import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from phiconv.api import Result
     from phiconv.conversion.pipeline import Progress
@@ -33,11 +34,17 @@ __all__ = [
 # Buffers of one worker: a tile as stored, as float32, as codes, as packed bytes, and the quantizer's scratch.
 _MEMORY_PER_JOB = 8 << 20
 _MEMORY_BASE = 40 << 20
+_LONGEST_PATH = 4096
 
 
 def shape_text(shape: Iterable[int]) -> str:
     """The sizes of a tensor's dimensions."""
     return " x ".join(map(str, shape)) or "scalar"
+
+
+def _path(path: Path) -> str:
+    """A path on one line, however long."""
+    return printable(path, _LONGEST_PATH)
 
 
 def table(rows: Sequence[tuple[str, ...]], right: frozenset[int] = frozenset()) -> list[str]:
@@ -97,9 +104,9 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     actions = Counter(t.action for t in plan.tensors)
     return [
-        f"{plan.model.path} -> {plan.target} {plan.recipe}",
+        f"{_path(plan.model.path)} -> {plan.target} {plan.recipe}",
         *table(rows, frozenset({5})),
-        *(f"{path}: {file.size} bytes" for path, file in zip(plan.files, plan.package.files, strict=True)),
+        *(f"{_path(p)}: {f.size} bytes" for p, f in zip(plan.files, plan.package.files, strict=True)),
         f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
         f"tensors: {', '.join(f'{count} {action}' for action, count in actions.most_common())}",
         f"{size_text(plan.free_space)} free; memory about {size_text(_memory(plan))}",
@@ -128,7 +135,7 @@ def result_object(result: Result) -> dict[str, Any]:
         "target": plan.target,
         "recipe": plan.recipe,
         "bits_per_weight": plan.bits_per_weight,
-        "notes": list(plan.package.notes),
+        "notes": list(result.notes),
         "tensors": [
             {"name": t.name, "type": s.encoding.name, "nonfinite": t.nonfinite, "overflows": t.overflows}
             for t, s in zip(result.tensors, plan.package.streams, strict=True)
@@ -155,7 +162,7 @@ def result_lines(result: Result) -> list[str]:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.nonfinite} weights are NaN or infinite")
         if tensor.overflows:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.overflows} values became infinite")
-    return [*lines, *(f"note: {printable(n)}" for n in plan.package.notes)]
+    return [*lines, *(f"note: {printable(n, 600)}" for n in result.notes)]
 
 
 # ------------------------------------------------------------------------------------------------- progress

@@ -2,6 +2,8 @@
 
 Each is written under a temporary name in the same folder, checked, and renamed at the end. Whatever goes
 wrong before, even a kill, leaves nothing under the final name; whatever can be caught leaves nothing at all.
+What a kill leaves is removed by the next run to that name. Where several names change, the manifest says so
+from before the first until after the last, see `replacing`.
 """
 
 from __future__ import annotations
@@ -9,16 +11,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import threading
 from typing import TYPE_CHECKING
 
-from phiconv.errors import DiskFullError, OutputError, OutputExistsError
+from phiconv.conversion.leftovers import LOCKS, clear_leftovers, folder_lock, hold
+from phiconv.conversion.manifest import Entry, write_manifest
+from phiconv.conversion.names import check_names, inner_name, partial_name
+from phiconv.conversion.replacing import Destination
+from phiconv.errors import DiskFullError, OutputError
 from phiconv.units import size_text
+from phiconv_formats.shared.output import Label
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Iterator, Sequence  # type: ignore[attr-defined]
+    from collections.abc import (  # type: ignore[attr-defined]
+        Buffer,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
     from pathlib import Path
 
     from phiconv_formats.shared.output import OutputFile
@@ -52,6 +65,7 @@ class PartialFile:
     def create(self, size: int) -> None:
         """Creates the file and reserves its space: a full disk shows before the work and not after it."""
         self._descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+        hold(self._descriptor)  # until it is closed, which is after it has its name
         try:
             os.posix_fallocate(self._descriptor, 0, size)
         except (AttributeError, OSError) as error:
@@ -95,59 +109,61 @@ def partial_files(
     force: bool,
     own_folder: bool = False,
     stale: Sequence[str] = (),
+    beside: Sequence[str] = (),
+    label: Label | None = None,
+    source: Path | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Iterator[dict[str, PartialFile]]:
     """Creates temporary files for an output; renames them when the block ends well, removes them otherwise.
 
     Args:
         folder: Where they go; it is made if it is not there.
         files: Names, sizes, and how a complete file is checked.
-        force: Replace files that exist.
-        own_folder: The folder is the output: it must not hold anything yet, and appears as a whole.
+        force: Replace what is there, as far as `replacing` lets it.
+        own_folder: The folder is the output: it must hold nothing else, and a new one appears as a whole.
         stale: Patterns of names of older files that must not stay beside the new ones.
+        beside: Patterns of names of files that may stay in a folder of the output's own.
+        label: What the output is called in the folder's manifest; by default after the first file.
+        source: What is converted; it is not replaced.
+        note: Is told what else was done there, in one line.
 
     Yields:
         The files by name.
 
     Raises:
-        OutputExistsError: One exists (or the folder holds anything, where it is the output), and ``force`` is
-            not set.
+        OutputExistsError: Something is there that may not be replaced.
         DiskFullError: There is no room for them.
         OutputError: Any other reason why they cannot be written, or a check that fails.
     """
-    final = [folder / f.name for f in files]
-    _check_absent(final, force=force)
-    if own_folder and not force and folder.is_dir() and any(folder.iterdir()):
-        raise OutputExistsError("is not empty", path=folder, hint="choose another folder, or give --force")
+    label = label or Label(files[0].name)
+    destination = Destination(folder, files, label, own_folder, stale, beside, source, force)
+    check_names(folder / f.name for f in files)
     fresh = not folder.exists()
-    place = _partial_name(folder) if fresh and own_folder else folder
-    made = {f.name: PartialFile(_partial_name(place / f.name), place / f.name) for f in files}
+    place = partial_name(folder) if fresh and own_folder else folder
+    made = {f.name: PartialFile(partial_name(place / f.name), place / f.name) for f in files}
     inner = {p.final.parent for p in made.values()} - {place}
     new_folders = [path for path in inner if not path.exists()]
-    try:
-        for path in (place, *inner):
-            path.mkdir(parents=True, exist_ok=True)
-        _check_space(place, sum(f.size for f in files))
-        for file in files:
-            made[file.name].create(file.size)
-            for offset, chunk in file.chunks:
-                made[file.name].write(offset, chunk)
-        yield made
-        _check_absent(final, force=force)
-        for file in files:
-            _complete(file, made[file.name])
-        _finish(list(made.values()), place, folder, stale)
-    except OSError as error:
-        if isinstance(error, OutputError) or error.errno is None:
-            raise
-        raise _explain(error, folder) from error
-    finally:
-        for partial in made.values():
-            partial.close()
-            partial.path.unlink(missing_ok=True)
-        if place != folder:
-            shutil.rmtree(place, ignore_errors=True)  # it is still there only if something went wrong
-        else:
-            _remove_empty([*new_folders, *([folder] if fresh else [])])
+    with contextlib.ExitStack() as held:
+        try:
+            _start(destination, place, made, held, note)
+            yield made
+            for file in files:
+                made[file.name].sync()
+                if file.check is not None:
+                    file.check(made[file.name].path)
+            _finish(destination, place, made)
+        except OSError as error:
+            if isinstance(error, OutputError) or error.errno is None:
+                raise
+            raise _explain(error, folder) from error
+        finally:
+            for partial in made.values():
+                partial.close()
+                partial.path.unlink(missing_ok=True)
+            if place != folder:
+                shutil.rmtree(place, ignore_errors=True)  # it is still there only if something went wrong
+            else:
+                _remove_empty([*new_folders, *([folder] if fresh else [])])
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -157,40 +173,79 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def _complete(file: OutputFile, partial: PartialFile) -> None:
-    """Closes a file in which all is written, and checks it."""
-    partial.sync()
-    partial.close()
-    if file.check is not None:
-        file.check(partial.path)
+def _start(
+    destination: Destination,
+    place: Path,
+    made: Mapping[str, PartialFile],
+    held: contextlib.ExitStack,
+    note: Callable[[str], None] | None,
+) -> None:
+    """Looks at what is there, creates the temporary files, and writes what needs no weight."""
+    folder = destination.folder
+    around = folder if place == folder else folder.parent
+    destination.replacement()
+    around.mkdir(parents=True, exist_ok=True)
+    with folder_lock(around):
+        destination.replacement()
+        said = [
+            line
+            for inside in sorted(destination.folders)
+            for line in clear_leftovers(inside, destination.is_leftover)
+        ]
+        if destination.own_folder and folder.name:
+            own = inner_name(folder.name)
+            said += clear_leftovers(folder.parent, lambda inner: inner == own, folders=True)
+        for line in said:
+            if note is not None:
+                note(line)
+        if place != folder:
+            place.mkdir()
+            if LOCKS:
+                descriptor = os.open(place, os.O_RDONLY)
+                held.callback(os.close, descriptor)
+                hold(descriptor)
+        for path in {partial.path.parent for partial in made.values()}:
+            path.mkdir(parents=True, exist_ok=True)
+        _check_space(place, sum(f.size for f in destination.files))
+        for file in destination.files:
+            made[file.name].create(file.size)
+    for file in destination.files:
+        for offset, chunk in file.chunks:
+            made[file.name].write(offset, chunk)
 
 
-def _finish(made: Sequence[PartialFile], place: Path, folder: Path, stale: Sequence[str]) -> None:
+def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFile]) -> None:
     """Gives complete files their names, and a new folder its own."""
-    new = {partial.final.name for partial in made}
-    for path in {p for pattern in stale for p in folder.glob(pattern) if p.is_file()}:
-        if path.name not in new:
-            path.unlink()
-    # The first file is the one that a runtime opens: it appears last.
-    for partial in reversed(made):
-        os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
-    for path in {place, *(partial.final.parent for partial in made)}:
-        _sync_folder(path)
+    folder = destination.folder
     if place != folder:
+        destination.replacement()
+        _rename(made.values())
+        write_manifest(place, [Entry(destination.label, destination.sizes)])
+        for path in {place, *(partial.final.parent for partial in made.values())}:
+            _sync_folder(path)
         place.rename(folder)
         _sync_folder(folder.parent)
+        return
+    with folder_lock(folder):
+        change = destination.replacement()
+        change.announce()
+        _sync_folder(folder)
+        # The first file is the one that a runtime opens: it appears last, and one that was that before it.
+        first = destination.files[0].name
+        late = [*(name for name in change.mains if name != first), first]
+        _rename(partial for name, partial in made.items() if name not in late)
+        _rename(made[name] for name in late)
+        for path in destination.folders:
+            _sync_folder(path)
+        change.settle()
+        _sync_folder(folder)
 
 
-def _partial_name(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
-
-
-def _check_absent(paths: Sequence[Path], *, force: bool) -> None:
-    for path in paths:
-        if path.is_dir():
-            raise OutputExistsError("is a folder", path=path, hint="choose another name")
-        if not force and os.path.lexists(path):
-            raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
+def _rename(partials: Iterable[PartialFile]) -> None:
+    for partial in partials:
+        if not LOCKS:
+            partial.close()  # where an open file cannot be renamed; elsewhere its lock holds it until then
+        os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
 
 
 def _check_space(folder: Path, size: int) -> None:

@@ -24,7 +24,7 @@ from phiconv.quantizers.numerics.floats import narrow
 from phiconv.quantizers.repack import repack, repackable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor, Future
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -85,6 +85,8 @@ def run(
     force: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
+    source: Path | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[TensorReport]:
     """Writes an output.
 
@@ -97,6 +99,8 @@ def run(
         force: Replace files that exist.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Called from this thread after each task.
+        source: What is converted; it is not replaced.
+        note: Is told what else was done at the destination, in one line.
 
     Returns:
         One report per tensor, in order.
@@ -110,7 +114,15 @@ def run(
     reports = [TensorReport(s.name) for s in package.streams]
     own = executor is None
     made = partial_files(
-        folder, package.files, force=force, own_folder=package.own_folder, stale=package.stale
+        folder,
+        package.files,
+        force=force,
+        own_folder=package.own_folder,
+        stale=package.stale,
+        beside=package.beside,
+        label=package.label,
+        source=source,
+        note=note,
     )
     with made as files:
         pool = _own_pool(package, jobs, processes=processes) if executor is None else executor

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
@@ -15,7 +16,7 @@ from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, cast, choose, spelled
 from phiconv.units import size_text
 from phiconv_formats import find_target
-from phiconv_formats.shared.output import RuntimeSettings
+from phiconv_formats.shared.output import Label, RuntimeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +45,10 @@ Action: TypeAlias = Literal[
 
 LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
 """The actions after which not one number has changed."""
+
+
+_LONGEST_NAME = 240
+"""Bytes of a name that is made up here: a part of a split file has 15 more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +131,7 @@ def make_plan(
         UnsupportedModelError: A model that the target cannot hold.
         OutputError: A destination that cannot be written to.
     """
-    if destination.exists() and destination.samefile(model.path):
-        raise OutputError("the destination is the source", path=destination, hint="choose another name")
+    _check_path(destination, model.path)
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
@@ -150,6 +154,7 @@ def make_plan(
         importance=choices.importance,
         settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout),
     )
+    check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]
     if choices.plain:
@@ -161,7 +166,7 @@ def make_plan(
     plans = _tensor_plans(tensors, package)
     if quant is None:
         notes += _growth(plans, target.name)
-    package = replace(package, notes=tuple(notes))
+    package = replace(package, notes=tuple(notes), label=Label(file_name, target.name, recipe))
     if repack_only:
         _check_lossless(plans, model)
     return Plan(model, folder, target.name, recipe, package, plans)
@@ -285,7 +290,7 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
     Files of a format that is a folder have names of their own, unless the destination names one.
     """
     suffix = target.file_suffix
-    if suffix and destination.name.endswith(suffix) and not destination.is_dir():
+    if suffix and destination.name.lower().endswith(suffix) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"
@@ -293,7 +298,8 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
         return destination.parent, destination.name
     if target.folder:
         return destination, ""
-    return destination, f"{name_of(model.path)}-{recipe}{suffix}"
+    end = f"-{recipe}{suffix}"
+    return destination, shortened(name_of(model.path), _LONGEST_NAME - len(end)) + end
 
 
 def _check_place(model: Model, folder: Path, file: Path) -> None:
@@ -302,12 +308,18 @@ def _check_place(model: Model, folder: Path, file: Path) -> None:
         raise OutputError(
             "the destination is inside the source folder", path=file, hint="choose another folder"
         )
-    if file.exists() and file.samefile(model.path):
-        raise OutputError("the destination is the source", path=file, hint="choose another name")
+    _check_path(file, model.path)
     if not _existing(folder).is_dir():
         raise OutputError(
             "the folder of the destination is a file", path=folder, hint="choose another folder"
         )
+
+
+def _check_path(destination: Path, source: Path) -> None:
+    """Refuses what no file can be called, and the source."""
+    check_names([destination])
+    if destination.exists() and destination.samefile(source):
+        raise OutputError("the destination is the source", path=destination, hint="choose another name")
 
 
 def _existing(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import architectures
 from phiconv.architectures.config import Config
+from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.errors import InputError, MissingFileError, UsageError
 from phiconv.ir.findings import found_by, keeping, tolerated
 from phiconv.ir.model import Model
@@ -67,12 +68,18 @@ def open_model(
 
     Raises:
         MissingFileError: There is nothing there, or a part of it is missing.
-        MalformedFileError, ConfigError: A file does not follow its format, or does not fit the others.
+        MalformedFileError, ConfigError: A file does not follow its format, or does not fit the others; or a
+            run was ended while it replaced the folder.
         UnsafePickleError: A PyTorch file that asks for more than tensors; nothing was run.
         UnsupportedModelError: A kind of model or file that phiconv does not read.
         UsageError: ``config`` for what needs none.
     """
     path = expanded(path)
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"cannot be opened: {error.strerror}", path=path) from error
+    refuse_half_replaced(path)
     if plain and config is not None:
         raise UsageError("--plain contradicts --config", hint="give one of them")
     found = _checkpoint(path, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,8 +23,13 @@ __all__ = [
     "ModelCard",
     "Role",
     "RoleRows",
+    "as_text",
     "name_of",
+    "title_of",
 ]
+
+_HALF = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 def name_of(path: Path) -> str:
@@ -33,6 +39,16 @@ def name_of(path: Path) -> str:
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.rpartition("--")[2]
     return folder.name
+
+
+def title_of(path: Path) -> str:
+    """`name_of` as text for a file: see `as_text`."""
+    return as_text(name_of(path))
+
+
+def as_text(name: str) -> str:
+    """A file's name as text on one line: bytes that are no UTF-8 as U+FFFD, control characters as spaces."""
+    return _CONTROL.sub(" ", _HALF.sub("\ufffd", name))
 
 
 class Role(NamedTuple):

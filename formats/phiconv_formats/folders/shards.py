@@ -95,8 +95,7 @@ class Shards:
             notes: What the user should know.
         """
         small = [OutputFile(name, len(data), ((0, data),)) for name, data in others.items()]
-        stale = ("model*.safetensors", INDEX)
-        return Package((*small, *self.files), self.streams, tuple(notes), own_folder=True, stale=stale)
+        return Package((*small, *self.files), self.streams, tuple(notes), own_folder=True)
 
 
 def lay_out_shards(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv.ir import F32
+from phiconv.ir.model import as_text
 from phiconv_formats.gguf.names import output_tensors
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING
 from phiconv_formats.gguf.values import (
@@ -63,7 +64,7 @@ def imatrix_file(
     """
     metadata = (
         ("general.type", GgufValue(ValueType.STRING, "imatrix")),
-        ("imatrix.datasets", GgufValue(ValueType.ARRAY, [dataset], ValueType.STRING)),
+        ("imatrix.datasets", GgufValue(ValueType.ARRAY, [as_text(dataset)], ValueType.STRING)),
         ("imatrix.chunk_count", GgufValue(ValueType.UINT32, chunks)),
         ("imatrix.chunk_size", GgufValue(ValueType.UINT32, chunk_size)),
     )

@@ -13,7 +13,7 @@ from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 from gguf.utility import size_label
 
 from phiconv.architectures import ARCHITECTURES
-from phiconv.ir.model import name_of
+from phiconv.ir.model import as_text, title_of
 from phiconv_formats.gguf.model_card import read_model_card
 from phiconv_formats.gguf.values import GgufValue
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
@@ -135,7 +135,7 @@ def _sizes(architecture: Architecture, hp: Hyperparameters) -> Iterator[tuple[st
 def _importance(importance: ImportanceMatrix) -> list[tuple[str, GgufValue]]:
     """What llama-quantize says of the importance matrix; of the file only the name, not where it was."""
     string = GGUFValueType.STRING
-    pairs = [("quantize.imatrix.file", GgufValue(string, importance.path.name))]
+    pairs = [("quantize.imatrix.file", GgufValue(string, as_text(importance.path.name)))]
     if importance.datasets:
         pairs.append(("quantize.imatrix.dataset", GgufValue(string, importance.datasets[0])))
     pairs.append(("quantize.imatrix.entries_count", GgufValue(_U32, len(importance.weights))))
@@ -149,7 +149,7 @@ def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, G
     counts = _parameter_counts(tensors)
     metadata = _describe(model.card, counts[0])
     if metadata.name is None:
-        metadata.name = name_of(model.card.folder) if model.card.folder else "model"
+        metadata.name = title_of(model.card.folder) if model.card.folder else "model"
     if model.tokenizer is not None:
         metadata.name = name_for_runtime(metadata.name, model.tokenizer)
     if metadata.size_label is None:
@@ -176,7 +176,7 @@ def _describe(card: ModelCard, parameters: int) -> Metadata:
         origin["_name_or_path"] = name
     folder = card.folder.resolve() if card.folder else None
     readme = read_model_card(folder)
-    named = folder.with_name(name_of(folder)) if folder else None
+    named = folder.with_name(title_of(folder)) if folder else None
     metadata = Metadata.apply_metadata_heuristic(Metadata(), readme, origin, named, parameters)
     for key, (attribute, kind) in _SAMPLING.items():
         value = card.generation.get(key)

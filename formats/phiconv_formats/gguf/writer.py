@@ -6,6 +6,7 @@ multiple of the alignment and padded to it. A split file repeats the header; its
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["FILE_TYPES", "package"]
 
 _ALIGNMENT = 32
+_DIGIT = "[0-9]"
+_SUFFIX = ".gguf"
 _MAX_DIMENSIONS = 4
 _MAX_NAME = 63  # ggml's own reader wants room for a NUL in 64 bytes
 
@@ -99,7 +102,7 @@ def package(
     ]
     if len(shards) == 1:
         file, streams = _file(file_name, metadata, shards[0])
-        return Package((file,), tuple(streams), tuple(notes))
+        return Package((file,), tuple(streams), tuple(notes), stale=_other_parts(file_name))
     files: list[OutputFile] = []
     all_streams: list[Stream] = []
     for number, shard in enumerate(shards):
@@ -108,12 +111,22 @@ def package(
         file, streams = _file(name, [*(metadata if number == 0 else []), *extra], shard)
         files.append(file)
         all_streams += streams
-    return Package(tuple(files), tuple(all_streams), tuple(notes))
+    stale = (*_other_parts(file_name), glob.escape(file_name))
+    return Package(tuple(files), tuple(all_streams), tuple(notes), stale=stale)
 
 
 def shard_name(file_name: str, number: int, count: int) -> str:
     """llama.cpp's name of one file of a split model, counted from 1."""
-    return f"{file_name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf"
+    return f"{_stem(file_name)}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def _other_parts(file_name: str) -> tuple[str, ...]:
+    """What parts of the same model are called, in any number: people give them to programs with a ``*``."""
+    return (f"{glob.escape(_stem(file_name))}-{_DIGIT * 5}-of-{_DIGIT * 5}.gguf",)
+
+
+def _stem(file_name: str) -> str:
+    return file_name[: -len(_SUFFIX)] if file_name.lower().endswith(_SUFFIX) else file_name
 
 
 def _entry(output: OutputTensor, encoding: Encoding, model: Model) -> _Entry:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv._version import __version__
-from phiconv.ir.model import name_of
+from phiconv.ir.model import title_of
 from phiconv_formats.folders.companions import companion_files
 from phiconv_formats.folders.shards import INDEX, Entry, Part, lay_out_shards
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
@@ -116,7 +116,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _model_card(model: Model, recipe: str) -> str:
-    name = name_of(model.path)
+    name = title_of(model.path)
     weights = sum(math.prod(t.shape) for t in model.stored.values())
     return (
         "---\n"

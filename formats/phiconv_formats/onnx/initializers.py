@@ -149,5 +149,4 @@ class Initializers:
 
 def is_plain_name(name: str) -> bool:
     """Whether it is the name of a file, and leads nowhere else."""
-    harmless = name.isprintable() and not set(name) & set("/\\:")
-    return harmless and name not in {"", ".", ".."} and len(name.encode()) < 256
+    return not set(name) & set("/\\:\0") and name not in {"", ".", ".."} and len(name.encode()) < 256

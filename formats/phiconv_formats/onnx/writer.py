@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from phiconv import ir
-from phiconv.errors import UsageError
+from phiconv.errors import OutputError, UsageError
 from phiconv_formats.folders.companions import json_bytes, model_config
 from phiconv_formats.onnx import transformers_js
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
@@ -65,6 +65,7 @@ def package(
         (*made.notes, *_notes(tensors, encodings)),
         own_folder=not file_name,
         stale=made.stale,
+        beside=made.beside,
     )
 
 
@@ -96,6 +97,7 @@ class _Folder(NamedTuple):
         files: The other files.
         notes: What its runtime does wrong.
         stale: Patterns of files of an older output.
+        beside: Patterns of files that may stay.
     """
 
     graph: str
@@ -103,6 +105,7 @@ class _Folder(NamedTuple):
     files: dict[str, bytes]
     notes: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 def _for_genai(wanted: _Wanted) -> _Folder:
@@ -111,6 +114,7 @@ def _for_genai(wanted: _Wanted) -> _Folder:
     model, hp, settings = wanted.model, wanted.model.hyperparameters, wanted.settings
     assert hp is not None  # noqa: S101 - check_model has looked
     name = wanted.file_name or _DEFAULT_NAME
+    _check_name(name)
     store = Store(f"{name}.data", wanted.tensors, wanted.encodings)
     target = TARGETS[settings.target or next(iter(TARGETS))]
     config = make_config(model, name, target, _session(store, settings))
@@ -131,11 +135,22 @@ def _for_transformers_js(wanted: _Wanted) -> _Folder:
     store = Store(weights, tensors, encodings, folder=folder, limit=wanted.split_max_size)
     files = transformers_js.folder_files(wanted.model, names, store)
     notes = transformers_js.runtime_notes(wanted.model)
-    return _Folder(folder + names.graph, store, files, notes, (f"{folder}{weights}*",))
+    beside = (f"{folder}*.onnx", f"{folder}*.onnx_data*")
+    return _Folder(folder + names.graph, store, files, notes, (f"{folder}{weights}*",), beside)
 
 
 LAYOUTS = {"genai": _for_genai, "transformers.js": _for_transformers_js}
 """Whose folders there are, by the names that ``--layout`` takes; the first is the usual one."""
+
+
+def _check_name(name: str) -> None:
+    """The graph and genai_config.json hold the name, and both are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise OutputError(
+            "the name is not UTF-8, and an ONNX model holds it", path=name, hint="choose another name"
+        ) from None
 
 
 def _session(store: Store, settings: RuntimeSettings) -> dict[str, str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["package"]
 
-_MODEL = "openvino_model"
+_MODEL = "openvino_model.xml"
 
 
 def package(
@@ -50,13 +50,14 @@ def package(
     """Lays the whole output out; see `phiconv_formats.Writer`. Without a file name it is a folder."""
     if split_max_size is not None:
         raise UsageError("--split-max-size means nothing for openvino")
-    stem = PurePath(file_name).stem if file_name else _MODEL
+    document_name = file_name or _MODEL
+    stem = PurePath(document_name).stem
     graph = Graph()
     weights = Weights(graph, tensors, encodings)
     emit_decoder(graph, weights, model)
     document = graph.xml(_info(encodings, recipe))
     odd = odd_added(model.tokenizer) if model.tokenizer is not None and not file_name else ()
-    files = {f"{stem}.xml": document, **({} if file_name else _other_files(model))}
+    files = {document_name: document, **({} if file_name else _other_files(model))}
     weights_file = OutputFile(f"{stem}.bin", graph.size, graph.chunks)
     small = [OutputFile(name, len(data), ((0, data),)) for name, data in files.items()]
     return Package(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
     from phiconv.ir.model import Role
 
-__all__ = ["OutputFile", "OutputTensor", "Package", "RuntimeSettings", "Segment", "Stream"]
+__all__ = ["Label", "OutputFile", "OutputTensor", "Package", "RuntimeSettings", "Segment", "Stream"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,21 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """What an output is called among those of its folder.
+
+    Attributes:
+        name: The file that was asked for, whatever else is written with it; "" for a folder as a whole.
+        format: The format.
+        recipe: The recipe.
+    """
+
+    name: str = ""
+    format: str = ""
+    recipe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Package:
     """The whole output.
 
@@ -138,8 +153,10 @@ class Package:
         streams: The tensors, in the order of the output.
         notes: What the user should know about this output; one line each.
         own_folder: The output is a folder as a whole, which should hold nothing else.
-        stale: Patterns of file names that a runtime would take for parts of this output; files of an older
-            output that have such names are removed when this one replaces it.
+        stale: Patterns of file names that a runtime, or a person, would take for parts of this output; files
+            of an older output that have such names are removed when this one replaces it.
+        beside: Patterns of names of files that an own folder may hold beside these: the same in another type.
+        label: What it is called, once it is known where it goes.
     """
 
     files: tuple[OutputFile, ...]
@@ -147,6 +164,8 @@ class Package:
     notes: tuple[str, ...] = ()
     own_folder: bool = False
     stale: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    label: Label = Label()
 
     @property
     def size(self) -> int:

@@ -62,7 +62,6 @@ def test_what_a_runtime_opens_comes_first():
     assert [f.name for f in package.files] == ["config.json", INDEX, "model.safetensors"]
     assert package.files[0].chunks == ((0, b"{}"),)
     assert (package.notes, package.own_folder) == (("a note",), True)
-    assert package.stale == ("model*.safetensors", INDEX)
 
 
 def test_names_count_to_99999():

@@ -33,7 +33,7 @@ def config_of(folder):
 def test_folder_has_everything(tmp_path):
     result = convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert names == {p.name for p in result.files}
+    assert names == {".phiconv.json", *(p.name for p in result.files)}
     assert {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} <= names
     assert {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"} <= names
     template = (tmp_path / "m" / "chat_template.jinja").read_text()
@@ -143,10 +143,10 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 
 def test_force_replaces_an_older_output_with_its_shards(tmp_path):
     phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "m", to="mlx", quant="q4", split_max_size=500_000)
-    (tmp_path / "m" / "mine.txt").write_text("keep")
+    (tmp_path / "m" / "LICENSE.txt").write_text("keep")
     phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "m", to="mlx", quant="q8", force=True)
     assert [p.name for p in (tmp_path / "m").glob("*.safetensors")] == ["model.safetensors"]
-    assert (tmp_path / "m" / "mine.txt").read_text() == "keep"
+    assert (tmp_path / "m" / "LICENSE.txt").read_text() == "keep"
     assert phiconv.open_model(tmp_path / "m").stored["lm_head.weight"].encoding.bits == 8
 
 
