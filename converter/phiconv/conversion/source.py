@@ -75,11 +75,6 @@ def open_model(
         UsageError: ``config`` for what needs none.
     """
     path = expanded(path)
-    try:
-        path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise InputError(f"cannot be opened: {error.strerror}", path=path) from error
-    refuse_half_replaced(path)
     if plain and config is not None:
         raise UsageError("--plain contradicts --config", hint="give one of them")
     found = _checkpoint(path, config)
@@ -89,7 +84,12 @@ def open_model(
 
 
 def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:
-    """What the reader of a path finds."""
+    """What the reader of a path finds, unless a run was ended while it replaced that."""
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"cannot be opened: {error.strerror}", path=path) from error
+    refuse_half_replaced(path)
     return find_reader(path)(path, None if config is None else _companions(expanded(config)))
 
 
