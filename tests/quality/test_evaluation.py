@@ -109,7 +109,7 @@ def test_windows():
 def test_batches_do_not_change_the_figures(reference, monkeypatch):
     model, ids = phiconv.open_model(TINY), reference["input_ids"][:3]
     expected = evaluate(model, ids, context=64)
-    monkeypatch.setattr("phiconv.quality.evaluation._TOKENS", 128)
+    monkeypatch.setattr("phiconv.quality.evaluation.BATCH_TOKENS", 128)
     monkeypatch.setattr("phiconv.forward.interpreter._CHUNK", 10000)
     assert evaluate(model, ids, context=64).loss == pytest.approx(expected.loss, rel=1e-6)
 

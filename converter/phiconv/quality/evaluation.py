@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from phiconv.forward.layers import Array
     from phiconv.ir.model import Model, Role
 
-__all__ = ["Divergence", "Evaluation", "Progress", "evaluate", "passes", "windows"]
+__all__ = ["BATCH_TOKENS", "Divergence", "Evaluation", "Progress", "evaluate", "passes", "windows"]
 
-_TOKENS = 2048
+BATCH_TOKENS = 2048
 """Tokens that are computed in one pass over the weights, if a window is shorter than that."""
 
 
@@ -169,7 +169,7 @@ def passes(
 
     A step is one layer of one model.
     """
-    size = max(_TOKENS // cut.shape[1], 1)
+    size = max(BATCH_TOKENS // cut.shape[1], 1)
     layers = [m.hyperparameters.num_hidden_layers if m.hyperparameters else 0 for m in models]
     batches = -(-len(cut) // size)
     total, done = batches * sum(layers), 0
