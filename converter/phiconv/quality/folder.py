@@ -118,7 +118,7 @@ def measure_folder(
             identity,
             texts.fit.shape[1],
             texts.bos,
-            {str(part): count for part, count in texts.tokens.items()},
+            texts.tokens,
             texts.entries,
             file_sha256(space.folder / IMATRIX),
             entries,

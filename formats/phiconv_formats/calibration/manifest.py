@@ -118,7 +118,7 @@ class Manifest:
     model: ModelIdentity
     context: int
     bos: int | None
-    tokens: Mapping[str, int]
+    tokens: Mapping[PartName, int]
     texts: tuple[TextEntry, ...]
     imatrix: str
     inputs: tuple[InputEntry, ...]
@@ -180,11 +180,17 @@ def read_manifest(path: Path) -> Manifest:
     inputs = tuple(input_from_json(each, path) for each in take.array(values, "inputs"))
     if len({(e.layer, role) for e in inputs for role in e.roles}) != sum(len(e.roles) for e in inputs):
         take.fail("a matrix is there twice", "inputs")
+    totals = {part: take.integer(tokens, part) for part in PARTS}
+    for entry in inputs:
+        sums = [(sum(entry.parts[part].tokens), totals[part]) for part in PARTS]
+        # A token goes into as many experts as any other one.
+        if any(found % max(total, 1) or (found != total and not entry.stacked) for found, total in sums):
+            take.fail(f"{entry.stem} has other tokens than the whole", "inputs")
     return Manifest(
         ModelIdentity(*(take.text(model, name) for name in names)),
         take.integer(values, "context", least=1),
         None if values.get("bos") is None else take.integer(values, "bos"),
-        {part: take.integer(tokens, part) for part in PARTS},
+        totals,
         tuple(
             TextEntry(take.text(each, "name"), take.hash(each, "sha256"))
             for each in take.array(values, "texts")
