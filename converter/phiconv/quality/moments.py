@@ -107,8 +107,8 @@ class _Inputs:
     """The inputs, rounded to float16.
 
     Each row is first multiplied with the power of two that brings its largest number just below the largest
-    one of float16. So none overflows, those up to 2^29 times smaller keep 11 bits, and the second moments are
-    off by about 1e-5 of their size.
+    one of float16. So none overflows, those up to 2^28 times smaller keep 11 bits, and no product of two of
+    these is off by more than 5e-4 of itself.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
