@@ -83,6 +83,37 @@ def test_calibrate(cli):
     assert sorted(p.name for p in Path().iterdir()) == ["i.gguf", "text.txt"]
 
 
+def test_calibrate_into_a_folder(cli, monkeypatch):
+    arguments = ("calibrate", TINY, "--text", "text.txt", "--text", "more.txt", "-o", "c", "--context", 32)
+    Path("more.txt").write_bytes((FIXTURES / "test.txt").read_bytes()[2000:3000])
+    arguments = (*arguments, "--calibration-tokens", 256)
+
+    def ends_early(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("phiconv.quality.folder._write_imatrix", ends_early)
+        code, stdout, stderr = cli(*arguments)
+    assert (code, stdout) == (130, "")
+    assert "c.partial keeps what is done: the same command goes on from there" in stderr
+    assert cli(*arguments)[2].endswith(f"c: the calibration of {TINY} on text.txt, more.txt\n")
+    manifest = json.loads(Path("c/calibration.json").read_text())
+    assert manifest["tokens"] == {"fit": 192, "check": 64}
+    assert [each["name"] for each in manifest["texts"]] == ["text.txt", "more.txt"]
+    assert read_imatrix("c/imatrix.gguf").datasets == ("text.txt", "more.txt")
+    code, _, stderr = cli(*arguments)
+    assert code == 1
+    assert "c: exists already; give --force" in stderr
+    assert sorted(p.name for p in Path().iterdir()) == ["c", "more.txt", "text.txt"]
+
+
+def test_texts_are_supplied(cli):
+    arguments = ("calibrate", TINY, "-o", "i.gguf", "--context", 64, "--calibration-tokens", 800)
+    assert cli(*arguments)[2].endswith(f"i.gguf: the importance matrix of {TINY} on the texts of phiconv\n")
+    matrix = read_imatrix("i.gguf")
+    assert (len(matrix.datasets), matrix.chunks) == (12, 12)
+
+
 def test_generate(cli):
     items = json.loads((TINY / "generations.json").read_text())["items"]
     arguments = ("generate", TINY, "--prompt", items[0]["prompt"], "-n", 6)

@@ -123,7 +123,7 @@ def test_several_models_share_a_reference(reference, monkeypatch):
 def test_a_reference_is_remembered(reference, tmp_path, monkeypatch):
     ids, path = reference["input_ids"][:2], tmp_path / "r.safetensors"
     model, other = phiconv.open_model(TINY), phiconv.open_model(FIXTURES / "tiny-phi4mini")
-    monkeypatch.setattr("phiconv.quality.evaluation._TOKENS", 128)
+    monkeypatch.setattr("phiconv.quality.evaluation.BATCH_TOKENS", 128)
     expected = evaluate(other, ids, context=64, reference=model)
     options = {"reference": model, "reference_file": path}
     assert evaluate(other, ids, context=64, **options) == expected
@@ -185,7 +185,7 @@ def test_windows():
 def test_batches_do_not_change_the_figures(reference, monkeypatch):
     model, ids = phiconv.open_model(TINY), reference["input_ids"][:3]
     expected = evaluate(model, ids, context=64)
-    monkeypatch.setattr("phiconv.quality.evaluation._TOKENS", 128)
+    monkeypatch.setattr("phiconv.quality.evaluation.BATCH_TOKENS", 128)
     monkeypatch.setattr("phiconv.quality.evaluation._CHUNK", 10000)
     assert evaluate(model, ids, context=64).loss == pytest.approx(expected.loss, rel=1e-6)
 

@@ -82,25 +82,67 @@ def evaluate(
 
 @click.command(cls=Command)
 @_PATH
-@_TEXT
-@click.option("--output", "-o", type=PATH, required=True, help="The importance matrix to write.")
+@click.option(
+    "--text",
+    "texts",
+    type=PATH,
+    multiple=True,
+    help="A text file, in UTF-8; may be given several times. By default, texts that come with phiconv.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=PATH,
+    required=True,
+    help="A .gguf to write an importance matrix, or a folder for all that --effort best needs.",
+)
+@click.option(
+    "--calibration-tokens",
+    "tokens",
+    type=click.IntRange(1, 1 << 30),
+    help="About how many tokens to compute, evenly from all texts: 8192 for a folder, all for a .gguf.",
+)
 @_CONTEXT
 @click.option("--force", "-f", is_flag=True, help="Replace the output if it exists.")
 @_QUIET
-def calibrate(path: Path, text: Path, output: Path, context: int, force: bool, quiet: bool) -> None:
-    """Measure an importance matrix on a text, as llama-imatrix does."""
+def calibrate(
+    path: Path,
+    texts: tuple[Path, ...],
+    output: Path,
+    tokens: int | None,
+    context: int,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Measure on some texts what goes into a model's matrices."""
     from phiconv import api
     from phiconv.cli.report import progress_display
     from phiconv.cli.report_quality import read_text
     from phiconv.errors import printable
 
-    words = read_text(text)
-    with progress_display(quiet=quiet) as progress:
-        file = api.calibrate(
-            path, words, output, context=context, dataset=text.name, force=force, progress=progress
-        )
+    words = [read_text(text) for text in texts] or None
+    names = [text.name for text in texts] if texts else ""
+    try:
+        with progress_display(quiet=quiet) as progress:
+            found = api.calibrate(
+                path,
+                words,
+                output,
+                tokens=tokens,
+                context=context,
+                dataset=names,
+                force=force,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        kept = output.with_name(f"{output.name}.partial")
+        if not quiet and kept.is_dir():
+            click.echo(f"{kept} keeps what is done: the same command goes on from there", err=True)
+        raise
     if not quiet:
-        click.echo(printable(f"{file}: the importance matrix of {path} on {text.name}", 4096), err=True)
+        what = "the calibration" if found.is_dir() else "the importance matrix"
+        of = f"{found}: {what} of {path} on {', '.join(names) or 'the texts of phiconv'}"
+        click.echo(printable(of, 4096), err=True)
 
 
 @click.command(cls=Command)

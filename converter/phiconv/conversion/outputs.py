@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from phiconv_formats.shared.output import OutputFile
 
-__all__ = ["PartialFile", "partial_files"]
+__all__ = ["PartialFile", "check_space", "explain", "partial_files"]
 
 _FLAGS = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _HAS_PWRITE = hasattr(os, "pwrite")
@@ -155,7 +155,7 @@ def partial_files(
         except OSError as error:
             if isinstance(error, OutputError) or error.errno is None:
                 raise
-            raise _explain(error, folder) from error
+            raise explain(error, folder) from error
         finally:
             for partial in made.values():
                 partial.close()
@@ -206,7 +206,7 @@ def _start(
                 hold(descriptor)
         for path in {partial.path.parent for partial in made.values()}:
             path.mkdir(parents=True, exist_ok=True)
-        _check_space(place, sum(f.size for f in destination.files))
+        check_space(place, sum(f.size for f in destination.files))
         for file in destination.files:
             made[file.name].create(file.size)
     for file in destination.files:
@@ -248,7 +248,12 @@ def _rename(partials: Iterable[PartialFile]) -> None:
         os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
 
 
-def _check_space(folder: Path, size: int) -> None:
+def check_space(folder: Path, size: int) -> None:
+    """Refuses an output that there is no room for.
+
+    Raises:
+        DiskFullError: There is none.
+    """
     free = shutil.disk_usage(folder).free
     if size > free:
         raise DiskFullError(
@@ -258,7 +263,8 @@ def _check_space(folder: Path, size: int) -> None:
         )
 
 
-def _explain(error: OSError, folder: Path) -> OutputError:
+def explain(error: OSError, folder: Path) -> OutputError:
+    """What an error of the system means for an output in a folder."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError("the disk is full", path=folder, hint="make room, or choose another folder")
     if error.errno == errno.EFBIG:

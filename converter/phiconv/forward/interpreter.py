@@ -19,7 +19,7 @@ from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -108,6 +108,17 @@ def token_ids(ids: ArrayLike, vocabulary: int) -> NDArray[np.intp]:
     return array.astype(np.intp)
 
 
+_Matrix: TypeAlias = "tuple[Tensor, Array | None]"
+"""A matrix and its bias."""
+
+
+def _tiles(matrix: Tensor) -> Iterator[tuple[int, int]]:
+    """The rows of a matrix that are multiplied with at a time: first and last one of each tile."""
+    step = max(min(_TILE // max(matrix.columns, 1), -(-matrix.rows // _PARTS)), 1)
+    for start in range(0, matrix.rows, step):
+        yield start, min(start + step, matrix.rows)
+
+
 class _Weights:
     """A model's weights by role, in the precision to compute in."""
 
@@ -136,11 +147,25 @@ class _Weights:
         def multiply(start: int, stop: int) -> None:
             np.matmul(x, self._rows(matrix, start, stop).T, out=result[:, start:stop])
 
-        step = max(min(_TILE // max(matrix.columns, 1), -(-matrix.rows // _PARTS)), 1)
-        starts = range(0, matrix.rows, step)
-        threads.run(partial(multiply, start, min(start + step, matrix.rows)) for start in starts)
+        threads.run(partial(multiply, *tile) for tile in _tiles(matrix))
         if bias is not None:
             result += bias
+        return result
+
+    def gated(self, x: Array, gate: _Matrix, up: _Matrix, kind: Activation) -> Array:
+        """``activate(product(x, gate)) * product(x, up)``, of which only the result is ever whole."""
+        matrix = gate[0]
+        result = np.empty((len(x), matrix.rows), self.dtype)
+
+        def multiply(start: int, stop: int) -> None:
+            parts = []
+            for some, bias in (gate, up):
+                parts.append(x @ self._rows(some, start, stop).T)
+                if bias is not None:
+                    parts[-1] += bias[start:stop]
+            np.multiply(layers.ACTIVATIONS[kind](parts[0]), parts[1], out=result[:, start:stop])
+
+        threads.run(partial(multiply, *tile) for tile in _tiles(matrix))
         return result
 
     def _rows(self, tensor: Tensor, start: int, stop: int) -> Array:
@@ -197,9 +222,13 @@ class NumpyOps:
         return self._weights.rows_at(role, self._ids.reshape(-1))
 
     def linear(self, x: Array, role: Role, /) -> Array:
+        return self._weights.product(x, *self._matrix(x, role))
+
+    def _matrix(self, x: Array, role: Role) -> _Matrix:
+        """A matrix that ``x`` is to go into."""
         if self._watch is not None:
             self._watch(role, x, None)
-        return self._weights.product(x, self._weights.tensors[role], self._weights.vector(role, "bias"))
+        return self._weights.tensors[role], self._weights.vector(role, "bias")
 
     def rms_norm(self, x: Array, role: Role, epsilon: float, /) -> Array:
         return layers.rms_norm(x, self._vector(role), epsilon)
@@ -220,9 +249,7 @@ class NumpyOps:
         return layers.ACTIVATIONS[kind](x)
 
     def gated(self, x: Array, gate: Role, up: Role, kind: Activation, /) -> Array:
-        y = self.activate(self.linear(x, gate), kind)
-        y *= self.linear(x, up)
-        return y
+        return self._weights.gated(x, self._matrix(x, gate), self._matrix(x, up), kind)
 
     def attention(self, x: Array, layer: int, spec: Attention, /) -> Array:
         batch, length = self._ids.shape
@@ -265,18 +292,18 @@ class NumpyOps:
         return result
 
     def _expert(self, x: Array, layer: int, expert: int, kind: Activation) -> Array:
-        y = self.activate(self._stacked(x, Role("experts_gate", layer), expert), kind)
-        y *= self._stacked(x, Role("experts_up", layer), expert)
-        return self._stacked(y, Role("experts_down", layer), expert)
+        gate, up = (self._stacked(x, Role(name, layer), expert) for name in ("experts_gate", "experts_up"))
+        y = self._weights.gated(x, (gate, None), (up, None), kind)
+        return self._weights.product(y, self._stacked(y, Role("experts_down", layer), expert))
 
-    def _stacked(self, x: Array, role: Role, expert: int) -> Array:
-        """The product with one matrix of a stack."""
+    def _stacked(self, x: Array, role: Role, expert: int) -> Tensor:
+        """One matrix of a stack, that ``x`` is to go into."""
         if self._watch is not None:
             self._watch(role, x, expert)
         stack = self._weights.tensors[role]
         rows = stack.shape[-2]
         matrices = stack.reshape((stack.rows, stack.columns))
-        return self._weights.product(x, matrices.slice_rows(expert * rows, (expert + 1) * rows))
+        return matrices.slice_rows(expert * rows, (expert + 1) * rows)
 
     def logits(self, x: Array, role: Role, /) -> Logits:
         return Logits(x, self._ids.shape, self._weights, role)

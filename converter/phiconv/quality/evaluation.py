@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model, Role
     from phiconv.quality.scores import Evaluation
 
-__all__ = ["Progress", "evaluate", "passes", "windows"]
+__all__ = ["BATCH_TOKENS", "Progress", "evaluate", "passes", "windows"]
 
-_TOKENS = 2048
+BATCH_TOKENS = 2048
 """Tokens that are computed in one pass over the weights, if a window is shorter than that."""
 
 _CHUNK = 1 << 25
@@ -147,7 +147,7 @@ def passes(
 
     A step is one layer of one model.
     """
-    size = max(_TOKENS // cut.shape[1], 1)
+    size = max(BATCH_TOKENS // cut.shape[1], 1)
     layers = [m.hyperparameters.num_hidden_layers if m.hyperparameters else 0 for m in models]
     batches = -(-len(cut) // size)
     total, done = batches * sum(layers), 0

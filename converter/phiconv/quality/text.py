@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +13,11 @@ from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.forward.interpreter import compute, no_model
 from phiconv.ir.model import Model
 from phiconv.quality import calibration, evaluation
+from phiconv.quality.documents import Document, chosen, chosen_apart
+from phiconv.quality.folder import Texts, measure_folder
 from phiconv.quality.scores import Evaluation
+from phiconv.quality.texts import supplied_texts
+from phiconv_formats.calibration.manifest import TextEntry
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
@@ -124,43 +129,57 @@ def evaluate_all(
 
 def calibrate(
     source: str | PathLike[str] | Model,
-    text: str | ArrayLike,
+    text: str | Sequence[str] | ArrayLike | None,
     destination: str | PathLike[str],
     *,
+    tokens: int | None = None,
     context: int = 512,
-    dataset: str = "",
+    dataset: str | Sequence[str] = "",
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Measures an importance matrix with NumPy, and writes it as llama-imatrix does.
+    """Measures with NumPy what goes into a model's matrices.
 
     Args:
         source: A path, as `open_model` takes it, or an open model.
-        text: The text, or its token ids. It is cut into windows, and the tail is dropped.
-        destination: The file to write, a GGUF.
+        text: A text or several, or the token ids of one; None for the texts that come with phiconv. Each is
+            cut into windows, and the tail is dropped.
+        destination: Where the name ends in ``.gguf`` or ``.dat``, a file: an importance matrix as
+            llama-imatrix writes it, a GGUF. Otherwise a folder: an importance matrix and second moments.
+        tokens: About how many to compute, evenly from all texts: by default all for a file, 8192 for a
+            folder.
         context: Tokens of a window.
-        dataset: The text's name, for the file.
-        force: Replace a file that exists.
+        dataset: The text's name, for the file; several names for several texts.
+        force: Replace what exists.
         progress: Is told how far it is.
 
     Returns:
-        The file.
+        The file or folder.
 
     Raises:
         InputError: Something is wrong with the model.
-        OutputError: The file cannot be written.
-        UsageError: The text is shorter than a window.
+        OutputError: The destination cannot be written.
+        UsageError: The text is shorter than a window, or a text or the tokens than two where it is a folder.
     """
     model, path = _opened(source), expanded(destination)
-    if not force and path.exists():  # it would be a pity to find it out after an hour
+    is_file = path.suffix.lower() in {".gguf", ".dat"}
+    if is_file and not force and path.exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
-    names = measured_matrices(model)
     bos = _bos(model)
+    documents = _documents(model, text, dataset, bos)
+    if not is_file:
+        fit, check = chosen_apart(documents, context, 8192 if tokens is None else tokens)
+        entries = tuple(TextEntry(each.name, each.sha256) for each in documents)
+        measure_folder(model, Texts(entries, fit, check, bos), path, force=force, progress=progress)
+        return path
+    names = measured_matrices(model)
+    ids = chosen(documents, context, tokens)
     sums, chunks = calibration.column_sums(
-        model, _ids(model, text, bos), set(names.values()), context=context, bos=bos, progress=progress
+        model, ids, set(names.values()), context=context, bos=bos, progress=progress
     )
     by_name = {name: sums[role] for name, role in names.items()}
-    file = imatrix_file(path.name, by_name, dataset=dataset, chunks=chunks, chunk_size=context)
+    datasets = [each.name for each in documents]
+    file = imatrix_file(path.name, by_name, datasets=datasets, chunks=chunks, chunk_size=context)
     with partial_files(path.parent, (file,), force=force):
         return path
 
@@ -207,6 +226,33 @@ def _bos(model: Model) -> int | None:
     """The token that the tokenizer wants in front of a text."""
     tokenizer = model.tokenizer
     return tokenizer.special_ids.get("bos") if tokenizer and tokenizer.add_bos else None
+
+
+def _documents(
+    model: Model, text: str | Sequence[str] | ArrayLike | None, names: str | Sequence[str], bos: int | None
+) -> list[Document]:
+    """The texts of a calibration, by name, and their tokens.
+
+    Raises:
+        UsageError: There is no text, or there are more or fewer names than texts.
+    """
+    texts: list[Any]
+    if text is None:
+        found = supplied_texts()
+        names, texts = [*found], [*found.values()]
+    elif isinstance(text, (list, tuple)) and text and all(isinstance(each, str) for each in text):
+        texts = [*text]
+    else:
+        texts = [text]
+    names = [names] * len(texts) if isinstance(names, str) else [*names]
+    if len(names) != len(texts):
+        raise UsageError(f"{len(names)} names for {len(texts)} texts")
+    documents = []
+    for name, each in zip(names, texts, strict=True):
+        ids = np.asarray(_ids(model, each, bos)).reshape(-1)
+        data = each.encode("utf-8", "surrogatepass") if isinstance(each, str) else ids.astype("<i8").tobytes()
+        documents.append(Document(name, hashlib.sha256(data).hexdigest(), ids))
+    return documents
 
 
 def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:

@@ -18,7 +18,7 @@ from phiconv_formats.gguf.values import (
 from phiconv_formats.shared.output import OutputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from numpy.typing import NDArray
@@ -51,20 +51,25 @@ def measured_matrices(model: Model) -> dict[str, Role]:
 
 
 def imatrix_file(
-    file_name: str, sums: Mapping[str, ColumnSums], *, dataset: str, chunks: int, chunk_size: int
+    file_name: str,
+    sums: Mapping[str, ColumnSums],
+    *,
+    datasets: Sequence[str],
+    chunks: int,
+    chunk_size: int,
 ) -> OutputFile:
     """Lays an importance matrix out.
 
     Args:
         file_name: The file's name.
         sums: What was measured, by the names of `measured_matrices`.
-        dataset: What text it was measured on.
+        datasets: What texts it was measured on.
         chunks: How many windows of the text.
         chunk_size: Tokens of a window.
     """
     metadata = (
         ("general.type", GgufValue(ValueType.STRING, "imatrix")),
-        ("imatrix.datasets", GgufValue(ValueType.ARRAY, [as_text(dataset)], ValueType.STRING)),
+        ("imatrix.datasets", GgufValue(ValueType.ARRAY, list(map(as_text, datasets)), ValueType.STRING)),
         ("imatrix.chunk_count", GgufValue(ValueType.UINT32, chunks)),
         ("imatrix.chunk_size", GgufValue(ValueType.UINT32, chunk_size)),
     )
