@@ -117,6 +117,7 @@ class Metric:
         self.units = np.where(diagonal > 0, np.ldexp(1.0, exponents), 0)[:, None]
         with np.errstate(divide="ignore"):
             inverse = np.where(self.units > 0, 1 / self.units, 0)
+        self._panel = np.empty((0, 0))
         self._factors = inverse.astype(np.float32)
         columns = len(diagonal)
         self.largest = 2.0 ** min(_EXACT - 19 - max(columns - 1, 1).bit_length(), _FLOAT)
@@ -132,7 +133,10 @@ class Metric:
         part *= np.float32(_UNIT)
         np.rint(part, out=part)
         np.clip(part, np.float32(-2 * _UNIT), np.float32(2 * _UNIT), out=part)
-        result = scratch("best_moments", part.shape, np.float64)
+        shape = max(_ROWS, stop - start), part.shape[1]
+        if self._panel.shape != shape:  # larger than what is kept for the next tile, so it is kept here
+            self._panel = np.empty(shape)
+        result = self._panel[: stop - start]
         np.copyto(result, part)
         return result
 
