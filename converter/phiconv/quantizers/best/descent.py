@@ -113,9 +113,9 @@ class Descent:
         """Computes errors again after a change of the fit."""
         missing = scratch("best_missing", (stop - start, self.x.shape[1]), np.float32)
         self.fit.errors(self.x, start, stop, self.kind.group, missing)
-        whole = self.metric.whole(missing, self.scale, start, self.errors[start:stop])
-        if max(whole.max(), -whole.min()) >= self.metric.largest:
-            self.exceeded |= (np.abs(whole) >= self.metric.largest).any(axis=0)
+        self.metric.whole(missing, self.scale, start, self.errors[start:stop])
+        if max(missing.max(), -missing.min()) >= self.metric.largest:
+            self.exceeded |= (np.abs(missing) >= self.metric.largest).any(axis=0)
 
     def _chunk(self, start: int, stop: int, moments: DoubleArray, products: DoubleArray) -> bool:
         """Changes codes, the columns one after the other; whether any did."""
@@ -173,9 +173,12 @@ class Descent:
         units, levels = self.metric.units[start:stop], self.kind.levels
         largest = max(abs(levels.least), abs(levels.greatest)) * float(units.max())
         scale = float(np.ldexp(self.metric.largest, -int(np.frexp(largest)[1]))) if largest else 1.0
-        whole = np.empty((stop - start, self.x.shape[1]))
-        np.multiply(self.fit.levels[start:stop], units * scale, out=whole)
-        return np.rint(whole, out=whole), scale
+        scaled = scratch("best_missing", (stop - start, self.x.shape[1]), np.float32)
+        np.multiply(self.fit.levels[start:stop], (units * scale).astype(np.float32), out=scaled)
+        np.rint(scaled, out=scaled)
+        whole = _doubles("whole", stop - start, self.x)
+        np.copyto(whole, scaled)
+        return whole, scale
 
     def _forms(
         self,

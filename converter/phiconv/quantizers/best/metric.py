@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from phiconv.quantizers.numerics.scratch import scratch
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -29,6 +31,9 @@ _UNIT = 2.0**18
 
 _EXACT = 52
 """Bits of a sum that float64 holds, with one to spare."""
+
+_FLOAT = 23
+"""Bits of a whole number that float32 holds, with one to spare."""
 
 _ROWS = 256
 """Rows of H at a time."""
@@ -111,19 +116,29 @@ class Metric:
         exponents = np.frexp(diagonal)[1] >> 1
         self.units = np.where(diagonal > 0, np.ldexp(1.0, exponents), 0)[:, None]
         with np.errstate(divide="ignore"):
-            self._inverse = np.where(self.units > 0, 1 / self.units, 0)
+            inverse = np.where(self.units > 0, 1 / self.units, 0)
+        self._panel = np.empty((0, 0))
+        self._factors = inverse.astype(np.float32)
         columns = len(diagonal)
-        self.largest = 2.0 ** (_EXACT - 19 - max(columns - 1, 1).bit_length())
-        scaled = np.rint(diagonal[:, None] * self._inverse * self._inverse * _UNIT)
+        self.largest = 2.0 ** min(_EXACT - 19 - max(columns - 1, 1).bit_length(), _FLOAT)
+        scaled = np.rint(diagonal[:, None] * inverse * inverse * _UNIT)
         self.diagonal = np.where(scaled > 0, np.minimum(scaled, 2 * _UNIT), 1)
         self.weights = diagonal.astype(np.float32)[:, None]
 
     def rows(self, start: int, stop: int) -> DoubleArray:
-        """Some rows of H in whole numbers."""
-        part = np.multiply(self._moments[start:stop], self._inverse[start:stop] * _UNIT, dtype=np.float64)
-        part *= self._inverse.T
+        """Some rows of H in whole numbers, in memory that the next call overwrites."""
+        part = scratch("best_scaled", (stop - start, len(self._moments)), np.float32)
+        np.multiply(self._moments[start:stop], self._factors[start:stop], out=part)
+        part *= self._factors.T
+        part *= np.float32(_UNIT)
         np.rint(part, out=part)
-        return np.clip(part, -2 * _UNIT, 2 * _UNIT, out=part)
+        np.clip(part, np.float32(-2 * _UNIT), np.float32(2 * _UNIT), out=part)
+        shape = max(_ROWS, stop - start), part.shape[1]
+        if self._panel.shape != shape:  # larger than what is kept for the next tile, so it is kept here
+            self._panel = np.empty(shape)
+        result = self._panel[: stop - start]
+        np.copyto(result, part)
+        return result
 
     def scale(self, errors: FloatArray) -> DoubleArray:
         """A power of two for each row of weights that makes its errors whole numbers, with room to grow.
@@ -136,14 +151,17 @@ class Metric:
             part = slice(start, start + _ROWS)
             np.maximum(largest, np.abs(errors[part] * self.units[part]).max(axis=0), out=largest)
         exponents = np.frexp(np.where(np.isfinite(largest), largest, 0))[1]
-        return np.where(largest > 0, np.ldexp(self.largest / 8, -exponents), 1.0)
+        # What is smaller than any weight that matters need not be told apart, and float32 holds these scales.
+        return np.where(largest > 0, np.ldexp(self.largest / 8, -np.maximum(exponents, -90)), 1.0)
 
     def whole(self, errors: FloatArray, scale: DoubleArray, start: int, out: DoubleArray) -> DoubleArray:
-        """Errors of the columns from ``start`` on in whole numbers."""
-        np.multiply(errors, self.units[start : start + len(errors)], out=out)
-        out *= scale
-        np.rint(out, out=out)
-        return np.clip(out, -self.largest, self.largest, out=out)
+        """Errors of the columns from ``start`` on in whole numbers; ``errors`` is overwritten."""
+        errors *= self.units[start : start + len(errors)].astype(np.float32)
+        errors *= scale.astype(np.float32)
+        np.rint(errors, out=errors)
+        np.clip(errors, np.float32(-self.largest), np.float32(self.largest), out=errors)
+        np.copyto(out, errors)
+        return out
 
     def total(self, whole: DoubleArray, scale: DoubleArray) -> DoubleArray:
         """The quadratic form of every row of weights: shape (rows,).
