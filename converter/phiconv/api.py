@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from phiconv.conversion import pipeline
@@ -12,13 +14,16 @@ from phiconv.conversion.source import Examination, examine, expanded, open_model
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
+from phiconv.quality.beside import calibrate_beside, needs_calibration
 from phiconv.quality.comparison import Comparison, compare
 from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
+from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -78,6 +83,7 @@ def plan(
     split_max_size: int | None = None,
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
+    calibration: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
     repack_only: bool = False,
 ) -> Plan:
@@ -89,6 +95,8 @@ def plan(
     model = source if isinstance(source, Model) else open_model(source, config=config, plain=choices.plain)
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
+    if calibration is not None:
+        choices = replace(choices, calibration=open_calibration(expanded(calibration)))
     return make_plan(
         model,
         expanded(destination),
@@ -109,6 +117,9 @@ def convert(
     split_max_size: int | None = None,
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
+    calibration: str | PathLike[str] | None = None,
+    text: str | Sequence[str] | None = None,
+    calibration_tokens: int | None = None,
     config: str | PathLike[str] | None = None,
     repack_only: bool = False,
     jobs: int | None = None,
@@ -129,6 +140,11 @@ def convert(
         split_max_size: Most bytes of tensors in one file; None for a single file.
         choices: What you want otherwise than the recipe, tensor by tensor.
         imatrix: An importance matrix, as llama-imatrix writes it; it goes into ``choices``.
+        calibration: A folder that `calibrate` wrote, for an effort of "best" (see `Choices`). Without one the
+            model is measured first, in a folder beside the destination, which is removed at the end. If the
+            conversion is interrupted it stays, and the next one goes on from there.
+        text: What to measure that on: a text or several. By default the texts that come with phiconv.
+        calibration_tokens: About how many tokens of it; 8192 by default.
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
@@ -146,9 +162,8 @@ def convert(
         WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
-    made = plan(
-        source,
-        destination,
+    planned = partial(
+        plan,
         to=to,
         quant=quant,
         split_max_size=split_max_size,
@@ -157,6 +172,10 @@ def convert(
         config=config,
         repack_only=repack_only,
     )
+    made, measured = planned(source, destination, calibration=calibration), None
+    if calibration is None and needs_calibration(made):
+        measured = calibrate_beside(made, text, calibration_tokens, force=force, progress=progress)
+        made = planned(made.model, destination, calibration=measured)
     notes = [*made.package.notes]
     reports = pipeline.run(
         made.package,
@@ -170,6 +189,8 @@ def convert(
         source=made.model.path,
         note=notes.append,
     )
+    if measured is not None:
+        shutil.rmtree(measured, ignore_errors=True)
     seconds = time.perf_counter() - started
     return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes))
 

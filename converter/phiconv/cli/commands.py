@@ -76,11 +76,14 @@ def convert(
     allow_nonfinite: bool,
     dry_run: bool,
     quiet: bool,
+    texts: tuple[Path, ...],
+    calibration_tokens: int | None,
     **options: Any,
 ) -> None:
     """Convert a model (the default command)."""
     from phiconv import api
     from phiconv.cli.report import progress_display
+    from phiconv.cli.report_quality import read_text
 
     if dry_run:
         _plan(source, dest, as_json=as_json, **options)
@@ -94,6 +97,8 @@ def convert(
             force=force,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
+            text=[read_text(path) for path in texts] or None,
+            calibration_tokens=calibration_tokens,
             **_wishes(**options),
         )
     _print_result(result, as_json=as_json, quiet=quiet)
@@ -105,6 +110,7 @@ def _wishes(
     quant: str | None,
     split_max_size: int | None,
     imatrix: Path | None,
+    calibration: Path | None,
     config: Path | None,
     repack_only: bool,
     tensor_types: tuple[str, ...],
@@ -118,6 +124,7 @@ def _wishes(
         "quant": quant,
         "split_max_size": split_max_size,
         "imatrix": imatrix,
+        "calibration": calibration,
         "config": config,
         "repack_only": repack_only,
         "choices": Choices(tensor_types=tuple(override(text) for text in tensor_types), **choices),
@@ -136,7 +143,14 @@ def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
 
 @main.command()
 @conversion_options
-def plan(source: Path, dest: Path, as_json: bool, **options: Any) -> None:
+def plan(
+    source: Path,
+    dest: Path,
+    as_json: bool,
+    texts: tuple[Path, ...],  # noqa: ARG001 - nothing is measured for a plan
+    calibration_tokens: int | None,  # noqa: ARG001
+    **options: Any,
+) -> None:
     """Show what a conversion would write, without reading a weight."""
     _plan(source, dest, as_json=as_json, **options)
 

@@ -89,10 +89,20 @@ _OPTIONS = (
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(
         "--effort",
-        type=click.Choice(["exact", "fast"], case_sensitive=False),
+        type=click.Choice(["exact", "fast", "best"], case_sensitive=False),
         default="exact",
         show_default=True,
-        help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K.",
+        help="exact: the runtime's own bytes; fast: a quicker search for Q4_K and Q5_K; best: the most "
+        "accurate codes that the same format can hold, which takes a text and time.",
+    ),
+    click.option("--calibration", type=PATH, help="For --effort best: a folder that calibrate wrote."),
+    click.option(
+        "--text", "texts", type=PATH, multiple=True, help="For --effort best: a text to measure the model on."
+    ),
+    click.option(
+        "--calibration-tokens",
+        type=click.IntRange(1, 1 << 30),
+        help="For --effort best: about how many tokens of the texts.  [default: 8192]",
     ),
     CONFIG,
     click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
-from phiconv.conversion import checks
+from phiconv.conversion import checks, effort
 from phiconv.conversion.outputs import partial_files
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import Blocks, FloatEncoding
 from phiconv.quantizers import SEARCHING, decode, encode
-from phiconv.quantizers.numerics.floats import narrow
+from phiconv.quantizers.numerics.floats import narrow, widen
 from phiconv.quantizers.repack import repack, repackable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
-    from phiconv.ir import BlockEncoding, Encoded
+    from phiconv.ir import AnyBlockEncoding, BlockEncoding, Encoded
     from phiconv_formats.shared.output import Package, Stream
 
 __all__ = ["Progress", "TensorReport", "run", "worth_processes"]
@@ -128,9 +128,11 @@ def run(
         pool = _own_pool(package, jobs, processes=processes) if executor is None else executor
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
-        with context:
+        with effort.preparation(package.streams) as ready, context:
             try:
-                _stream(package, files, pool, 2 * jobs, reports, progress, allow_nonfinite=allow_nonfinite)
+                _stream(
+                    package, files, pool, 2 * jobs, reports, progress, ready, allow_nonfinite=allow_nonfinite
+                )
             except BrokenExecutor as error:
                 raise WorkerError(
                     "a worker process was ended, as systems do when memory runs out", hint="give --jobs 1"
@@ -156,7 +158,7 @@ def worth_processes(package: Package) -> bool:
 def _searches(stream: Stream) -> bool:
     if isinstance(stream.encoding, FloatEncoding) or repackable(stream.tensor.encoding, stream.encoding):
         return False
-    return stream.encoding in SEARCHING or stream.importance is not None
+    return stream.encoding in SEARCHING or stream.importance is not None or stream.moments is not None
 
 
 def _stream(
@@ -166,6 +168,7 @@ def _stream(
     limit: int,
     reports: list[TensorReport],
     progress: Progress | None,
+    ready: effort.Preparation,
     *,
     allow_nonfinite: bool,
 ) -> None:
@@ -180,7 +183,7 @@ def _stream(
     try:
         while True:
             while len(running) < limit and (span := next(spans, None)) is not None:
-                stream = package.streams[span.index]
+                stream = ready.stream(span.index)
                 targets = [files[s.file] for s in stream.segments]
                 task = pool.submit(_convert_span, stream, span, targets, allow_nonfinite)
                 running[task] = span
@@ -194,8 +197,9 @@ def _stream(
                 report.overflows += overflows
                 done += span.weights
                 left[span.index] -= 1
-                if left[span.index] == 0 and report.overflows and not allow_nonfinite:
-                    raise _overflow(package.streams[span.index], report)
+                if left[span.index] == 0:
+                    ready.release(span.index)
+                    _check_overflow(package.streams[span.index], report, allowed=allow_nonfinite)
                 if progress is not None:
                     progress(done, total, report.name)
     finally:
@@ -223,9 +227,16 @@ def _nonfinite(stream: Stream, values: Encoded, start: int) -> WeightError:
     )
 
 
-def _overflow(stream: Stream, report: TensorReport) -> WeightError:
+def _check_overflow(stream: Stream, report: TensorReport, *, allowed: bool) -> None:
+    """Refuses a tensor that its type cannot hold.
+
+    Raises:
+        WeightError: There is such a weight.
+    """
+    if not report.overflows or allowed:
+        return
     what = "weights" if isinstance(stream.encoding, FloatEncoding) else "block scales"
-    return WeightError(
+    raise WeightError(
         f"{report.overflows} {what} are too large for {stream.encoding.name}",
         path=stream.tensor.label,
         hint="give --bf16 or --f32, or --allow-nonfinite to let them become infinite",
@@ -248,9 +259,13 @@ def _step(weights: int, stream: Stream) -> int:
 
 
 def _tiles(stream: Stream, span: _Span) -> Iterator[tuple[int, int]]:
-    """The rows of each tile; where there are importance weights, a tile lies in one matrix."""
-    step = _step(TILE, stream)
-    matrix = stream.tensor.rows if stream.importance is None else stream.tensor.shape[-2]
+    """The rows of each tile; where errors count differently in each matrix of a stack, a tile lies in one.
+
+    Where columns are looked at one after the other, it takes many rows to make long vectors.
+    """
+    step = _step(TILE if stream.metrics is None else _SPAN, stream)
+    alike = stream.importance is None and stream.metrics is None
+    matrix = stream.tensor.rows if alike else stream.tensor.shape[-2]
     start = span.start
     while start < span.stop:
         stop = min(start + step, span.stop, (start // matrix + 1) * matrix)
@@ -270,6 +285,10 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0
+    if stream.metrics is not None and (metric := stream.metrics[start // stream.tensor.shape[-2]]):
+        found = effort.quantize(widen(values), cast("AnyBlockEncoding", stream.encoding), metric)
+        lost = checks.count_nonfinite(found) - bad if checks.may_overflow(stored, stream.encoding) else 0
+        return found, max(lost, 0)
     if stream.cast is not None:
         values = narrow(values, stream.cast)
         if checks.may_overflow(stored, stream.cast) and (lost := checks.count_nonfinite(values) - bad) > 0:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from phiconv.conversion.effort import with_moments
 from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Encoding
+    from phiconv.ir.importance import ImportanceMatrix
     from phiconv_formats import Format
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
@@ -156,6 +158,8 @@ def make_plan(
     )
     check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
+    if choices.effort == "best" and choices.calibration is not None:
+        package = with_moments(package, tensors, model, choices.calibration)
     notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]
     if choices.plain:
         notes.append("plain tensors, without architecture and tokenizer: no runtime loads this as a model")
@@ -239,10 +243,16 @@ def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | Non
     def change(stream: Stream) -> Stream:
         if isinstance(stream.encoding, FloatEncoding):
             return stream
-        weights = choices.importance.of(stream.name, stream.tensor) if choices.importance else None
+        found = choices.importance or _measured(choices)
+        weights = found.of(stream.name, stream.tensor) if found else None
         return replace(stream, importance=weights, effort=choices.effort, cast=dtype)
 
     return replace(package, streams=tuple(map(change, package.streams)))
+
+
+def _measured(choices: Choices) -> ImportanceMatrix | None:
+    """The importance matrix of a calibration."""
+    return choices.calibration.importance() if choices.calibration and choices.effort == "best" else None
 
 
 def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:

@@ -14,12 +14,13 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
-__all__ = ["ModelIdentity", "Moments", "Sample", "add_products", "complete_products", "tiles"]
+__all__ = ["Metric", "ModelIdentity", "Moments", "Sample", "add_products", "complete_products", "tiles"]
 
 _TILE = 1024
 """Columns of a tile of the moments: 4 MB, and a product of such tiles runs at full speed."""
@@ -119,6 +120,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """The error that counts in one matrix, for whoever quantizes its rows.
+
+    Attributes:
+        files: Second moments of neighbouring columns, shrunk: float32 of shape (columns, columns), in NumPy's
+            own file format.
+    """
+
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Moments:
     """What went into one matrix, measured on texts of which a part was kept apart.
 
@@ -127,11 +140,14 @@ class Moments:
         fitting: The part to choose weights by, about three quarters of the tokens. It may have no token, as
             may the other one, where the matrix is one of a stack.
         checking: The other part: other documents where there were several, else other windows of the text.
+        shrinkage: How far correlations are not to be trusted, where that is not to be found out with the
+            other part.
     """
 
     squares: NDArray[np.float64]
     fitting: Sample
     checking: Sample
+    shrinkage: float | None = None
 
     @property
     def tokens(self) -> int:

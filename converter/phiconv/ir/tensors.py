@@ -30,7 +30,7 @@ __all__ = [
 
 FloatArray: TypeAlias = "NDArray[np.float32]"
 
-Effort: TypeAlias = Literal["exact", "fast"]
+Effort: TypeAlias = Literal["exact", "fast", "best"]
 """What to spend on a quantization: "exact" gives the very bytes of llama.cpp; "fast" may give others, in the
 same encoding and with about the same error, see `fast`."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from phiconv.conversion.identity import identity_of
 from phiconv.conversion.outputs import check_space, explain
-from phiconv.errors import OutputError
+from phiconv.errors import InputError, OutputError
 from phiconv.forward import threads
 from phiconv.forward.stages import run_stage, stages_of
 from phiconv.ir.importance import ColumnSums
@@ -30,6 +30,7 @@ from phiconv_formats.calibration.manifest import (
     Manifest,
     TextEntry,
     manifest_text,
+    read_manifest,
     squares_of,
 )
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from phiconv.quality.evaluation import Progress
     from phiconv_formats.calibration.manifest import InputEntry, PartName
 
-__all__ = ["Texts", "measure_folder"]
+__all__ = ["Texts", "is_measured", "measure_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,16 @@ class Texts:
                     ids[:, 0] = self.bos
                 yield part, at, ids
                 at += ids.size
+
+
+def is_measured(model: Model, texts: Texts, folder: Path) -> bool:
+    """Whether a folder is a finished measurement of just this."""
+    try:
+        found = read_manifest(folder / MANIFEST)
+    except InputError:
+        return False
+    own = (identity_of(model), texts.fit.shape[1], texts.bos, texts.tokens, texts.entries)
+    return own == (found.model, found.context, found.bos, dict(found.tokens), found.texts)
 
 
 def measure_folder(

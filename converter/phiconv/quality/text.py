@@ -14,7 +14,7 @@ from phiconv.forward.interpreter import compute, no_model
 from phiconv.ir.model import Model
 from phiconv.quality import calibration, evaluation
 from phiconv.quality.documents import Document, chosen, chosen_apart
-from phiconv.quality.folder import Texts, measure_folder
+from phiconv.quality.folder import Texts, is_measured, measure_folder
 from phiconv.quality.scores import Evaluation
 from phiconv.quality.texts import supplied_texts
 from phiconv_formats.calibration.manifest import TextEntry
@@ -136,6 +136,7 @@ def calibrate(
     context: int = 512,
     dataset: str | Sequence[str] = "",
     force: bool = False,
+    reuse: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Measures with NumPy what goes into a model's matrices.
@@ -151,6 +152,7 @@ def calibrate(
         context: Tokens of a window.
         dataset: The text's name, for the file; several names for several texts.
         force: Replace what exists.
+        reuse: Keep a folder that exists if it is of the same model, texts and tokens.
         progress: Is told how far it is.
 
     Returns:
@@ -170,7 +172,9 @@ def calibrate(
     if not is_file:
         fit, check = chosen_apart(documents, context, 8192 if tokens is None else tokens)
         entries = tuple(TextEntry(each.name, each.sha256) for each in documents)
-        measure_folder(model, Texts(entries, fit, check, bos), path, force=force, progress=progress)
+        texts = Texts(entries, fit, check, bos)
+        if not (reuse and is_measured(model, texts, path)):
+            measure_folder(model, texts, path, force=force, progress=progress)
         return path
     names = measured_matrices(model)
     ids = chosen(documents, context, tokens)

@@ -13,13 +13,14 @@ from phiconv.spelling import known_as
 if TYPE_CHECKING:
     from phiconv.ir import Effort
     from phiconv.ir.importance import ImportanceMatrix
+    from phiconv_formats.calibration.reader import Calibration
 
 __all__ = ["Choices", "override", "spelled"]
 
 # The choices that are words: how each is spelled here, and what others call it.
 _WORDS = {
     "dtype": (FLOATS, FLOAT_ALIASES),
-    "effort": (("exact", "fast"), {}),
+    "effort": (("exact", "fast", "best"), {}),
     "layout": (("genai", "transformers.js"), {"transformersjs": "transformers.js", "js": "transformers.js"}),
     "target": (
         ("cpu", "cuda", "dml", "webgpu"),
@@ -38,7 +39,9 @@ class Choices:
         leave_output_tensor: The output matrix stays as it is stored.
         tensor_types: Types of the tensors whose names a pattern is found in; the first pattern wins.
         allow_requantize: Quantize also what is quantized already.
-        effort: "exact" for the runtime's own bytes, "fast" for a quicker search where there is one.
+        effort: "exact" for the runtime's own bytes, "fast" for a quicker search where there is one, "best"
+            for the codes that make the least error of the outputs on the texts of the calibration.
+        calibration: What was measured of the model, for "best".
         importance: The importance matrix, if there is one.
         dtype: The float type ("f16", "bf16", "f32") of what is not quantized, and that weights are rounded to
             before they are.
@@ -64,6 +67,7 @@ class Choices:
     allow_requantize: bool = False
     effort: Effort = "exact"
     importance: ImportanceMatrix | None = None
+    calibration: Calibration | None = None
     dtype: str | None = None
     match_runtime: bool = False
     short_context: bool = False

@@ -40,7 +40,7 @@ PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32
 """What ``--q4``, ``--q8`` and so on mean."""
 
 OPTIONS = frozenset(
-    "tensor_types allow_requantize dtype match_runtime short_context long_context effort".split()
+    "tensor_types allow_requantize dtype match_runtime short_context long_context effort calibration".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

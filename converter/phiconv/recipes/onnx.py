@@ -32,7 +32,7 @@ PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32
 """What ``--q4``, ``--q8`` and so on mean."""
 
 OPTIONS = frozenset(
-    "tensor_types allow_requantize effort match_runtime short_context long_context target layout "
+    "tensor_types allow_requantize effort calibration match_runtime short_context long_context target layout "
     "accuracy_level".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""

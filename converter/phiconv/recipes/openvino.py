@@ -41,7 +41,8 @@ PRESETS = {"q4": "int4-asym", "q8": "int8-asym", "f16": "f16", "bf16": "bf16", "
 """What ``--q4``, ``--q8`` and so on mean."""
 
 OPTIONS = frozenset(
-    "tensor_types allow_requantize match_runtime short_context long_context effort ratio all_layers".split()
+    "tensor_types allow_requantize match_runtime short_context long_context effort calibration ratio "
+    "all_layers".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

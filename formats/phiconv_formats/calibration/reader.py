@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,17 +10,23 @@ import numpy as np
 from phiconv.errors import MalformedFileError
 from phiconv.ir.moments import Moments, Sample
 from phiconv_formats.calibration.arrays import ArrayFile, open_array
-from phiconv_formats.calibration.manifest import MANIFEST, arrays_of_part, read_manifest, squares_of
+from phiconv_formats.calibration.manifest import IMATRIX, MANIFEST, arrays_of_part, read_manifest, squares_of
+from phiconv_formats.gguf.imatrix import read_imatrix
+from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Role
     from phiconv_formats.calibration.manifest import InputEntry, Manifest, PartName
 
 __all__ = ["Calibration", "open_calibration"]
+
+
+_LARGEST_MATRIX = 1 << 30
 
 
 class Calibration:
@@ -71,6 +78,17 @@ class Calibration:
         return Moments(
             squares[number], self._sample(entry, "fit", number), self._sample(entry, "check", number)
         )
+
+    def importance(self) -> ImportanceMatrix:
+        """The importance matrix in the folder: the diagonals of all second moments.
+
+        Raises:
+            MalformedFileError: It is not what was measured.
+        """
+        path = self.path / IMATRIX
+        if hashlib.sha256(read_small_file(path, _LARGEST_MATRIX)).hexdigest() != self.manifest.imatrix:
+            raise MalformedFileError("is not what was measured", path=path, hint="make the calibration again")
+        return read_imatrix(path)
 
     def _sample(self, entry: InputEntry, name: PartName, number: int) -> Sample:
         part, stem = entry.parts[name], entry.stem

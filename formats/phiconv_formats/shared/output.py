@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
     from phiconv.ir.model import Role
+    from phiconv.ir.moments import Metric, Moments
 
 __all__ = ["Label", "OutputFile", "OutputTensor", "Package", "RuntimeSettings", "Segment", "Stream"]
 
@@ -89,6 +90,10 @@ class Stream:
             None.
         effort: How hard to look for good codes, as `phiconv.quantizers.encode` takes it.
         cast: What the weights are rounded to before they are quantized; None for as they are.
+        moments: What went into each matrix of the tensor on some text, for `effort` "best"; None where that
+            was not measured, or does not count.
+        metrics: What is made of that before the rows are quantized: the error that counts in each matrix.
+            None for a matrix that is left to the runtime's own quantizer.
     """
 
     name: str
@@ -99,6 +104,8 @@ class Stream:
     importance: FloatArray | None = None
     effort: Effort = "exact"
     cast: FloatEncoding | None = None
+    moments: tuple[Moments | None, ...] | None = None
+    metrics: tuple[Metric | None, ...] | None = None
 
     @property
     def nbytes(self) -> int:

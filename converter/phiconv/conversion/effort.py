@@ -1,0 +1,202 @@
+"""``--effort best``: which error of each matrix counts, made ready before its rows are quantized.
+
+The codes of a matrix are chosen under the second moments of its inputs (`quantizers.best`). How far these are
+to be trusted is found out for every matrix on documents that were kept apart; where the runtime's own codes
+turn out better, those are kept. What is found lies in a file, mapped by every worker, so that a matrix of
+moments is in memory once.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv.conversion.embeddings import embedding_moments
+from phiconv.conversion.identity import check_identity
+from phiconv.forward import threads
+from phiconv.ir import AnyBlockEncoding, Blocks
+from phiconv.ir.moments import Metric
+from phiconv.quantizers import best, decode, encode
+from phiconv.quantizers.repack import repackable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from phiconv.ir import FloatArray
+    from phiconv.ir.model import Model, Role
+    from phiconv.ir.moments import Moments
+    from phiconv_formats.calibration.reader import Calibration
+    from phiconv_formats.shared.output import OutputTensor, Package, Stream
+
+__all__ = ["Preparation", "preparation", "quantize", "with_moments"]
+
+_WIDEST = 8192
+"""Columns whose moments are taken together: 268 MB. Wider matrices are cut into parts of equal width."""
+
+_LEAST_TOKENS = 32
+"""Fewer tokens say nothing that holds on others."""
+
+
+def with_moments(
+    package: Package, outputs: Sequence[OutputTensor], model: Model, calibration: Calibration
+) -> Package:
+    """Tells every stream that is quantized what went into its matrices.
+
+    Args:
+        package: The output.
+        outputs: Its tensors, in order. Where one is several joined matrices, they have the same inputs.
+        model: The source.
+        calibration: What was measured of it.
+
+    Raises:
+        InputError: The calibration is of another model.
+    """
+    check_identity(calibration.manifest.model, model, calibration.path)
+    # A tensor that is stored as it will be has the role of its first rows.
+    first_rows = {(t.runs[0].source, t.runs[0].start): role for role, t in model.tensors.items()}
+
+    def change(stream: Stream, output: OutputTensor) -> Stream:
+        run, stored = output.tensor.runs[0], output.tensor.encoding
+        role = output.role or first_rows.get((run.source, run.start))
+        if role is None or not best.supports(stream.encoding) or repackable(stored, stream.encoding):
+            return stream
+        moments = _moments(role, output.tensor.shape, model, calibration)
+        # Whatever is left to the runtime's own quantizer gets what that would give.
+        return replace(stream, moments=moments, importance=None)
+
+    return replace(package, streams=tuple(map(change, package.streams, outputs)))
+
+
+def _moments(
+    role: Role, shape: tuple[int, ...], model: Model, calibration: Calibration
+) -> tuple[Moments | None, ...] | None:
+    """What went into each matrix of a weight; None where nothing is known of any."""
+    if len(shape) < 2:
+        return None
+    if role.name == "token_embedding":
+        return (embedding_moments(model, calibration),)
+    experts: Iterable[int | None] = range(shape[0]) if len(shape) > 2 else (None,)
+    found = tuple(calibration.of(role, expert) for expert in experts)
+    return found if any(found) else None
+
+
+class Preparation:
+    """Makes streams ready, in the process that hands out the work.
+
+    Args:
+        streams: The streams, by their numbers.
+        folder: Where the arrays go.
+    """
+
+    def __init__(self, streams: Sequence[Stream], folder: Path) -> None:
+        self._streams = [*streams]
+        self._folder = folder
+        self._count = 0
+
+    def stream(self, number: int) -> Stream:
+        """A stream with what its workers need; some of its rows are read, the first time."""
+        if self._streams[number].moments is not None:
+            self._streams[number] = self._ready(self._streams[number])
+        return self._streams[number]
+
+    def _ready(self, stream: Stream) -> Stream:
+        if (
+            stream.moments is None
+            or not isinstance(stream.encoding, AnyBlockEncoding)
+            or not best.supports(stream.encoding)
+        ):
+            return replace(stream, moments=None)
+        rows = stream.tensor.rows // len(stream.moments)
+        with threads.parallel():
+            metrics = tuple(
+                None
+                if moments is None
+                else self._metric(stream, stream.encoding, moments, number * rows, rows)
+                for number, moments in enumerate(stream.moments)
+            )
+        return replace(stream, moments=None, metrics=metrics)
+
+    def _metric(
+        self, stream: Stream, encoding: AnyBlockEncoding, moments: Moments, first: int, rows: int
+    ) -> Metric | None:
+        fit, check = moments.fitting, moments.checking
+        if moments.shrinkage is None and min(fit.tokens, check.tokens) < _LEAST_TOKENS:
+            return None
+        parts = _parts(stream.tensor.columns, encoding.block_size)
+        values = np.concatenate(
+            [
+                decode(stream.tensor.read(first + row, first + row + 1), stream.tensor.columns)
+                for row in best.sample(rows)
+            ]
+        )
+        files = []
+        for part in parts:
+            amount = moments.shrinkage or _amount(values[:, part].copy(), encoding, moments, part)
+            if amount is None:
+                return None
+            files.append(self._write(best.shrunk(moments.all(part), amount)))
+        return Metric(tuple(files))
+
+    def _write(self, array: FloatArray) -> Path:
+        self._count += 1
+        path = self._folder / f"{self._count}.npy"
+        np.save(path, array)
+        return path
+
+    def release(self, number: int) -> None:
+        """Removes the arrays of a stream that is done."""
+        for metric in self._streams[number].metrics or ():
+            for file in metric.files if metric is not None else ():
+                file.unlink(missing_ok=True)
+
+
+@contextmanager
+def preparation(streams: Sequence[Stream]) -> Iterator[Preparation]:
+    """A `Preparation` with a folder that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="phiconv-") as folder:
+        yield Preparation(streams, Path(folder))
+
+
+def _parts(columns: int, block_size: int) -> list[slice]:
+    """Neighbouring columns, whole blocks, as few parts as may be of nearly equal width."""
+    blocks, count = columns // block_size, -(-columns // _WIDEST)
+    step = max(-(-blocks // count), 1) * block_size
+    return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
+def _amount(values: FloatArray, encoding: AnyBlockEncoding, moments: Moments, part: slice) -> float | None:
+    """How much to shrink; None to leave the matrix to the runtime's own quantizer."""
+    default = encode(values, encoding)
+    assert isinstance(default, Blocks)  # noqa: S101 - it is a block encoding
+    check = moments.checking
+    columns = part.stop - part.start
+    likely = min(max(8 * columns / moments.fitting.tokens, 0.1), 1.0)
+    inputs = None if check.matrix is not None else np.concatenate(list(check.chunks(block=part)))
+    choice = best.choose(
+        values,
+        encoding,
+        moments.fit(part),
+        default,
+        moments=None if check.matrix is None else check.moments(part),
+        inputs=inputs,
+        amounts=(likely / 3, likely, 3 * likely, math.inf),
+    )
+    return choice.amount
+
+
+@lru_cache(maxsize=4)
+def _mapped(path: Path) -> FloatArray:
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def quantize(values: FloatArray, encoding: AnyBlockEncoding, metric: Metric) -> Blocks:
+    """Rows of a matrix in the best codes that are found for them."""
+    with threads.parallel():
+        return best.best(values, encoding, [_mapped(file) for file in metric.files])
