@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from phiconv.conversion import pipeline
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.source import Examination, examine, expanded, open_model
-from phiconv.errors import UnsupportedModelError
+from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
 from phiconv.quality.beside import calibrate_beside, needs_calibration
@@ -95,6 +95,8 @@ def plan(
     model = source if isinstance(source, Model) else open_model(source, config=config, plain=choices.plain)
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
+    if calibration is not None and choices.effort.lower() != "best":
+        raise UsageError("a calibration means nothing here", hint="give --effort best, which uses it")
     if calibration is not None:
         choices = replace(choices, calibration=open_calibration(expanded(calibration)))
     return make_plan(
@@ -173,6 +175,11 @@ def convert(
         repack_only=repack_only,
     )
     made, measured = planned(source, destination, calibration=calibration), None
+    if (text is not None or calibration_tokens is not None) and not needs_calibration(made):
+        hint = "give --effort best, and a quantization"
+        raise UsageError("there is nothing to measure on a text", hint=hint)
+    if text is not None and calibration is not None:
+        raise UsageError("a text, and a calibration that is done", hint="give one of them")
     if calibration is None and needs_calibration(made):
         measured = calibrate_beside(made, text, calibration_tokens, force=force, progress=progress)
         made = planned(made.model, destination, calibration=measured)

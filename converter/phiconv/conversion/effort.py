@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv.conversion.embeddings import embedding_moments
-from phiconv.conversion.identity import check_identity
 from phiconv.forward import threads
 from phiconv.ir import AnyBlockEncoding, Blocks
 from phiconv.ir.moments import Metric
@@ -54,11 +53,7 @@ def with_moments(
         outputs: Its tensors, in order. Where one is several joined matrices, they have the same inputs.
         model: The source.
         calibration: What was measured of it.
-
-    Raises:
-        InputError: The calibration is of another model.
     """
-    check_identity(calibration.manifest.model, model, calibration.path)
     # A tensor that is stored as it will be has the role of its first rows.
     first_rows = {(t.runs[0].source, t.runs[0].start): role for role, t in model.tensors.items()}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from phiconv.conversion.effort import with_moments
+from phiconv.conversion.identity import check_identity
 from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
@@ -139,6 +140,8 @@ def make_plan(
     writer = target.writer()
     choices = spelled(choices or Choices())
     check_source(model, target.name, plain=choices.plain)
+    if choices.calibration is not None:
+        check_identity(choices.calibration.manifest.model, model, choices.calibration.path)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)
     tensors = writer.tensors(model)

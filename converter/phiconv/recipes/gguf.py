@@ -135,7 +135,9 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     for tensor in tensors:
         encoding = tensor.required or _encoding(tensor, _category(tensor.name), mixer, choices)
         known = choices.importance.weights if choices.importance else {}
-        if needs_importance(recipe, encoding, tensor.name) and tensor.name not in known:
+        # What is measured for the best codes has importance weights for all matrices, too.
+        missing = tensor.name not in known and choices.effort != "best"
+        if missing and needs_importance(recipe, encoding, tensor.name):
             raise UsageError(
                 f"{encoding.name} makes no usable model without importance weights for {tensor.name}",
                 hint="give --imatrix, or choose a larger type",
