@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from phiconv.conversion.source import Examination, examine, expanded, open_model
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
-from phiconv.quality.beside import calibrate_beside, needs_calibration
+from phiconv.quality.beside import calibrated
 from phiconv.quality.comparison import Comparison, compare
 from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
@@ -174,32 +173,23 @@ def convert(
         config=config,
         repack_only=repack_only,
     )
-    made, measured = planned(source, destination, calibration=calibration), None
-    if (text is not None or calibration_tokens is not None) and not needs_calibration(made):
-        hint = "give --effort best, and a quantization"
-        raise UsageError("there is nothing to measure on a text", hint=hint)
-    if text is not None and calibration is not None:
-        raise UsageError("a text, and a calibration that is done", hint="give one of them")
-    if calibration is None and needs_calibration(made):
-        measured = calibrate_beside(made, text, calibration_tokens, force=force, progress=progress)
-        made = planned(made.model, destination, calibration=measured)
-    notes = [*made.package.notes]
-    reports = pipeline.run(
-        made.package,
-        made.folder,
-        executor=executor,
-        jobs=jobs,
-        processes=processes,
-        force=force,
-        allow_nonfinite=allow_nonfinite,
-        progress=progress,
-        source=made.model.path,
-        note=notes.append,
-    )
-    if measured is not None:
-        shutil.rmtree(measured, ignore_errors=True)
-    seconds = time.perf_counter() - started
-    return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes))
+    first = planned(source, destination, calibration=calibration)
+    again = partial(planned, first.model, destination)
+    with calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as made:
+        notes = [*made.package.notes]
+        reports = pipeline.run(
+            made.package,
+            made.folder,
+            executor=executor,
+            jobs=jobs,
+            processes=processes,
+            force=force,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
+            source=made.model.path,
+            note=notes.append,
+        )
+    return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
 
 
 def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:

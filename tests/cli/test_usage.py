@@ -68,7 +68,7 @@ def cli(tmp_path, monkeypatch):
         ("M o.gguf --quant", "--quant needs a value; write --quant NAME"),
         ("M o.gguf --q4=3", "--q4 takes no value; write --q4 alone"),
         ("--versoin", "there is no option --versoin; did you mean --version?"),
-        ("M o.gguf --effort fsat", "--effort: 'fsat' is not one of 'exact', 'fast'; did you mean fast?"),
+        ("M o.gguf --effort fsat", "'fsat' is not one of 'exact', 'fast', 'best'; did you mean fast?"),
         ("M o.gguf --jobs 0", "--jobs: 0 is not in the range 1<=x<=1024; give a whole number from 1 to 1024"),
         ("M o.gguf -j x", "give a whole number from 1 to 1024"),
         ("M o.gguf --ratio 2", "give a number from 0 to 1"),

@@ -111,7 +111,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         phiconv.convert(pieces, folder / "x.gguf", quant=quant)
     (root / "split").mkdir()
     phiconv.convert(pieces, root / "split" / "x.gguf", quant="q8_0", split_max_size=9000)
-    first, second, *_ = sorted(path.name for path in (root / "split").iterdir())
+    first, second, *_ = sorted(path.name for path in (root / "split").glob("*.gguf"))
     phiconv.convert(byte_level, root / "mlx", to="mlx", quant="4bit-g32")
     phiconv.convert(byte_level, root / "onnx", to="onnx", quant="int4-asym")
     phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")

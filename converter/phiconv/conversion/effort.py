@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Preparation", "preparation", "quantize", "with_moments"]
 
-_WIDEST = 8192
-"""Columns whose moments are taken together: 268 MB. Wider matrices are cut into parts of equal width."""
+_WIDEST = 4096
+"""Columns whose moments are taken together: 67 MB. Wider matrices are cut into parts of equal width."""
 
 _LEAST_TOKENS = 32
 """Fewer tokens say nothing that holds on others."""

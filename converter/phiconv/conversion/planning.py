@@ -163,13 +163,7 @@ def make_plan(
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     if choices.effort == "best" and choices.calibration is not None:
         package = with_moments(package, tensors, model, choices.calibration)
-    notes = [*package.notes, *_source_notes(model, target.name), *_unused_patterns(tensors, choices)]
-    if choices.plain:
-        notes.append("plain tensors, without architecture and tokenizer: no runtime loads this as a model")
-    if again:
-        notes.append(
-            f"{again} tensors were quantized a second time, which costs more quality than doing it once"
-        )
+    notes = [*package.notes, *_source_notes(model, target.name), *_choice_notes(tensors, choices, again)]
     plans = _tensor_plans(tensors, package)
     if quant is None:
         notes += _growth(plans, target.name)
@@ -203,13 +197,19 @@ def _source_notes(model: Model, target: str) -> list[str]:
     ]
 
 
-def _unused_patterns(tensors: Sequence[OutputTensor], choices: Choices) -> list[str]:
-    """A note for each type by name that no tensor has got, as after a slip of the pen."""
-    return [
+def _choice_notes(tensors: Sequence[OutputTensor], choices: Choices, again: int) -> list[str]:
+    """Notes on what the user wants, such as a type by name that no tensor has got (a slip of the pen)."""
+    notes = [
         f"--tensor-type {pattern.pattern}={name}: no tensor has such a name; they are like {tensors[0].name}"
         for pattern, name in choices.tensor_types
         if not any(pattern.search(tensor.name) for tensor in tensors)
     ]
+    if choices.plain:
+        notes.append("plain tensors, without architecture and tokenizer: no runtime loads this as a model")
+    if again:
+        what = "tensors were quantized a second time"
+        notes.append(f"{again} {what}, which costs more quality than doing it once")
+    return notes
 
 
 def _check_requantizing(

@@ -2,56 +2,81 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
-from phiconv.errors import OutputExistsError
+from phiconv.errors import OutputExistsError, UsageError
 from phiconv.quality.text import calibrate
 from phiconv.quantizers import best
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from phiconv.conversion.planning import Plan
     from phiconv.quality.evaluation import Progress
 
-__all__ = ["calibrate_beside", "needs_calibration"]
+__all__ = ["calibrated"]
 
 
-def needs_calibration(plan: Plan) -> bool:
-    """Whether anything of an output is quantized with an effort that a measurement guides."""
-    return any(s.effort == "best" and best.supports(s.encoding) for s in plan.package.streams)
+class Planned(Protocol):
+    """Makes a plan again."""
+
+    def __call__(self, *, calibration: Path) -> Plan:
+        """With what was measured."""
 
 
-def calibrate_beside(
+@contextmanager
+def calibrated(
     plan: Plan,
+    again: Planned,
     text: str | Sequence[str] | None,
     tokens: int | None,
     *,
     force: bool,
     progress: Progress | None,
-) -> Path:
-    """Measures the source of a conversion.
+) -> Iterator[Plan]:
+    """Measures the source of a conversion, if anything is to have the best codes and nothing is known.
 
     What is there of an interrupted conversion is used: a finished measurement, or the beginning of one.
 
     Args:
         plan: The conversion.
+        again: Plans it with a calibration.
         text: What to measure on; None for the texts that come with phiconv.
         tokens: About how many of them; None for the usual number.
         force: Whether the output may be there.
         progress: Is told how far it is.
 
-    Returns:
-        The folder.
+    Yields:
+        The plan to carry out. What was measured for it is removed when that is done.
 
     Raises:
         InputError: Something is wrong with the source.
         OutputError: The output is there, or nothing can be written beside it.
+        UsageError: A text that would not be used.
     """
+    if not _is_needed(plan):
+        if text is not None or tokens is not None:
+            raise UsageError(
+                "a text to measure on, and nothing to measure for",
+                hint="give it with --effort best, and without a calibration",
+            )
+        yield plan
+        return
     main = plan.folder if plan.package.own_folder else plan.files[0]
     if not force and plan.files[0].exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=main, hint="give --force to replace it")
     folder = main.with_name(f"{main.name}.calibration")
     main.parent.mkdir(parents=True, exist_ok=True)
-    return calibrate(plan.model, text, folder, tokens=tokens, force=True, reuse=True, progress=progress)
+    calibrate(plan.model, text, folder, tokens=tokens, force=True, reuse=True, progress=progress)
+    yield again(calibration=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_needed(plan: Plan) -> bool:
+    """Whether a quantizer would look at moments, and there are none."""
+    streams = plan.package.streams
+    wanted = any(s.effort == "best" and best.supports(s.encoding) for s in streams)
+    return wanted and not any(s.moments for s in streams)
