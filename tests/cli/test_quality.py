@@ -157,3 +157,16 @@ def test_help(cli, command):
     code, stdout, _ = cli(command, "--help")
     assert code == 0
     assert "Usage:" in stdout
+
+
+@pytest.mark.parametrize("dest", ["o.gguf", "m"])
+def test_an_interrupted_conversion_says_what_it_keeps(cli, monkeypatch, dest):
+    def interrupted(*_, **__):
+        Path(f"{dest}.calibration.partial").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("phiconv.quality.beside.calibrate", interrupted)
+    to = [] if dest == "o.gguf" else ["--to", "mlx"]
+    code, _, stderr = cli(TINY, dest, "--q4", "--effort", "best", *to)
+    assert code == 130
+    assert f"{dest}.calibration.partial keeps what was measured" in stderr

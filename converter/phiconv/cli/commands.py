@@ -83,12 +83,12 @@ def convert(
     """Convert a model (the default command)."""
     from phiconv import api
     from phiconv.cli.report import progress_display
-    from phiconv.cli.report_quality import read_text
+    from phiconv.cli.report_quality import measured_so_far, read_text
 
     if dry_run:
         _plan(source, dest, as_json=as_json, **options)
         return
-    with progress_display(quiet=quiet) as progress:
+    with measured_so_far(dest, quiet=quiet), progress_display(quiet=quiet) as progress:
         result = api.convert(
             source,
             dest,

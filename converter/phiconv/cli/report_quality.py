@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from phiconv.errors import InputError, printable
 from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from phiconv.api import Evaluation, Model
     from phiconv.quality.scores import Interval
 
-__all__ = ["evaluation_lines", "evaluation_objects", "evaluation_table", "read_text"]
+__all__ = ["evaluation_lines", "evaluation_objects", "evaluation_table", "measured_so_far", "read_text"]
 
 _LARGEST_TEXT = 1 << 30
 
@@ -32,6 +35,19 @@ def read_text(path: Path) -> str:
         raise InputError(
             "is not UTF-8", path=path, at=f"byte {error.start}", hint="save it as UTF-8"
         ) from error
+
+
+@contextmanager
+def measured_so_far(dest: Path, *, quiet: bool) -> Iterator[None]:
+    """Says where the measurement of an interrupted conversion is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = [*dest.parent.glob("*.calibration*"), *dest.glob("*.calibration*")]
+        for path in sorted(kept) if not quiet else ():
+            line = f"{path} keeps what was measured: the same command goes on from there; or remove it"
+            click.echo(printable(line, 4096), err=True)
+        raise
 
 
 def evaluation_objects(models: Sequence[Model], results: Sequence[Evaluation]) -> list[dict[str, Any]]:
