@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from phiconv.api import Evaluation
 
-_FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+_HERE = Path(__file__).resolve().parent
+_FIXTURES = _HERE.parent / "fixtures"
 
 RECIPES = {
     "gguf": ("Q4_0", "Q4_K_M", "Q3_K_M", "Q2_K", "Q6_K", "IQ4_XS"),
@@ -85,6 +86,8 @@ def cpu() -> float:
 
 def main() -> int:
     """The command."""
+    # A script beside this one is called gguf, too.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != _HERE]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
