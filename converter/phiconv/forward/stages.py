@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from phiconv.errors import UnsupportedModelError
 from phiconv.forward import threads
-from phiconv.forward.interpreter import NumpyOps
+from phiconv.forward.interpreter import NumpyOps, no_model
 from phiconv.forward.ops import ATTENTION_ROLES, MixtureOfExperts, check_weights, output_matrix
 
 if TYPE_CHECKING:
@@ -76,11 +75,7 @@ def stages_of(model: Model) -> tuple[Stage, ...]:
         MalformedFileError: Its weights are not those that its architecture uses.
     """
     if model.forward is None or model.hyperparameters is None:
-        raise UnsupportedModelError(
-            "these are plain tensors and no model that can be computed",
-            path=model.path,
-            hint="config.json must be beside them",
-        )
+        raise no_model(model)
     calls = check_weights(cast("Forward", model.forward), model.hyperparameters, model.tensors, model.path)
     inputs = _inputs(calls, model.tensors)
     found: list[Stage] = []

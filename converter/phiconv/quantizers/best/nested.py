@@ -25,6 +25,31 @@ _UNITS = np.linspace(0.8, 1.12, 13).astype(np.float32)
 """What to try for a block's own number, as parts of the one under which its largest integer is used."""
 
 
+def _best_unit(
+    numbers: FloatArray, counts: FloatArray, largest: FloatArray, least: float, most: float
+) -> tuple[FloatArray, FloatArray]:
+    """The unit of a block, a float16, and the integers from ``least`` to ``most`` for the numbers in it.
+
+    Args:
+        numbers: Shape (numbers of a block, blocks).
+        counts: What the error of each counts.
+        largest: About the unit: parts of it are tried.
+        least, most: What a file can hold.
+    """
+    best = np.full(largest.shape, np.inf, np.float32)
+    unit, integers = np.zeros_like(largest), np.zeros_like(numbers)
+    for part in _UNITS:
+        tried = stored(largest * part, F16)
+        rounded = np.clip(np.rint(numbers * reciprocal(tried)), np.float32(least), np.float32(most))
+        missing = rounded * tried - numbers
+        wrong = total(missing * missing * counts)
+        better = wrong < best
+        np.copyto(best, wrong, where=better)
+        np.copyto(unit, tried, where=better)
+        np.copyto(integers, rounded, where=better)
+    return unit, integers
+
+
 @dataclass(frozen=True)
 class NestedScale:
     """A scale ``unit * integer`` for every sub-block, of either sign.
@@ -72,19 +97,7 @@ class NestedScale:
         """The unit and the integers for scales of a block, whose errors count differently."""
         high, low = scales.max(axis=0), scales.min(axis=0)
         largest = np.where(high > -low, high, low) / np.float32(-self.limit)
-        best = np.full(largest.shape, np.inf, np.float32)
-        unit, integers = np.zeros_like(largest), np.zeros_like(scales)
-        for part in _UNITS:
-            tried = stored(largest * part, F16)
-            rounded = np.clip(np.rint(scales * reciprocal(tried)), -self.limit, self.limit - 1)
-            rounded = rounded.astype(np.float32)
-            missing = rounded * tried - scales
-            wrong = total(missing * missing * counts)
-            better = wrong < best
-            np.copyto(best, wrong, where=better)
-            np.copyto(unit, tried, where=better)
-            np.copyto(integers, rounded, where=better)
-        return unit, integers
+        return _best_unit(scales, counts, largest, -self.limit, self.limit - 1)
 
     def _round_again(self, fit: Fit, group: int, x: FloatArray, weights: FloatArray, out: FloatArray) -> None:
         """Tries the neighbours of a sub-block's integer, each with the levels nearest under it."""
@@ -178,18 +191,7 @@ class NestedMinimum:
     def _rounded(self, numbers: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The unit and the integers for numbers of a block, whose errors count differently."""
         largest = numbers.max(axis=0) / self._limit
-        best = np.full(largest.shape, np.inf, np.float32)
-        unit, integers = np.zeros_like(largest), np.zeros_like(numbers)
-        for part in _UNITS:
-            tried = stored(largest * part, F16)
-            rounded = np.clip(np.rint(numbers * reciprocal(tried)), np.float32(0), self._limit)
-            missing = rounded * tried - numbers
-            wrong = total(missing * missing * counts)
-            better = wrong < best
-            np.copyto(best, wrong, where=better)
-            np.copyto(unit, tried, where=better)
-            np.copyto(integers, rounded, where=better)
-        return unit, integers
+        return _best_unit(numbers, counts, largest, 0, self._limit)
 
     def _round_again(self, fit: Fit, group: int, x: FloatArray, weights: FloatArray, out: FloatArray) -> None:
         """Tries the neighbours of a sub-block's two integers, each with the levels nearest under them."""
