@@ -34,7 +34,8 @@ def _best_unit(
         numbers: Shape (numbers of a block, blocks).
         counts: What the error of each counts.
         largest: About the unit: parts of it are tried.
-        least, most: What a file can hold.
+        least: The smallest integer that a file can hold.
+        most: The largest one.
     """
     best = np.full(largest.shape, np.inf, np.float32)
     unit, integers = np.zeros_like(largest), np.zeros_like(numbers)
@@ -191,7 +192,7 @@ class NestedMinimum:
     def _rounded(self, numbers: FloatArray, counts: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The unit and the integers for numbers of a block, whose errors count differently."""
         largest = numbers.max(axis=0) / self._limit
-        return _best_unit(numbers, counts, largest, 0, self._limit)
+        return _best_unit(numbers, counts, largest, 0, float(self._limit))
 
     def _round_again(self, fit: Fit, group: int, x: FloatArray, weights: FloatArray, out: FloatArray) -> None:
         """Tries the neighbours of a sub-block's two integers, each with the levels nearest under them."""
