@@ -185,3 +185,14 @@ def test_a_link_to_a_blob(tmp_path):
 def test_what_is_nothing(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     assert "not a kind of file that phiconv reads" in refusal(tmp_path / "x", InputError)
+
+
+@pytest.mark.parametrize("name", ["openvino_model", "M"])
+def test_the_weights_of_an_openvino_model(tmp_path, name):
+    end = ".xml" if name.islower() else ".XML"
+    (tmp_path / f"{name}{end}").write_bytes(b"<net/>")
+    (tmp_path / f"{name}{end.replace('xml', 'bin').replace('XML', 'BIN')}").write_bytes(b"weights")
+    path = next(p for p in tmp_path.iterdir() if p.suffix.lower() == ".bin")
+    message = refusal(path, InputError)
+    assert "these are the weights of an OpenVINO model" in message
+    assert f"give {name}{end}" in message

@@ -154,19 +154,20 @@ def _refuse_other_kinds(folder: Path) -> None:
 
 
 def _may_be_weights(path: Path) -> bool:
-    return not (path.name.startswith(".") or path.name in NO_WEIGHTS or _is_openvino(path))
+    return not (path.name.startswith(".") or path.name in NO_WEIGHTS or _openvino_document(path))
 
 
-def _is_openvino(path: Path) -> bool:
-    """Whether a file is the .bin beside an .xml."""
-    return path.suffix == ".bin" and path.with_suffix(".xml").exists()
+def _openvino_document(path: Path) -> Path | None:
+    """The .xml that a file is the .bin of."""
+    beside = (path.with_suffix(end) for end in (".xml", ".XML"))
+    return next((p for p in beside if p.exists()), None) if path.suffix.lower() == ".bin" else None
 
 
 def _whole(path: Path) -> Path:
     """The file itself, or the index that it is a shard of."""
-    if _is_openvino(path):
-        document = printable(path.with_suffix(".xml").name, 80)
-        raise InputError("these are the weights of an OpenVINO model", path=path, hint=f"give {document}")
+    if (document := _openvino_document(path)) is not None:
+        hint = f"give {printable(document.name, 80)}"
+        raise InputError("these are the weights of an OpenVINO model", path=path, hint=hint)
     for usual in ("model.safetensors", "pytorch_model.bin"):
         index = path.with_name(f"{usual}{_INDEX}")
         if (
