@@ -243,3 +243,10 @@ def test_a_gguf_is_a_source(tmp_path, small):
 def test_tokens_of_a_text_are_those_of_its_tokenizer(text):
     model = phiconv.open_model(TINY)
     assert len(encode(model.tokenizer, text[:4000])) > 1200  # enough for the divergences above
+
+
+def test_a_plan_reads_no_array(tmp_path, calibration, monkeypatch):
+    monkeypatch.setattr("phiconv_formats.calibration.reader.open_array", lambda *_: 1 / 0)
+    monkeypatch.setattr("phiconv.conversion.effort.embedding_moments", lambda *_: 1 / 0)
+    plan = phiconv.plan(TINY, tmp_path / "o.gguf", quant="q4", choices=BEST, calibration=calibration)
+    assert sum(stream.moments is not None for stream in plan.package.streams) == 26

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from phiconv.quantizers import best, decode, encode
 from phiconv.quantizers.repack import repackable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from phiconv.ir import FloatArray
     from phiconv.ir.model import Model, Role
@@ -62,7 +62,10 @@ def with_moments(
         role = output.role or first_rows.get((run.source, run.start))
         if role is None or not best.supports(stream.encoding) or repackable(stored, stream.encoding):
             return stream
-        moments = _moments(role, output.tensor.shape, model, calibration)
+        if len(output.tensor.shape) < 2:
+            return stream
+        # A plan reads nothing: what was measured is looked up when the stream's turn comes.
+        moments = partial(_moments, role, len(output.tensor.shape) > 2, model, calibration)
         # Whatever is left to the runtime's own quantizer gets what that would give.
         return replace(stream, moments=moments, importance=None)
 
@@ -70,16 +73,12 @@ def with_moments(
 
 
 def _moments(
-    role: Role, shape: tuple[int, ...], model: Model, calibration: Calibration
-) -> tuple[Moments | None, ...] | None:
-    """What went into each matrix of a weight; None where nothing is known of any."""
-    if len(shape) < 2:
-        return None
+    role: Role, stacked: bool, model: Model, calibration: Calibration, number: int
+) -> Moments | None:
+    """What went into a matrix of a weight; None where nothing is known."""
     if role.name == "token_embedding":
-        return (embedding_moments(model, calibration),)
-    experts: Iterable[int | None] = range(shape[0]) if len(shape) > 2 else (None,)
-    found = tuple(calibration.of(role, expert) for expert in experts)
-    return found if any(found) else None
+        return embedding_moments(model, calibration)
+    return calibration.of(role, number if stacked else None)
 
 
 class Preparation:
@@ -102,26 +101,19 @@ class Preparation:
         return self._streams[number]
 
     def _ready(self, stream: Stream) -> Stream:
-        if (
-            stream.moments is None
-            or not isinstance(stream.encoding, AnyBlockEncoding)
-            or not best.supports(stream.encoding)
-        ):
-            return replace(stream, moments=None)
-        rows = stream.tensor.rows // len(stream.moments)
+        shape = stream.tensor.shape
         with threads.parallel():
-            metrics = tuple(
-                None
-                if moments is None
-                else self._metric(stream, stream.encoding, moments, number * rows, rows)
-                for number, moments in enumerate(stream.moments)
-            )
+            metrics = tuple(self._metric(stream, number) for number in range(math.prod(shape[:-2])))
         return replace(stream, moments=None, metrics=metrics)
 
-    def _metric(
-        self, stream: Stream, encoding: AnyBlockEncoding, moments: Moments, first: int, rows: int
-    ) -> Metric | None:
-        fit, check = moments.fitting, moments.checking
+    def _metric(self, stream: Stream, number: int) -> Metric | None:
+        """What counts in one matrix of a stream; None where the runtime's own quantizer does better."""
+        moments = stream.moments(number) if stream.moments else None
+        encoding = stream.encoding
+        if moments is None or not isinstance(encoding, AnyBlockEncoding):
+            return None
+        fit, check, rows = moments.fitting, moments.checking, stream.tensor.shape[-2]
+        first = number * rows
         if moments.shrinkage is None and min(fit.tokens, check.tokens) < _LEAST_TOKENS:
             return None
         parts = _parts(stream.tensor.columns, encoding.block_size)
@@ -149,13 +141,14 @@ class Preparation:
         """Removes the arrays of a stream that is done."""
         for metric in self._streams[number].metrics or ():
             for file in metric.files if metric is not None else ():
-                file.unlink(missing_ok=True)
+                with suppress(OSError):  # where a mapped file cannot be removed, the folder is, at the end
+                    file.unlink()
 
 
 @contextmanager
 def preparation(streams: Sequence[Stream]) -> Iterator[Preparation]:
     """A `Preparation` with a folder that is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="phiconv-") as folder:
+    with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as folder:
         yield Preparation(streams, Path(folder))
 
 

@@ -242,11 +242,11 @@ def _check_requantizing(
 
 def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | None) -> Package:
     """Tells every stream of a quantized tensor what to round to first, its importance, how hard to try."""
+    found = choices.importance or _measured(choices)
 
     def change(stream: Stream) -> Stream:
         if isinstance(stream.encoding, FloatEncoding):
             return stream
-        found = choices.importance or _measured(choices)
         weights = found.of(stream.name, stream.tensor) if found else None
         return replace(stream, importance=weights, effort=choices.effort, cast=dtype)
 

@@ -90,8 +90,8 @@ class Stream:
             None.
         effort: How hard to look for good codes, as `phiconv.quantizers.encode` takes it.
         cast: What the weights are rounded to before they are quantized; None for as they are.
-        moments: What went into each matrix of the tensor on some text, for `effort` "best"; None where that
-            was not measured, or does not count.
+        moments: Gives what went into a matrix of the tensor on some text, by the number of the matrix in a
+            stack, for `effort` "best"; None where that does not count.
         metrics: What is made of that before the rows are quantized: the error that counts in each matrix.
             None for a matrix that is left to the runtime's own quantizer.
     """
@@ -104,7 +104,7 @@ class Stream:
     importance: FloatArray | None = None
     effort: Effort = "exact"
     cast: FloatEncoding | None = None
-    moments: tuple[Moments | None, ...] | None = None
+    moments: Callable[[int], Moments | None] | None = None
     metrics: tuple[Metric | None, ...] | None = None
 
     @property
