@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from phiconv.conversion import pipeline
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.source import Examination, examine, expanded, open_model
-from phiconv.errors import UnsupportedModelError, UsageError
+from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
 from phiconv.quality.beside import calibrated
@@ -94,8 +94,6 @@ def plan(
     model = source if isinstance(source, Model) else open_model(source, config=config, plain=choices.plain)
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
-    if calibration is not None and choices.effort.lower() != "best":
-        raise UsageError("a calibration means nothing here", hint="give --effort best, which uses it")
     if calibration is not None:
         choices = replace(choices, calibration=open_calibration(expanded(calibration)))
     return make_plan(

@@ -24,6 +24,7 @@ from phiconv.ir import AnyBlockEncoding, Blocks
 from phiconv.ir.moments import Metric
 from phiconv.quantizers import best, decode, encode
 from phiconv.quantizers.repack import repackable
+from phiconv_formats.shared.output import roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,22 +55,19 @@ def with_moments(
         model: The source.
         calibration: What was measured of it.
     """
-    # A tensor that is stored as it will be has the role of its first rows.
-    first_rows = {(t.runs[0].source, t.runs[0].start): role for role, t in model.tensors.items()}
 
-    def change(stream: Stream, output: OutputTensor) -> Stream:
-        run, stored = output.tensor.runs[0], output.tensor.encoding
-        role = output.role or first_rows.get((run.source, run.start))
+    def change(stream: Stream, role: Role | None) -> Stream:
+        stored, shape = stream.tensor.encoding, stream.tensor.shape
         if role is None or not best.supports(stream.encoding) or repackable(stored, stream.encoding):
             return stream
-        if len(output.tensor.shape) < 2:
+        if len(shape) < 2:
             return stream
         # A plan reads nothing: what was measured is looked up when the stream's turn comes.
-        moments = partial(_moments, role, len(output.tensor.shape) > 2, model, calibration)
+        moments = partial(_moments, role, len(shape) > 2, model, calibration)
         # Whatever is left to the runtime's own quantizer gets what that would give.
         return replace(stream, moments=moments, importance=None)
 
-    return replace(package, streams=tuple(map(change, package.streams, outputs)))
+    return replace(package, streams=tuple(map(change, package.streams, roles_of(outputs, model))))
 
 
 def _moments(

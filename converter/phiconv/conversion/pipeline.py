@@ -285,16 +285,16 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0
-    if stream.metrics is not None and (metric := stream.metrics[start // stream.tensor.shape[-2]]):
-        found = effort.quantize(widen(values), cast("AnyBlockEncoding", stream.encoding), metric)
-        lost = checks.count_nonfinite(found) - bad if checks.may_overflow(stored, stream.encoding) else 0
-        return found, max(lost, 0)
-    if stream.cast is not None:
+    metric = None if stream.metrics is None else stream.metrics[start // stream.tensor.shape[-2]]
+    if metric is None and stream.cast is not None:
         values = narrow(values, stream.cast)
         if checks.may_overflow(stored, stream.cast) and (lost := checks.count_nonfinite(values) - bad) > 0:
             return encode(values, stream.encoding), lost
     weights = None if stream.importance is None else stream.importance[start // stream.tensor.shape[-2]]
-    encoded = encode(values, stream.encoding, weights, effort=stream.effort)
+    if metric is None:
+        encoded = encode(values, stream.encoding, weights, effort=stream.effort)
+    else:
+        encoded = effort.quantize(widen(values), cast("AnyBlockEncoding", stream.encoding), metric)
     lost = checks.count_nonfinite(encoded) - bad if checks.may_overflow(stored, stream.encoding) else 0
     return encoded, max(lost, 0)
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from phiconv.conversion.effort import with_moments
-from phiconv.conversion.identity import check_identity
 from phiconv.conversion.names import check_names, shortened
-from phiconv.conversion.requirements import check_source, for_one_context
+from phiconv.conversion.requirements import check_calibration, check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Encoding
-    from phiconv.ir.importance import ImportanceMatrix
     from phiconv_formats import Format
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
@@ -140,8 +138,7 @@ def make_plan(
     writer = target.writer()
     choices = spelled(choices or Choices())
     check_source(model, target.name, plain=choices.plain)
-    if choices.calibration is not None:
-        check_identity(choices.calibration.manifest.model, model, choices.calibration.path)
+    check_calibration(model, choices)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)
     tensors = writer.tensors(model)
@@ -161,7 +158,7 @@ def make_plan(
     )
     check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
-    if choices.effort == "best" and choices.calibration is not None:
+    if choices.calibration is not None:
         package = with_moments(package, tensors, model, choices.calibration)
     notes = [*package.notes, *_source_notes(model, target.name), *_choice_notes(tensors, choices, again)]
     plans = _tensor_plans(tensors, package)
@@ -242,7 +239,7 @@ def _check_requantizing(
 
 def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | None) -> Package:
     """Tells every stream of a quantized tensor what to round to first, its importance, how hard to try."""
-    found = choices.importance or _measured(choices)
+    found = choices.importance or (choices.calibration.importance() if choices.calibration else None)
 
     def change(stream: Stream) -> Stream:
         if isinstance(stream.encoding, FloatEncoding):
@@ -251,11 +248,6 @@ def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | Non
         return replace(stream, importance=weights, effort=choices.effort, cast=dtype)
 
     return replace(package, streams=tuple(map(change, package.streams)))
-
-
-def _measured(choices: Choices) -> ImportanceMatrix | None:
-    """The importance matrix of a calibration."""
-    return choices.calibration.importance() if choices.calibration and choices.effort == "best" else None
 
 
 def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:

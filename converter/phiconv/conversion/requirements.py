@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from phiconv.conversion.identity import check_identity
 from phiconv.errors import (
     MalformedFileError,
     MissingFileError,
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.recipes import Choices
 
-__all__ = ["check_source", "for_one_context"]
+__all__ = ["check_calibration", "check_source", "for_one_context"]
 
 _HOLD_PLAIN_TENSORS = {"gguf", "safetensors"}
 
@@ -71,6 +72,20 @@ def check_source(model: Model, target: str, *, plain: bool) -> None:
             path=model.path,
             hint="put tokenizer.json (or tokenizer.model) and tokenizer_config.json there",
         )
+
+
+def check_calibration(model: Model, choices: Choices) -> None:
+    """Refuses a calibration that would not be used.
+
+    Raises:
+        InputError: It is of another model.
+        UsageError: Nothing looks at it.
+    """
+    if choices.calibration is None:
+        return
+    if choices.effort != "best":
+        raise UsageError("a calibration means nothing here", hint="give --effort best, which uses it")
+    check_identity(choices.calibration.manifest.model, model, choices.calibration.path)
 
 
 def for_one_context(model: Model, target: str, choices: Choices) -> Model:

@@ -99,7 +99,8 @@ def encode(
         encoding: What to make of them. For a block encoding, columns is a multiple of its block size.
         importance: Weights of the quantization error by column ("importance matrix"): float32, shape
             (columns,), 0 or more. Encodings that llama.cpp quantizes without them ignore them.
-        effort: "exact" or "fast"; an encoding that has no fast search is always exact.
+        effort: "exact" or "fast"; an encoding that has no fast search is always exact. So is "best" here: it
+            needs to know what the matrix is multiplied with, see `phiconv.quantizers.best`.
 
     Returns:
         ``values`` in the encoding's float type (the same array if it has it), or their blocks.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from phiconv.errors import UsageError
+from phiconv.ir import Effort
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS
 from phiconv.spelling import known_as
 
 if TYPE_CHECKING:
-    from phiconv.ir import Effort
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv_formats.calibration.reader import Calibration
 
@@ -20,7 +20,7 @@ __all__ = ["Choices", "override", "spelled"]
 # The choices that are words: how each is spelled here, and what others call it.
 _WORDS = {
     "dtype": (FLOATS, FLOAT_ALIASES),
-    "effort": (("exact", "fast", "best"), {}),
+    "effort": (get_args(Effort), {}),
     "layout": (("genai", "transformers.js"), {"transformersjs": "transformers.js", "js": "transformers.js"}),
     "target": (
         ("cpu", "cuda", "dml", "webgpu"),

@@ -15,7 +15,7 @@ from phiconv_formats.gguf.values import (
     serialize_kv,
     serialize_tensor_info,
 )
-from phiconv_formats.shared.output import OutputFile
+from phiconv_formats.shared.output import OutputFile, roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,12 +39,9 @@ def measured_matrices(model: Model) -> dict[str, Role]:
     Raises:
         UnsupportedModelError: llama.cpp does not know the architecture.
     """
-    # In a GGUF that was opened as a model, the roles are views of the stored tensors.
-    first_rows = {(t.runs[0].source, t.runs[0].start): role for role, t in model.tensors.items()}
     found = {}
-    for output in output_tensors(model):
-        run = output.tensor.runs[0]
-        role = output.role or first_rows.get((run.source, run.start))
+    outputs = output_tensors(model)
+    for output, role in zip(outputs, roles_of(outputs, model), strict=True):
         if role and role.layer is not None and role.part == "weight" and len(output.tensor.shape) > 1:
             found[output.name] = role
     return found

@@ -11,16 +11,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
-    from phiconv.ir.model import Role
+    from phiconv.ir.model import Model, Role
     from phiconv.ir.moments import Metric, Moments
 
-__all__ = ["Label", "OutputFile", "OutputTensor", "Package", "RuntimeSettings", "Segment", "Stream"]
+__all__ = [
+    "Label",
+    "OutputFile",
+    "OutputTensor",
+    "Package",
+    "RuntimeSettings",
+    "Segment",
+    "Stream",
+    "roles_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,13 @@ class OutputTensor:
     tensor: Tensor
     role: Role | None
     required: Encoding | None = None
+
+
+def roles_of(outputs: Sequence[OutputTensor], model: Model) -> list[Role | None]:
+    """What each tensor is for; one that is stored as it will be has the role of its first rows."""
+    first_rows = {(t.runs[0].source, t.runs[0].start): role for role, t in model.tensors.items()}
+    runs = [output.tensor.runs[0] for output in outputs]
+    return [o.role or first_rows.get((run.source, run.start)) for o, run in zip(outputs, runs, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
