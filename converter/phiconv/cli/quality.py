@@ -103,6 +103,11 @@ def evaluate(
     help="About how many tokens to compute, evenly from all texts: 8192 for a folder, all for a .gguf.",
 )
 @_CONTEXT
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="For a folder: try also what rounding each matrix does, which --target-size and --bpw choose by.",
+)
 @click.option("--force", "-f", is_flag=True, help="Replace the output if it exists.")
 @_QUIET
 def calibrate(
@@ -111,6 +116,7 @@ def calibrate(
     output: Path,
     tokens: int | None,
     context: int,
+    sensitivity: bool,
     force: bool,
     quiet: bool,
 ) -> None:
@@ -132,6 +138,7 @@ def calibrate(
                 context=context,
                 dataset=names,
                 force=force,
+                sensitivity=sensitivity,
                 progress=progress,
             )
     except KeyboardInterrupt:

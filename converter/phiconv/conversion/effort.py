@@ -35,12 +35,21 @@ if TYPE_CHECKING:
     from phiconv_formats.calibration.reader import Calibration
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
-__all__ = ["Preparation", "preparation", "quantize", "with_moments"]
+__all__ = [
+    "LEAST_TOKENS",
+    "Preparation",
+    "likely_amount",
+    "moments_of",
+    "parts_of",
+    "preparation",
+    "quantize",
+    "with_moments",
+]
 
 _WIDEST = 4096
 """Columns whose moments are taken together: 67 MB. Wider matrices are cut into parts of equal width."""
 
-_LEAST_TOKENS = 32
+LEAST_TOKENS = 32
 """Fewer tokens say nothing that holds on others."""
 
 
@@ -63,14 +72,14 @@ def with_moments(
         if len(shape) < 2:
             return stream
         # A plan reads nothing: what was measured is looked up when the stream's turn comes.
-        moments = partial(_moments, role, len(shape) > 2, model, calibration)
+        moments = partial(moments_of, role, len(shape) > 2, model, calibration)
         # Whatever is left to the runtime's own quantizer gets what that would give.
         return replace(stream, moments=moments, importance=None)
 
     return replace(package, streams=tuple(map(change, package.streams, roles_of(outputs, model))))
 
 
-def _moments(
+def moments_of(
     role: Role, stacked: bool, model: Model, calibration: Calibration, number: int
 ) -> Moments | None:
     """What went into a matrix of a weight; None where nothing is known."""
@@ -112,9 +121,9 @@ class Preparation:
             return None
         fit, check, rows = moments.fitting, moments.checking, stream.tensor.shape[-2]
         first = number * rows
-        if moments.shrinkage is None and min(fit.tokens, check.tokens) < _LEAST_TOKENS:
+        if moments.shrinkage is None and min(fit.tokens, check.tokens) < LEAST_TOKENS:
             return None
-        parts = _parts(stream.tensor.columns, encoding.block_size)
+        parts = parts_of(stream.tensor.columns, encoding.block_size)
         values = np.concatenate(
             [
                 decode(stream.tensor.read(first + row, first + row + 1), stream.tensor.columns)
@@ -150,7 +159,7 @@ def preparation(streams: Sequence[Stream]) -> Iterator[Preparation]:
         yield Preparation(streams, Path(folder))
 
 
-def _parts(columns: int, block_size: int) -> list[slice]:
+def parts_of(columns: int, block_size: int) -> list[slice]:
     """Neighbouring columns, whole blocks, as few parts as may be of nearly equal width."""
     blocks, count = columns // block_size, -(-columns // _WIDEST)
     step = max(-(-blocks // count), 1) * block_size
@@ -163,7 +172,7 @@ def _amount(values: FloatArray, encoding: AnyBlockEncoding, moments: Moments, pa
     assert isinstance(default, Blocks)  # noqa: S101 - it is a block encoding
     check = moments.checking
     columns = part.stop - part.start
-    likely = min(max(8 * columns / moments.fitting.tokens, 0.1), 1.0)
+    likely = likely_amount(columns, moments.fitting.tokens)
     inputs = None if check.matrix is not None else np.concatenate(list(check.chunks(block=part)))
     choice = best.choose(
         values,
@@ -175,6 +184,11 @@ def _amount(values: FloatArray, encoding: AnyBlockEncoding, moments: Moments, pa
         amounts=(likely / 3, likely, 3 * likely, math.inf),
     )
     return choice.amount
+
+
+def likely_amount(columns: int, tokens: int) -> float:
+    """How much correlations of so many columns, measured on so many tokens, are to be shrunk as a rule."""
+    return min(max(8 * columns / max(tokens, 1), 0.1), 1.0)
 
 
 @lru_cache(maxsize=4)

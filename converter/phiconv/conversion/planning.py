@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from phiconv.conversion.effort import with_moments
+from phiconv.conversion.mixing import plan_for_size
 from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_calibration, check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
-from phiconv.recipes import Choices, cast, choose, spelled
+from phiconv.recipes import Choices, cast, check, choose, spelled
 from phiconv.units import size_text
 from phiconv_formats import find_target
 from phiconv_formats.shared.output import Label, RuntimeSettings
@@ -84,6 +86,7 @@ class Plan:
         recipe: Name of the recipe.
         package: The output without its weights.
         tensors: What becomes of each tensor, in the order of the output.
+        mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
     """
 
     model: Model
@@ -92,6 +95,7 @@ class Plan:
     recipe: str
     package: Package
     tensors: tuple[TensorPlan, ...]
+    mixture: tuple[tuple[str, str], ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -137,11 +141,17 @@ def make_plan(
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
     choices = spelled(choices or Choices())
+    planned = partial(
+        _planned_again, model, destination, to=to, split_max_size=split_max_size, repack_only=repack_only
+    )
     check_source(model, target.name, plain=choices.plain)
     check_calibration(model, choices)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)
     tensors = writer.tensors(model)
+    if choices.target_size is not None or choices.bits_per_weight is not None:
+        check(target.name, choices)
+        return plan_for_size(target.name, model, tensors, quant, choices, planned)
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
     folder, file_name = _place(destination, target, model, recipe)
@@ -168,6 +178,28 @@ def make_plan(
     if repack_only:
         _check_lossless(plans, model)
     return Plan(model, folder, target.name, recipe, package, plans)
+
+
+def _planned_again(
+    model: Model,
+    destination: Path,
+    quant: str | None,
+    choices: Choices,
+    *,
+    to: str | None,
+    split_max_size: int | None,
+    repack_only: bool,
+) -> Plan:
+    """The same plan with another recipe and other choices."""
+    return make_plan(
+        model,
+        destination,
+        to=to,
+        quant=quant,
+        split_max_size=split_max_size,
+        choices=choices,
+        repack_only=repack_only,
+    )
 
 
 def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:

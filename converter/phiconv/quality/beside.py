@@ -70,7 +70,16 @@ def calibrated(
         raise OutputExistsError("exists already", path=main, hint="give --force to replace it")
     folder = main.with_name(f"{main.name}.calibration")
     main.parent.mkdir(parents=True, exist_ok=True)
-    calibrate(plan.model, text, folder, tokens=tokens, force=True, reuse=True, progress=progress)
+    calibrate(
+        plan.model,
+        text,
+        folder,
+        tokens=tokens,
+        force=True,
+        reuse=True,
+        sensitivity=bool(plan.mixture),
+        progress=progress,
+    )
     yield again(calibration=folder)
     shutil.rmtree(folder, ignore_errors=True)
 

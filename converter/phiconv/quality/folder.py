@@ -22,12 +22,14 @@ from phiconv.forward.stages import run_stage, stages_of
 from phiconv.ir.importance import ColumnSums
 from phiconv.quality.evaluation import BATCH_TOKENS
 from phiconv.quality.moments import Collector, Measured
+from phiconv.quality.sensitivity import measure_sensitivities
 from phiconv.quality.workspace import Workspace, file_sha256
 from phiconv_formats.calibration.arrays import ArrayFile, open_array
 from phiconv_formats.calibration.manifest import (
     IMATRIX,
     MANIFEST,
     Manifest,
+    SensitivityEntry,
     TextEntry,
     manifest_text,
     read_manifest,
@@ -49,6 +51,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Texts", "is_measured", "measure_folder"]
 
+_PIECES, _PIECE = 8, 64
+"""How many pieces of the texts sensitivities are measured on, and tokens of each: variety counts more than
+length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -59,17 +65,31 @@ class Texts:
         fit: Windows to fit to, shape (windows, context).
         check: Windows to judge by.
         bos: What the first token of each window is replaced with; None for nothing.
+        sensitivity: Whether it is tried, too, what rounding one matrix does to the predictions.
     """
 
     entries: tuple[TextEntry, ...]
     fit: NDArray[np.intp]
     check: NDArray[np.intp]
     bos: int | None
+    sensitivity: bool = False
 
     @property
     def tokens(self) -> dict[PartName, int]:
         """How many of each part."""
         return {"fit": self.fit.size, "check": self.check.size}
+
+    @property
+    def pieces(self) -> NDArray[np.intp]:
+        """A few short pieces, from windows all over the texts, shape (pieces, tokens)."""
+        windows = np.concatenate([self.fit, self.check])
+        length = min(_PIECE, windows.shape[1])
+        start = (windows.shape[1] - length) // 2
+        chosen = sorted({i * len(windows) // _PIECES for i in range(_PIECES)})
+        pieces = windows[chosen, start : start + length].copy()
+        if self.bos is not None:
+            pieces[:, 0] = self.bos
+        return pieces
 
     def batches(self) -> Iterator[tuple[PartName, int, NDArray[np.intp]]]:
         """Windows that are computed at a time: their part, their first token's number, and tokens."""
@@ -91,7 +111,8 @@ def is_measured(model: Model, texts: Texts, folder: Path) -> bool:
     except InputError:
         return False
     own = (identity_of(model), texts.fit.shape[1], texts.bos, texts.tokens, texts.entries)
-    return own == (found.model, found.context, found.bos, dict(found.tokens), found.texts)
+    measured = own == (found.model, found.context, found.bos, dict(found.tokens), found.texts)
+    return measured and (bool(found.sensitivities) or not texts.sensitivity)
 
 
 def measure_folder(
@@ -125,6 +146,7 @@ def measure_folder(
             _measure_stage(model, stage, some, texts, space, steps)
         entries = tuple(entry for stage_entries in space.stages for entry in stage_entries)
         _write_imatrix(space, names, entries, texts)
+        sensitivities = _sensitivities(model, texts, progress) if texts.sensitivity else ()
         manifest = Manifest(
             identity,
             texts.fit.shape[1],
@@ -133,9 +155,21 @@ def measure_folder(
             texts.entries,
             file_sha256(space.folder / IMATRIX),
             entries,
+            sensitivities,
         )
         space.write(MANIFEST, manifest_text(manifest).encode())
         space.publish()
+
+
+def _sensitivities(model: Model, texts: Texts, progress: Progress | None) -> tuple[SensitivityEntry, ...]:
+    """What rounding one matrix does to the predictions."""
+
+    def step(number: int, count: int) -> None:
+        if progress is not None:  # with every stage there are more branches
+            progress(number * number, count * count, "rounding one matrix at a time")
+
+    found = measure_sensitivities(model, texts.pieces, step)
+    return tuple(SensitivityEntry(each.role.layer, each.role.name, each.divergence) for each in found)
 
 
 def _measure_stage(

@@ -137,6 +137,7 @@ def calibrate(
     dataset: str | Sequence[str] = "",
     force: bool = False,
     reuse: bool = False,
+    sensitivity: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Measures with NumPy what goes into a model's matrices.
@@ -152,6 +153,8 @@ def calibrate(
         context: Tokens of a window.
         dataset: The text's name, for the file; several names for several texts.
         force: Replace what exists.
+        sensitivity: Also try, for a folder, what rounding one matrix does to the predictions. A conversion to
+            a size (`Choices.target_size`) chooses by that.
         reuse: Keep a folder that exists if it is of the same model, texts and tokens.
         progress: Is told how far it is.
 
@@ -172,7 +175,7 @@ def calibrate(
     if not is_file:
         fit, check = chosen_apart(documents, context, 8192 if tokens is None else tokens)
         entries = tuple(TextEntry(each.name, each.sha256) for each in documents)
-        texts = Texts(entries, fit, check, bos)
+        texts = Texts(entries, fit, check, bos, sensitivity)
         if not (reuse and is_measured(model, texts, path)):
             measure_folder(model, texts, path, force=force, progress=progress)
         return path

@@ -47,7 +47,7 @@ TARGETS: dict[str, Recipes] = {
 _DECODED = {"safetensors": "f16"}
 
 # How the command line calls the fields of `Choices`.
-_FLAGS = {"tensor_types": "--tensor-type", "importance": "--imatrix"}
+_FLAGS = {"tensor_types": "--tensor-type", "importance": "--imatrix", "bits_per_weight": "--bpw"}
 
 
 def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()) -> str:

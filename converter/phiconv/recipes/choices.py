@@ -56,6 +56,9 @@ class Choices:
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
             all of them.
         all_layers: The two ends of the model get the recipe's type, too.
+        target_size: Bytes that the output may have: each matrix gets a type such that predictions suffer
+            least.
+        bits_per_weight: The same, by the mean over all tensors.
         plain: The source is plain tensors and no model: names and numbers, which no runtime loads.
     """
 
@@ -78,6 +81,8 @@ class Choices:
     ratio: float | None = None
     all_layers: bool = False
     plain: bool = False
+    target_size: int | None = None
+    bits_per_weight: float | None = None
 
 
 def spelled(choices: Choices) -> Choices:

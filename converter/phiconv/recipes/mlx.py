@@ -40,7 +40,8 @@ PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32
 """What ``--q4``, ``--q8`` and so on mean."""
 
 OPTIONS = frozenset(
-    "tensor_types allow_requantize dtype match_runtime short_context long_context effort calibration".split()
+    "tensor_types allow_requantize dtype match_runtime short_context long_context effort calibration "
+    "target_size bits_per_weight".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

@@ -33,7 +33,8 @@ PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32
 
 OPTIONS = frozenset(
     "tensor_types allow_requantize effort calibration match_runtime short_context long_context target layout "
-    "accuracy_level".split()
+    "accuracy_level "
+    "target_size bits_per_weight".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

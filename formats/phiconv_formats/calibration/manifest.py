@@ -30,6 +30,7 @@ __all__ = [
     "Manifest",
     "PartEntry",
     "PartName",
+    "SensitivityEntry",
     "TextEntry",
     "arrays_of_part",
     "input_from_json",
@@ -102,6 +103,21 @@ class InputEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class SensitivityEntry:
+    """What rounding one matrix coarsely does to the predictions.
+
+    Attributes:
+        layer: None for the embedding and the output matrix.
+        role: The name of the matrix.
+        divergence: Mean Kullback-Leibler divergence from the model as it is, in nats.
+    """
+
+    layer: int | None
+    role: str
+    divergence: float
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All of ``calibration.json``.
 
@@ -113,6 +129,7 @@ class Manifest:
         texts: Where they are from.
         imatrix: SHA-256 of the importance matrix.
         inputs: What was measured.
+        sensitivities: What rounding one matrix did to the predictions; none where that was not tried.
     """
 
     model: ModelIdentity
@@ -122,6 +139,7 @@ class Manifest:
     texts: tuple[TextEntry, ...]
     imatrix: str
     inputs: tuple[InputEntry, ...]
+    sensitivities: tuple[SensitivityEntry, ...] = ()
 
 
 def arrays_of_part(
@@ -166,7 +184,7 @@ def read_manifest(path: Path) -> Manifest:
         MalformedFileError: It is no such file, or a value in it cannot be.
         UnsupportedModelError: A newer version made it.
     """
-    values = load_json_object(path, limit=_LIMIT)
+    values = {"sensitivities": []} | load_json_object(path, limit=_LIMIT)
     take = _Taker(path)
     if values.get("format") != _FORMAT:
         take.fail("is no calibration of phiconv", "format")
@@ -197,6 +215,7 @@ def read_manifest(path: Path) -> Manifest:
         ),
         take.hash(values, "imatrix"),
         inputs,
+        tuple(_sensitivity(take, each) for each in take.array(values, "sensitivities")),
     )
 
 
@@ -220,6 +239,13 @@ def input_from_json(value: Any, path: Path) -> InputEntry:
         take.fail("the parts have different numbers of experts", "parts")
     columns = take.integer(value, "columns", least=1)
     return InputEntry(layer, tuple(roles), columns, stacked, take.hash(value, "squares"), found)
+
+
+def _sensitivity(take: _Taker, value: Any) -> SensitivityEntry:
+    layer = (
+        None if take.mapping(value, "sensitivities").get("layer") is None else take.integer(value, "layer")
+    )
+    return SensitivityEntry(layer, take.text(value, "role"), take.number(value, "divergence"))
 
 
 def _part(take: _Taker, value: dict[str, Any], *, stacked: bool) -> PartEntry:
@@ -271,6 +297,12 @@ class _Taker:
         if not re.fullmatch("[0-9a-f]{64}", value):
             self.fail("a SHA-256 is expected", key)
         return value
+
+    def number(self, values: Any, key: str) -> float:
+        value: Any = self.mapping(values, key).get(key)
+        if type(value) not in (int, float) or not 0 <= value < _MOST:
+            self.fail("a number within reason is expected", key)
+        return float(value)
 
     def integer(self, values: Any, key: str, least: int = 0) -> int:
         value: Any = self.mapping(values, key).get(key)

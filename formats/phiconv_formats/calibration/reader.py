@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = ["Calibration", "open_calibration"]
 
 
 _LARGEST_MATRIX = 1 << 30
+_LEAST_DIVERGENCE = 1e-12
 
 
 class Calibration:
@@ -78,6 +80,26 @@ class Calibration:
         return Moments(
             squares[number], self._sample(entry, "fit", number), self._sample(entry, "check", number)
         )
+
+    def divergence(self, role: Role) -> float | None:
+        """What rounding a matrix coarsely does to the predictions: mean divergence, in nats.
+
+        Between the layers that were tried it is assumed to change evenly, in its logarithm.
+
+        Returns:
+            None where no matrix of this name was tried.
+        """
+        known = {
+            s.layer: math.log(max(s.divergence, _LEAST_DIVERGENCE))
+            for s in self.manifest.sensitivities
+            if s.role == role.name and (s.layer is None) == (role.layer is None)
+        }
+        if not known:
+            return None
+        if role.layer is None:
+            return math.exp(known[None])
+        layers = sorted(layer for layer in known if layer is not None)
+        return math.exp(np.interp(role.layer, layers, [known[layer] for layer in layers]))
 
     def importance(self) -> ImportanceMatrix:
         """The importance matrix in the folder: the diagonals of all second moments.

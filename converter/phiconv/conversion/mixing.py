@@ -1,0 +1,241 @@
+"""A size to aim at: which type each matrix gets so that predictions suffer least within it.
+
+What a type does to a matrix is measured on some of its rows, as the error of the outputs where a calibration
+is at hand and as that of the weights otherwise. What such an error does to the predictions is known from a
+probe that rounded the matrix coarsely (`phiconv.quality.sensitivity`): divergences grow with the squares of
+errors, and those of different matrices add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from phiconv.conversion.effort import LEAST_TOKENS, likely_amount, moments_of, parts_of
+from phiconv.conversion.knapsack import least_loss
+from phiconv.errors import UsageError
+from phiconv.forward import threads
+from phiconv.forward.ops import ATTENTION_ROLES
+from phiconv.ir import AnyBlockEncoding
+from phiconv.quantizers import best, decode, encode
+from phiconv.quantizers.coarse import coarse
+from phiconv.recipes import assign, find_recipe
+from phiconv.recipes.mixtures import NAMED_AFTER, ladder, tensor_type_lines, usual_worth
+from phiconv.units import size_text
+from phiconv_formats.shared.output import roles_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from phiconv.conversion.planning import Plan
+    from phiconv.ir import Encoding, FloatArray, Tensor
+    from phiconv.ir.model import Model, Role
+    from phiconv.ir.moments import Moments
+    from phiconv.recipes import Choices
+    from phiconv_formats.shared.output import OutputTensor
+
+__all__ = ["Planned", "plan_for_size"]
+
+_ROWS = 32
+"""Rows of a matrix that every type is tried on."""
+
+_EXPERTS = 3
+"""Matrices of a stack that are tried."""
+
+_TRIES = 4
+"""Plans until one fits: what is written beside the weights grows a little with the number of types."""
+
+_JOINED = (ATTENTION_ROLES, ("ffn_gate", "ffn_up"), ("experts_gate", "experts_up"))
+"""Matrices that a format may store as one."""
+
+
+class Planned(Protocol):
+    """Makes a plan."""
+
+    def __call__(self, quant: str | None, choices: Choices, /) -> Plan:
+        """With a recipe and choices that have no size to aim at."""
+
+
+def plan_for_size(
+    target: str,
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    quant: str | None,
+    choices: Choices,
+    planned: Planned,
+) -> Plan:
+    """Plans a conversion whose output is as accurate as may be within a size.
+
+    Args:
+        target: Name of the format.
+        model: The source; some rows of every matrix are read.
+        tensors: What will be stored.
+        quant: The recipe that is changed; None for the one of the nearest size.
+        choices: What the user wants otherwise: the size, and what stands in spite of it.
+        planned: Makes plans.
+
+    Raises:
+        UsageError: The target has no types to choose from, or none are that small.
+    """
+    bare = replace(choices, target_size=None, bits_per_weight=None)
+    weights = sum(t.tensor.size for t in tensors)
+    limit = choices.target_size or math.floor((choices.bits_per_weight or 0) * weights / 8)
+    recipe = find_recipe(target, quant or _nearest(target, model, tensors, bare, limit))
+    forms = ladder(target, tensors, bare, lambda some: assign(target, recipe, model, tensors, some))
+    costs = [[_bytes(t, e) for e in some] for t, some in zip(tensors, forms, strict=True)]
+    plan = planned(recipe, bare)
+    budget = limit - _measure(plan, choices) + _cost(tensors, [t.encoding for t in plan.tensors])
+    if budget < sum(map(min, costs)):
+        least = limit - budget + sum(map(min, costs))
+        raise UsageError(
+            f"the smallest that {target} can be is about {_amount(least, choices, weights)}",
+            hint="give a larger size, or another model",
+        )
+    losses = _all_losses(model, tensors, forms, bare)
+    for _ in range(_TRIES):
+        chosen = least_loss(costs, losses, budget)
+        if chosen is None:
+            break
+        names = [[*some.values()][number] for some, number in zip(forms, chosen, strict=True)]
+        lines = tensor_type_lines(tensors, names)
+        plan = planned(recipe, replace(bare, tensor_types=(*bare.tensor_types, *lines)))
+        over = _measure(plan, choices) - limit
+        if over <= 0:
+            return replace(plan, mixture=tuple((pattern.pattern, name) for pattern, name in lines))
+        budget -= over
+    raise UsageError("nothing fits this size", hint="give a larger one")
+
+
+def _bytes(tensor: OutputTensor, encoding: Encoding) -> int:
+    return math.ceil(tensor.tensor.size * encoding.bits_per_weight / 8)
+
+
+def _cost(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> int:
+    return sum(_bytes(t, encoding) for t, encoding in zip(tensors, encodings, strict=True))
+
+
+def _measure(plan: Plan, choices: Choices) -> int:
+    """What the limit is for: bytes of all files, or of the tensors alone."""
+    return plan.size if choices.target_size else sum(t.nbytes for t in plan.tensors)
+
+
+def _amount(size: int, choices: Choices, weights: int) -> str:
+    if choices.target_size:
+        return size_text(size)
+    return f"{8 * size / max(weights, 1):.2f} bits per weight"
+
+
+def _nearest(target: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices, limit: int) -> str:
+    """The recipe whose tensors are about as large."""
+
+    def distance(recipe: str) -> float:
+        cost = _cost(tensors, assign(target, recipe, model, tensors, choices))
+        return abs(math.log(max(cost, 1) / max(limit, 1)))
+
+    return min(NAMED_AFTER[target], key=distance)
+
+
+# --------------------------------------------------------------------------------------------------- losses
+
+
+def _all_losses(
+    model: Model, tensors: Sequence[OutputTensor], forms: Sequence[dict[Encoding, str]], choices: Choices
+) -> list[list[float]]:
+    """The divergence that each form of each tensor is expected to make."""
+    losses = []
+    for tensor, role, some in zip(tensors, roles_of(tensors, model), forms, strict=True):
+        if len(some) < 2:
+            losses.append([0.0] * len(some))
+            continue
+        errors = np.zeros(1 + len(some))
+        for number in _matrices(tensor.tensor):
+            errors += _errors(model, tensor.tensor, role, number, [*some], choices)
+        relative = errors[1:] / errors[0] if errors[0] > 0 else np.zeros(len(some))
+        losses.append((_worth(model, role, tensor.tensor, choices) * relative).tolist())
+    return losses
+
+
+def _worth(model: Model, role: Role | None, tensor: Tensor, choices: Choices) -> float:
+    """The divergence that the coarse rounding of a tensor makes, whatever is joined in it."""
+    if role is None:
+        return 1.0
+    layers = model.hyperparameters.num_hidden_layers if model.hyperparameters else 0
+    calibration, total = choices.calibration, 0.0
+    for each in _roles(role, tensor, model):
+        found = calibration.divergence(each) if calibration is not None else None
+        total += usual_worth(each, layers) if found is None else found
+    return total
+
+
+def _roles(role: Role, tensor: Tensor, model: Model) -> Iterator[Role]:
+    """The matrices that are joined in a tensor, the first of which is known."""
+    names = next((some[some.index(role.name) :] for some in _JOINED if role.name in some), (role.name,))
+    rows = 0
+    for name in names:
+        each = role._replace(name=name)
+        if rows < tensor.rows and each in model.tensors:
+            yield each
+            rows += model.tensors[each].rows
+
+
+def _matrices(tensor: Tensor) -> list[int]:
+    """Which matrices of a stack are tried."""
+    return best.sample(math.prod(tensor.shape[:-2]), _EXPERTS)
+
+
+def _errors(
+    model: Model, tensor: Tensor, role: Role | None, number: int, forms: Sequence[Encoding], choices: Choices
+) -> NDArray[np.float64]:
+    """The errors of some rows of a matrix: rounded coarsely, and then in each form."""
+    rows = tensor.shape[-2]
+    values = np.concatenate(
+        [
+            decode(tensor.read(first, first + 1), tensor.columns)
+            for first in (number * rows + row for row in best.sample(rows, _ROWS))
+        ]
+    )
+    calibration, moments = choices.calibration, None
+    if role is not None and calibration is not None:
+        moments = moments_of(role, len(tensor.shape) > 2, model, calibration, number)
+    if moments is None or min(moments.fitting.tokens, moments.checking.tokens) < LEAST_TOKENS:
+        return _weight_errors(values, forms)
+    total = np.zeros(1 + len(forms))
+    with threads.parallel():
+        for part in parts_of(tensor.columns, math.lcm(*(form.block_size for form in forms))):
+            total += _output_errors(np.ascontiguousarray(values[:, part]), forms, moments, part)
+    return total
+
+
+def _weight_errors(values: FloatArray, forms: Sequence[Encoding]) -> NDArray[np.float64]:
+    found = [coarse(values), *(decode(encode(values, form), values.shape[1]) for form in forms)]
+    with np.errstate(all="ignore"):
+        return np.nan_to_num([float(np.sum((each - values) ** 2, dtype=np.float64)) for each in found])
+
+
+def _output_errors(
+    values: FloatArray, forms: Sequence[Encoding], moments: Moments, part: slice
+) -> NDArray[np.float64]:
+    """The same for the errors of the outputs, on the text that was kept apart."""
+    amount = moments.shrinkage or likely_amount(values.shape[1], moments.fitting.tokens)
+    metric = best.shrunk(moments.fit(part), amount)
+    check = moments.checking
+    judge = (
+        {"moments": check.moments(part)}
+        if check.matrix is not None
+        else {"inputs": np.concatenate([*check.chunks(block=part)])}
+    )
+
+    def error(weights: FloatArray) -> float:
+        return float(np.nan_to_num(best.output_error(values, weights, **judge)).sum())
+
+    def quantized(form: Encoding) -> FloatArray:
+        if isinstance(form, AnyBlockEncoding) and best.supports(form):
+            return decode(best.best(values, form, [metric]), values.shape[1])
+        return decode(encode(values, form), values.shape[1])
+
+    return np.array([error(coarse(values)), *(error(quantized(form)) for form in forms)])
