@@ -73,6 +73,11 @@ def test_a_good_one_passes(folder):
         (lambda v: v["inputs"][3]["parts"]["fit"]["tokens"].append(0), "different numbers of experts"),
         (lambda v: v["inputs"][0]["parts"]["fit"].update(sha256={}), "unknown arrays"),
         (lambda v: v["inputs"][0]["parts"]["fit"]["tokens"].__setitem__(0, 7), "other tokens than"),
+        (lambda v: v.update(sensitivities=None), "an array is expected"),
+        (lambda v: v["sensitivities"].append(7), "an object is expected"),
+        (lambda v: v["sensitivities"].append({"layer": None, "role": 3}), "a text is expected"),
+        (lambda v: v["sensitivities"].append({"role": "output", "divergence": -1}), "within reason"),
+        (lambda v: v["sensitivities"].append({"role": "output", "divergence": float("nan")}), "calibration"),
     ],
     ids=count(),
 )

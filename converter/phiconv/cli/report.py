@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -74,6 +75,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
         "free_bytes": plan.free_space,
         "memory_bytes": _memory(plan),
         "notes": list(plan.package.notes),
+        "tensor_types": _tensor_types(plan),
         "tensors": [
             {
                 "name": t.name,
@@ -109,8 +111,25 @@ def plan_lines(plan: Plan) -> list[str]:
         *(f"{_path(p)}: {f.size} bytes" for p, f in zip(plan.files, plan.package.files, strict=True)),
         f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
         f"tensors: {', '.join(f'{count} {action}' for action, count in actions.most_common())}",
+        *_mixture_lines(plan),
         f"{size_text(plan.free_space)} free; memory about {size_text(_memory(plan))}",
         *(f"note: {printable(n)}" for n in plan.package.notes),
+    ]
+
+
+def _tensor_types(plan: Plan) -> list[str]:
+    """The types that were chosen for a size, as ``--tensor-type`` takes them."""
+    return [f"{pattern}={name}" for pattern, name in plan.mixture]
+
+
+def _mixture_lines(plan: Plan) -> list[str]:
+    """The options that give the same again, without choosing."""
+    if not plan.mixture:
+        return []
+    options = [f"--quant {plan.recipe}", *(f"--tensor-type {shlex.quote(t)}" for t in _tensor_types(plan))]
+    return [
+        "chosen for this size; the same again with",
+        *(f"  {printable(option, 4096)}" for option in options),
     ]
 
 
@@ -136,6 +155,7 @@ def result_object(result: Result) -> dict[str, Any]:
         "recipe": plan.recipe,
         "bits_per_weight": plan.bits_per_weight,
         "notes": list(result.notes),
+        "tensor_types": _tensor_types(plan),
         "tensors": [
             {"name": t.name, "type": s.encoding.name, "nonfinite": t.nonfinite, "overflows": t.overflows}
             for t, s in zip(result.tensors, plan.package.streams, strict=True)
@@ -162,7 +182,7 @@ def result_lines(result: Result) -> list[str]:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.nonfinite} weights are NaN or infinite")
         if tensor.overflows:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.overflows} values became infinite")
-    return [*lines, *(f"note: {printable(n, 600)}" for n in result.notes)]
+    return [*lines, *_mixture_lines(plan), *(f"note: {printable(n, 600)}" for n in result.notes)]
 
 
 # ------------------------------------------------------------------------------------------------- progress

@@ -20,6 +20,7 @@ from phiconv.errors import UsageError
 from phiconv.forward import threads
 from phiconv.forward.ops import ATTENTION_ROLES
 from phiconv.ir import AnyBlockEncoding
+from phiconv.ir.model import Role
 from phiconv.quantizers import best, decode, encode
 from phiconv.quantizers.coarse import coarse
 from phiconv.recipes import assign, find_recipe
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from phiconv.conversion.planning import Plan
     from phiconv.ir import Encoding, FloatArray, Tensor
-    from phiconv.ir.model import Model, Role
+    from phiconv.ir.model import Model
     from phiconv.ir.moments import Moments
     from phiconv.recipes import Choices
     from phiconv_formats.shared.output import OutputTensor
@@ -47,8 +48,8 @@ _ROWS = 32
 _EXPERTS = 3
 """Matrices of a stack that are tried."""
 
-_TRIES = 4
-"""Plans until one fits: what is written beside the weights grows a little with the number of types."""
+_TRIES = 7
+"""Plans until one fits: what is written beside the weights depends a little on the types."""
 
 _JOINED = (ATTENTION_ROLES, ("ffn_gate", "ffn_up"), ("experts_gate", "experts_up"))
 """Matrices that a format may store as one."""
@@ -82,6 +83,8 @@ def plan_for_size(
     Raises:
         UsageError: The target has no types to choose from, or none are that small.
     """
+    if choices.target_size is not None and choices.bits_per_weight is not None:
+        raise UsageError("--target-size and --bpw both say how large", hint="give one of them")
     bare = replace(choices, target_size=None, bits_per_weight=None)
     weights = sum(t.tensor.size for t in tensors)
     limit = choices.target_size or math.floor((choices.bits_per_weight or 0) * weights / 8)
@@ -97,7 +100,7 @@ def plan_for_size(
             hint="give a larger size, or another model",
         )
     losses = _all_losses(model, tensors, forms, bare)
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
         chosen = least_loss(costs, losses, budget)
         if chosen is None:
             break
@@ -107,7 +110,7 @@ def plan_for_size(
         over = _measure(plan, choices) - limit
         if over <= 0:
             return replace(plan, mixture=tuple((pattern.pattern, name) for pattern, name in lines))
-        budget -= over
+        budget -= over + (limit >> 14 << attempt)  # the next choice may take some more words again
     raise UsageError("nothing fits this size", hint="give a larger one")
 
 
@@ -164,12 +167,14 @@ def _worth(model: Model, role: Role | None, tensor: Tensor, choices: Choices) ->
     """The divergence that the coarse rounding of a tensor makes, whatever is joined in it."""
     if role is None:
         return 1.0
+    roles = [*_roles(role, tensor, model)]
+    if choices.calibration is not None and choices.calibration.manifest.sensitivities:
+        return sum(choices.calibration.divergence(each) or 0.0 for each in roles)
     layers = model.hyperparameters.num_hidden_layers if model.hyperparameters else 0
-    calibration, total = choices.calibration, 0.0
-    for each in _roles(role, tensor, model):
-        found = calibration.divergence(each) if calibration is not None else None
-        total += usual_worth(each, layers) if found is None else found
-    return total
+    head = Role("output")
+    if role == Role("token_embedding") and head not in model.tensors:
+        roles.append(head)
+    return sum(usual_worth(each, layers) for each in roles)
 
 
 def _roles(role: Role, tensor: Tensor, model: Model) -> Iterator[Role]:
