@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -29,18 +29,17 @@ from phiconv.units import size_text
 from phiconv_formats.shared.output import roles_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from phiconv.conversion.planning import Plan
     from phiconv.ir import Encoding, FloatArray, Tensor
     from phiconv.ir.model import Model
     from phiconv.ir.moments import Moments
     from phiconv.recipes import Choices
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["Planned", "plan_for_size"]
+__all__ = ["plan_for_size"]
 
 _ROWS = 32
 """Rows of a matrix that every type is tried on."""
@@ -55,11 +54,25 @@ _JOINED = (ATTENTION_ROLES, ("ffn_gate", "ffn_up"), ("experts_gate", "experts_up
 """Matrices that a format may store as one."""
 
 
-class Planned(Protocol):
-    """Makes a plan."""
+class PlannedTensor(Protocol):
+    """A tensor of a plan."""
 
-    def __call__(self, quant: str | None, choices: Choices, /) -> Plan:
-        """With a recipe and choices that have no size to aim at."""
+    @property
+    def encoding(self) -> Encoding: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Planned(Protocol):
+    """A plan, as far as it matters here."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def tensors(self) -> Sequence[PlannedTensor]: ...
+
+
+P = TypeVar("P", bound=Planned)
 
 
 def plan_for_size(
@@ -68,8 +81,8 @@ def plan_for_size(
     tensors: Sequence[OutputTensor],
     quant: str | None,
     choices: Choices,
-    planned: Planned,
-) -> Plan:
+    planned: Callable[[str | None, Choices], P],
+) -> tuple[P, tuple[tuple[str, str], ...]]:
     """Plans a conversion whose output is as accurate as may be within a size.
 
     Args:
@@ -78,7 +91,10 @@ def plan_for_size(
         tensors: What will be stored.
         quant: The recipe that is changed; None for the one of the nearest size.
         choices: What the user wants otherwise: the size, and what stands in spite of it.
-        planned: Makes plans.
+        planned: Makes a plan with a recipe and choices that have no size to aim at.
+
+    Returns:
+        The plan; and the types that were chosen, as ``--tensor-type`` takes them.
 
     Raises:
         UsageError: The target has no types to choose from, or none are that small.
@@ -109,7 +125,7 @@ def plan_for_size(
         plan = planned(recipe, replace(bare, tensor_types=(*bare.tensor_types, *lines)))
         over = _measure(plan, choices) - limit
         if over <= 0:
-            return replace(plan, mixture=tuple((pattern.pattern, name) for pattern, name in lines))
+            return plan, tuple((pattern.pattern, name) for pattern, name in lines)
         budget -= over + (limit >> 14 << attempt)  # the next choice may take some more words again
     raise UsageError("nothing fits this size", hint="give a larger one")
 
@@ -122,7 +138,7 @@ def _cost(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> int
     return sum(_bytes(t, encoding) for t, encoding in zip(tensors, encodings, strict=True))
 
 
-def _measure(plan: Plan, choices: Choices) -> int:
+def _measure(plan: Planned, choices: Choices) -> int:
     """What the limit is for: bytes of all files, or of the tensors alone."""
     return plan.size if choices.target_size else sum(t.nbytes for t in plan.tensors)
 

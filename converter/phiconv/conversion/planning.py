@@ -141,22 +141,39 @@ def make_plan(
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
     choices = spelled(choices or Choices())
-    planned = partial(
-        _planned_again, model, destination, to=to, split_max_size=split_max_size, repack_only=repack_only
-    )
     check_source(model, target.name, plain=choices.plain)
     check_calibration(model, choices)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)
     tensors = writer.tensors(model)
-    if choices.target_size is not None or choices.bits_per_weight is not None:
+    planned = partial(_planned, model, destination, target, tensors, split_max_size)
+    if choices.target_size is None and choices.bits_per_weight is None:
+        plan = planned(quant, choices)
+    else:
         check(target.name, choices)
-        return plan_for_size(target.name, model, tensors, quant, choices, planned)
+        plan, types = plan_for_size(target.name, model, tensors, quant, choices, planned)
+        plan = replace(plan, mixture=types)
+    if repack_only:
+        _check_lossless(plan.tensors, model)
+    return plan
+
+
+def _planned(
+    model: Model,
+    destination: Path,
+    target: Format,
+    tensors: list[OutputTensor],
+    split_max_size: int | None,
+    quant: str | None,
+    choices: Choices,
+) -> Plan:
+    """The plan for a recipe and choices that say the type of each tensor."""
+    assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
     folder, file_name = _place(destination, target, model, recipe)
     _check_place(model, folder, folder / file_name)
-    package = writer.package(
+    package = target.writer().package(
         model,
         tensors,
         encodings,
@@ -175,31 +192,7 @@ def make_plan(
     if quant is None:
         notes += _growth(plans, target.name)
     package = replace(package, notes=tuple(notes), label=Label(file_name, target.name, recipe))
-    if repack_only:
-        _check_lossless(plans, model)
     return Plan(model, folder, target.name, recipe, package, plans)
-
-
-def _planned_again(
-    model: Model,
-    destination: Path,
-    quant: str | None,
-    choices: Choices,
-    *,
-    to: str | None,
-    split_max_size: int | None,
-    repack_only: bool,
-) -> Plan:
-    """The same plan with another recipe and other choices."""
-    return make_plan(
-        model,
-        destination,
-        to=to,
-        quant=quant,
-        split_max_size=split_max_size,
-        choices=choices,
-        repack_only=repack_only,
-    )
 
 
 def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
