@@ -8,8 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from phiconv.conversion import pipeline
+from phiconv.conversion.adapters import merge
+from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
-from phiconv.conversion.source import Examination, examine, expanded, open_model
+from phiconv.conversion.source import Examination, examine, open_model
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    from phiconv.conversion.adapters import Lora
     from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
 
@@ -46,6 +49,7 @@ __all__ = [
     "examine",
     "generate",
     "logits",
+    "merge",
     "open_model",
     "plan",
     "read",
@@ -84,6 +88,8 @@ def plan(
     imatrix: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
+    lora: Sequence[Lora] = (),
+    base: str | PathLike[str] | None = None,
     repack_only: bool = False,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
@@ -91,7 +97,10 @@ def plan(
     The arguments and errors are those of `convert`.
     """
     choices = choices or Choices()
-    model = source if isinstance(source, Model) else open_model(source, config=config, plain=choices.plain)
+    if isinstance(source, Model):
+        model = merge(source, lora)
+    else:
+        model = open_model(source, config=config, plain=choices.plain, lora=lora, base=base)
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
     if calibration is not None:
@@ -120,6 +129,8 @@ def convert(
     text: str | Sequence[str] | None = None,
     calibration_tokens: int | None = None,
     config: str | PathLike[str] | None = None,
+    lora: Sequence[Lora] = (),
+    base: str | PathLike[str] | None = None,
     repack_only: bool = False,
     jobs: int | None = None,
     processes: bool = False,
@@ -145,6 +156,8 @@ def convert(
         text: What to measure that on: a text or several. By default the texts that come with phiconv.
         calibration_tokens: About how many tokens of it; 8192 by default.
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
+        lora: Adapters to merge into the model on the way, see `merge`.
+        base: The model, where the source is an adapter to merge into it.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
         processes: Use processes rather than threads where quantizing takes long: they get more out of several
@@ -171,7 +184,7 @@ def convert(
         config=config,
         repack_only=repack_only,
     )
-    first = planned(source, destination, calibration=calibration)
+    first = planned(source, destination, calibration=calibration, lora=lora, base=base)
     again = partial(planned, first.model, destination)
     with calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as made:
         notes = [*made.package.notes]

@@ -31,13 +31,14 @@ __all__ = ["LOSSLESS", "Action", "Plan", "TensorPlan", "action_of", "make_plan"]
 
 
 Action: TypeAlias = Literal[
-    "copied", "repacked", "widened", "rounded", "quantized", "dequantized", "requantized"
+    "copied", "repacked", "widened", "merged", "rounded", "quantized", "dequantized", "requantized"
 ]
 """What happens to the numbers of a tensor.
 
     copied       they stay as they are stored
     repacked     so do all codes and scales, in the layout of another format
     widened      to a float type that holds each of them
+    merged       the sum with an adapter stays as it is computed, in float32
     rounded      to another float type
     quantized    from floats to blocks
     dequantized  from blocks to floats
@@ -184,9 +185,11 @@ def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
 def _source_notes(model: Model, target: str) -> list[str]:
     """Notes on what the source does not say, or is wrong about; a copy in its own format says no more."""
     hp = model.hyperparameters
-    notes = [] if target == model.format else [*model.card.supplied]
+    notes = [*model.merged] if target == model.format else [*model.merged, *model.card.supplied]
     if hp is None or hp.tie_word_embeddings or model.card.config.get("tie_word_embeddings") is not True:
         return notes
+    if model.merged:
+        return [*notes, "config.json says tie_word_embeddings, but not with this adapter: both are kept"]
     said = "config.json says tie_word_embeddings"
     return [
         *notes,
@@ -273,6 +276,8 @@ def action_of(stored: Encoding, encoding: Encoding) -> Action:
     if isinstance(encoding, FloatEncoding):
         if not isinstance(stored, FloatEncoding):
             return "dequantized"
+        if stored.dtype == encoding.dtype:
+            return "merged"
         return "widened" if encoding == F64 or (stored in {F16, BF16} and encoding == F32) else "rounded"
     return "quantized" if isinstance(stored, FloatEncoding) else "requantized"
 
