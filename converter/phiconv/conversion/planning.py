@@ -11,7 +11,7 @@ from phiconv.conversion.effort import with_moments
 from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_calibration, check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
-from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
+from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding, plain_name
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, cast, choose, spelled
@@ -271,13 +271,13 @@ def action_of(stored: Encoding, encoding: Encoding) -> Action:
     """What turns numbers of one encoding into another."""
     if stored == encoding:
         return "copied"
+    if stored.name != plain_name(stored) and isinstance(encoding, FloatEncoding):
+        return "merged" if encoding == F32 else "rounded"
     if repackable(stored, encoding):
         return "repacked"
     if isinstance(encoding, FloatEncoding):
         if not isinstance(stored, FloatEncoding):
             return "dequantized"
-        if stored.dtype == encoding.dtype:
-            return "merged"
         return "widened" if encoding == F64 or (stored in {F16, BF16} and encoding == F32) else "rounded"
     return "quantized" if isinstance(stored, FloatEncoding) else "requantized"
 

@@ -8,9 +8,10 @@ the same product in float32, and the same on every machine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,6 +33,44 @@ _DOUBLE_BITS = 53  # of a whole number that float64 holds
 _SMALLEST = -500  # exponent of a unit, far below float32
 
 
+class _Factors(NamedTuple):
+    """What all tiles of a matrix have in common.
+
+    Attributes:
+        columns: A, or B's transpose, in whole numbers, shape (rank, columns).
+        units: Of each column, shape (1, columns).
+        rows: The other factor as it is stored, where single columns of it cannot be read; else None.
+    """
+
+    columns: DoubleArray
+    units: DoubleArray
+    rows: NDArray[Any] | None
+
+
+class _Memory:
+    """Keeps the factors of a matrix from tile to tile, and lets go of them when others are read.
+
+    A copy in another process starts empty.
+    """
+
+    def __init__(self) -> None:
+        self.factors: _Factors | None = None
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+        return _Memory, ()
+
+    def keep(self, factors: _Factors) -> _Factors:
+        self.factors = factors
+        if len(_recent) >= _MOST_KEPT and (old := _recent.popleft()()) is not None:
+            old.factors = None
+        _recent.append(weakref.ref(self))
+        return factors
+
+
+_MOST_KEPT = 4  # two matrices by turns, in each of two threads
+_recent: deque[weakref.ref[_Memory]] = deque()
+
+
 @dataclass(frozen=True, slots=True)
 class _Merged:
     """The rows of a matrix and what an adapter does to them (an `ir.Source`)."""
@@ -39,13 +78,14 @@ class _Merged:
     base: Tensor
     change: LowRank
     encoding: FloatEncoding | MixedEncoding
+    memory: _Memory = field(default_factory=_Memory, compare=False, repr=False)
 
     @property
     def label(self) -> str:
         return self.base.label
 
     def read(self, start: int, stop: int) -> Encoded:
-        result = _delta(self.change, start, stop)
+        result = self._delta(start, stop)
         with np.errstate(all="ignore"):  # the base may hold what is not finite, which the pipeline counts
             result += _widened(self.base.read(start, stop), self.base.columns)
             if self.change.magnitude is not None:
@@ -56,6 +96,19 @@ class _Merged:
     def changed(self) -> bool:
         parts = (self.base, self.change.a, self.change.b, self.change.magnitude)
         return any(part is not None and part.changed() for part in parts)
+
+    def _delta(self, start: int, stop: int) -> DoubleArray:
+        """Rows of ``scale * (B @ A)``."""
+        factors = self.memory.factors or self.memory.keep(_factors(self.change))
+        if factors.rows is None:
+            rows = _finite(self.change.b, start, stop)
+        else:
+            rows = factors.rows[:, start:stop].T.astype(np.float64)
+        units = _units(rows, _bits(self.change), axis=1)
+        result: DoubleArray = np.rint(rows / units) @ factors.columns
+        result *= units
+        result *= factors.units * self.change.scale
+        return result
 
 
 def merge(base: Tensor, change: LowRank) -> Tensor:
@@ -70,39 +123,26 @@ def merge(base: Tensor, change: LowRank) -> Tensor:
     """
     if base.shape != change.shape:
         raise ValueError(f"an adapter for {change.shape} and a matrix of {base.shape}")
+    if not base.size:
+        return base
     return Tensor.of(_Merged(base, change, with_adapter(base.encoding)), base.shape)
 
 
-def _delta(change: LowRank, start: int, stop: int) -> DoubleArray:
-    """Rows of ``scale * (B @ A)``."""
-    bits = (_DOUBLE_BITS - (change.rank - 1).bit_length()) // 2
+def _bits(change: LowRank) -> int:
+    """Bits of whole numbers whose products float64 can add up, without the sign."""
+    return (_DOUBLE_BITS - (change.rank - 1).bit_length()) // 2
+
+
+def _factors(change: LowRank) -> _Factors:
+    columns = (
+        _finite(change.b, 0, change.b.rows).T if change.transposed else _finite(change.a, 0, change.rank)
+    )
+    units = _units(columns, _bits(change), axis=0)
+    rows = None
     if change.transposed:
-        rows = _whole(change.a).T[start:stop].astype(np.float64)
-        columns, column_units = _in_whole_numbers(change.b, bits, transposed=True)
-    else:
-        rows = _finite(change.b, start, stop)
-        columns, column_units = _in_whole_numbers(change.a, bits, transposed=False)
-    row_units = _units(rows, bits, axis=1)
-    result: DoubleArray = np.rint(rows / row_units) @ columns
-    result *= row_units
-    result *= column_units * change.scale
-    return result
-
-
-@lru_cache(maxsize=4)  # tile after tile asks for the same ones; of two matrices by turns, in two threads
-def _in_whole_numbers(matrix: Tensor, bits: int, *, transposed: bool) -> tuple[DoubleArray, DoubleArray]:
-    """A, or B's transpose, in whole numbers of so many bits, and the unit of each column, shape (1, columns).
-
-    Args:
-        matrix: A; or B.
-        bits: Of a whole number, without the sign.
-        transposed: It is B.
-    """
-    values = _finite(matrix, 0, matrix.rows)
-    values = np.ascontiguousarray(values.T) if transposed else values
-    units = _units(values, bits, axis=0)
-    values /= units
-    return np.rint(values, out=values), units
+        _finite(change.a, 0, change.rank)
+        rows = np.asarray(change.a.read(0, change.rank))
+    return _Factors(np.rint(columns / units), units, rows)
 
 
 def _units(values: DoubleArray, bits: int, axis: int) -> DoubleArray:
@@ -110,13 +150,6 @@ def _units(values: DoubleArray, bits: int, axis: int) -> DoubleArray:
     largest = np.abs(values).max(axis=axis, keepdims=True)
     units: DoubleArray = np.ldexp(1.0, np.maximum(np.frexp(largest)[1] - bits, _SMALLEST))
     return units
-
-
-@lru_cache(maxsize=1)  # a table of thousands of tokens, of which every tile takes some columns
-def _whole(matrix: Tensor) -> NDArray[Any]:
-    """All of a matrix as it is stored."""
-    _finite(matrix, 0, matrix.rows)
-    return np.asarray(matrix.read(0, matrix.rows))
 
 
 def _finite(tensor: Tensor, start: int, stop: int) -> DoubleArray:
