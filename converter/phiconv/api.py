@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from phiconv.conversion import pipeline
+from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.source import Examination, examine, open_model
-from phiconv.errors import UnsupportedModelError
+from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
 from phiconv.quality.beside import calibrated
@@ -89,7 +90,8 @@ def plan(
     calibration: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
     lora: Sequence[Lora] = (),
-    base: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | Model | None = None,
+    adapter_only: bool = False,
     repack_only: bool = False,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
@@ -97,8 +99,12 @@ def plan(
     The arguments and errors are those of `convert`.
     """
     choices = choices or Choices()
+    if adapter_only:
+        return _plan_adapter(source, destination, base, to=to, quant=quant, choices=choices, lora=lora)
     if isinstance(source, Model):
         model = merge(source, lora)
+    elif isinstance(base, Model):
+        model = merge(base, (source, *lora))
     else:
         model = open_model(source, config=config, plain=choices.plain, lora=lora, base=base)
     if imatrix is not None:
@@ -116,6 +122,25 @@ def plan(
     )
 
 
+def _plan_adapter(
+    source: str | PathLike[str] | Model,
+    destination: str | PathLike[str],
+    base: str | PathLike[str] | Model | None,
+    *,
+    to: str | None,
+    quant: str | None,
+    choices: Choices,
+    lora: Sequence[Lora],
+) -> Plan:
+    if base is None or isinstance(source, Model) or lora:
+        raise UsageError(
+            "--adapter-only takes an adapter and the model that it is for",
+            hint="write phiconv ADAPTER x.gguf --base MODEL --adapter-only",
+        )
+    model = base if isinstance(base, Model) else open_model(base)
+    return plan_adapter(source, model, expanded(destination), to=to, quant=quant, choices=choices)
+
+
 def convert(
     source: str | PathLike[str] | Model,
     destination: str | PathLike[str],
@@ -130,7 +155,8 @@ def convert(
     calibration_tokens: int | None = None,
     config: str | PathLike[str] | None = None,
     lora: Sequence[Lora] = (),
-    base: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | Model | None = None,
+    adapter_only: bool = False,
     repack_only: bool = False,
     jobs: int | None = None,
     processes: bool = False,
@@ -158,6 +184,7 @@ def convert(
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
         lora: Adapters to merge into the model on the way, see `merge`.
         base: The model, where the source is an adapter to merge into it.
+        adapter_only: Write the adapter by itself, for llama.cpp to add to the model while it runs.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
         processes: Use processes rather than threads where quantizing takes long: they get more out of several
@@ -184,7 +211,9 @@ def convert(
         config=config,
         repack_only=repack_only,
     )
-    first = planned(source, destination, calibration=calibration, lora=lora, base=base)
+    first = planned(
+        source, destination, calibration=calibration, lora=lora, base=base, adapter_only=adapter_only
+    )
     again = partial(planned, first.model, destination)
     with calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as made:
         notes = [*made.package.notes]

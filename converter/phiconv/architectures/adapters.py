@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from phiconv.architectures.architecture import Architecture
     from phiconv.ir import Tensor
-    from phiconv.ir.adapter import Adapter
+    from phiconv.ir.adapter import Adapter, LowRank
     from phiconv.ir.model import Hyperparameters
 
-__all__ = ["ModuleRows", "apply_adapter", "modules_of"]
+__all__ = ["ModuleRows", "apply_adapter", "changes_by_role", "modules_of"]
 
 _SAME_DECODER = {PHI3.name: LLAMA.names, LLAMA.name: PHI3.names}
 """What other families call the same matrices."""
@@ -115,15 +115,39 @@ def apply_adapter(
             if role not in result:
                 raise _unknown(adapter, name)
             result[role] = _with_rows(result[role], rows, tensor.slice_rows(rows.start, rows.stop))
+    for rows, change in _changes(modules, adapter):
+        new = merge(_rows(result[rows.role], rows), change)
+        result[rows.role] = _with_rows(result[rows.role], rows, new)
+    return hp, result
+
+
+def changes_by_role(architecture: Architecture, hp: Hyperparameters, adapter: Adapter) -> dict[Role, LowRank]:
+    """What an adapter adds to each weight, for a file of the adapter alone.
+
+    Raises:
+        UnsupportedModelError: A module that the model does not have, or that is one of several experts.
+        ConfigError: A matrix of another shape than the model's.
+    """
+    found: dict[Role, LowRank] = {}
+    for rows, change in _changes(modules_of(architecture, hp), adapter):
+        if len(role_shape(rows.role.name, hp)) > 2:
+            raise UnsupportedModelError(
+                "adapters of single experts are merged only", path=adapter.file, at=f"module of {rows.role}"
+            )
+        found[rows.role] = change
+    return found
+
+
+def _changes(
+    modules: Mapping[str, list[ModuleRows]], adapter: Adapter
+) -> Iterator[tuple[ModuleRows, LowRank]]:
+    """What is added to the rows of every role, if it fits the model."""
     for module, change in adapter.changes.items():
         for rows in _known(modules, module, adapter, module):
             shape = _count(modules[module]), rows.columns
             if change.shape != shape:
                 raise _wrong_shape(change.shape, shape, adapter, module)
-            old = _rows(result[rows.role], rows)
-            new = merge(old, change.slice_rows(rows.start, rows.stop))
-            result[rows.role] = _with_rows(result[rows.role], rows, new)
-    return hp, result
+            yield rows, change.slice_rows(rows.start, rows.stop)
 
 
 def _known(

@@ -115,6 +115,7 @@ def _wishes(
     config: Path | None,
     lora: list[Lora],
     base: Path | None,
+    adapter_only: bool,
     repack_only: bool,
     tensor_types: tuple[str, ...],
     **choices: Any,
@@ -131,6 +132,7 @@ def _wishes(
         "config": config,
         "lora": lora,
         "base": base,
+        "adapter_only": adapter_only,
         "repack_only": repack_only,
         "choices": Choices(tensor_types=tuple(override(text) for text in tensor_types), **choices),
     }

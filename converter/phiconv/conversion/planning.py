@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from phiconv_formats import Format
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
-__all__ = ["LOSSLESS", "Action", "Plan", "TensorPlan", "action_of", "make_plan"]
+__all__ = [
+    "LOSSLESS",
+    "Action",
+    "Plan",
+    "TensorPlan",
+    "action_of",
+    "check_path",
+    "check_place",
+    "make_plan",
+    "place",
+    "tensor_plans",
+]
 
 
 Action: TypeAlias = Literal[
@@ -133,7 +144,7 @@ def make_plan(
         UnsupportedModelError: A model that the target cannot hold.
         OutputError: A destination that cannot be written to.
     """
-    _check_path(destination, model.path)
+    check_path(destination, model.path)
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
@@ -145,8 +156,8 @@ def make_plan(
     tensors = writer.tensors(model)
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
-    folder, file_name = _place(destination, target, model, recipe)
-    _check_place(model, folder, folder / file_name)
+    folder, file_name = place(destination, target, model, recipe)
+    check_place(model, folder, folder / file_name)
     package = writer.package(
         model,
         tensors,
@@ -162,7 +173,7 @@ def make_plan(
     if choices.calibration is not None:
         package = with_moments(package, tensors, model, choices.calibration)
     notes = [*package.notes, *_source_notes(model, target.name), *_choice_notes(tensors, choices, again)]
-    plans = _tensor_plans(tensors, package)
+    plans = tensor_plans(tensors, package)
     if quant is None:
         notes += _growth(plans, target.name)
     package = replace(package, notes=tuple(notes), label=Label(file_name, target.name, recipe))
@@ -253,7 +264,8 @@ def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | Non
     return replace(package, streams=tuple(map(change, package.streams)))
 
 
-def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
+def tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
+    """What becomes of each tensor."""
     return tuple(
         TensorPlan(
             t.name,
@@ -294,7 +306,7 @@ def _check_lossless(tensors: Sequence[TensorPlan], model: Model) -> None:
             )
 
 
-def _place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
+def place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
     """Folder and file name of the output; in a folder the file is named after the model and the recipe.
 
     Files of a format that is a folder have names of their own, unless the destination names one.
@@ -312,20 +324,20 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
     return destination, shortened(name_of(model.path), _LONGEST_NAME - len(end)) + end
 
 
-def _check_place(model: Model, folder: Path, file: Path) -> None:
+def check_place(model: Model, folder: Path, file: Path) -> None:
     """Refuses to write over the source, into it, or to where nothing can be written."""
     if model.path.is_dir() and folder.resolve().is_relative_to(model.path.resolve()):
         raise OutputError(
             "the destination is inside the source folder", path=file, hint="choose another folder"
         )
-    _check_path(file, model.path)
+    check_path(file, model.path)
     if not _existing(folder).is_dir():
         raise OutputError(
             "the folder of the destination is a file", path=folder, hint="choose another folder"
         )
 
 
-def _check_path(destination: Path, source: Path) -> None:
+def check_path(destination: Path, source: Path) -> None:
     """Refuses what no file can be called, and the source."""
     check_names([destination])
     if destination.exists() and destination.samefile(source):

@@ -123,8 +123,6 @@ def merge(base: Tensor, change: LowRank) -> Tensor:
     """
     if base.shape != change.shape:
         raise ValueError(f"an adapter for {change.shape} and a matrix of {base.shape}")
-    if not base.size:
-        return base
     return Tensor.of(_Merged(base, change, with_adapter(base.encoding)), base.shape)
 
 
