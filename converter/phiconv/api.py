@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phiconv.conversion import pipeline
 from phiconv.conversion.adapter_files import plan_adapter
@@ -201,19 +201,10 @@ def convert(
         WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
-    planned = partial(
-        plan,
-        to=to,
-        quant=quant,
-        split_max_size=split_max_size,
-        choices=choices,
-        imatrix=imatrix,
-        config=config,
-        repack_only=repack_only,
-    )
-    first = planned(
-        source, destination, calibration=calibration, lora=lora, base=base, adapter_only=adapter_only
-    )
+    planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config)
+    planned = partial(planned, to=to, quant=quant, choices=choices, repack_only=repack_only)
+    adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
+    first = planned(source, destination, calibration=calibration, **adapters)
     again = partial(planned, first.model, destination)
     with calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as made:
         notes = [*made.package.notes]

@@ -34,9 +34,11 @@ CONFIG = click.option(
 )
 
 
-def lora_option(name: str, help_text: str) -> Callable[[F], F]:
+def lora_option(names: str, help_text: str) -> Callable[[F], F]:
     """An option for adapters, given as often as there are some."""
-    return click.option(name, multiple=True, metavar="ADAPTER[=WEIGHT]", callback=_adapters, help=help_text)
+    return click.option(
+        *names.split(), multiple=True, metavar="ADAPTER[=WEIGHT]", callback=_adapters, help=help_text
+    )
 
 
 def _adapters(
@@ -55,7 +57,9 @@ def _adapters(
     return found
 
 
-LORA = lora_option("--lora", "An adapter (LoRA) to merge into the model; several, one after the other.")
+LORA = lora_option(
+    "--lora --adapter", "An adapter (LoRA) to merge into the model; several, one after the other."
+)
 BASE = click.option("--base", type=PATH, metavar="MODEL", help="The model, where the source is an adapter.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 JOBS = click.option(
