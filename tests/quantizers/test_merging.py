@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,3 +188,13 @@ def test_shapes_that_differ_are_a_mistake():
         merge(tensor(BASE), change(24, 32, 2))
     with pytest.raises(IndexError):
         change(24, 64, 2, transposed=True).slice_rows(0, 3)
+
+
+def test_a_copy_in_another_process():
+    """Nothing of what is kept from tile to tile goes along."""
+    low = change(24, 64, 2)
+    view = merge(tensor(BASE), low)
+    expected = everything(view)
+    copy = pickle.loads(pickle.dumps(view))  # noqa: S301 - what was pickled just now
+    assert len(pickle.dumps(view)) < len(pickle.dumps((BASE, everything(low.a), everything(low.b)))) + 2000
+    np.testing.assert_array_equal(everything(copy), expected)

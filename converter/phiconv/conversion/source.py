@@ -164,7 +164,8 @@ def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = N
         InputError: There is nothing to look at.
     """
     path = expanded(path)
-    if adapter_folder(path) is not None and (adapter := tolerated(lambda: open_adapter(path))) is not None:
+    adapter = tolerated(lambda: open_adapter(path) if adapter_folder(path) else None)
+    if adapter is not None:
         found = Checkpoint(path, "peft", adapter.stored)
         return Examination(found, "", None, None, None, None, adapter)
     try:

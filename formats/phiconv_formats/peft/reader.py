@@ -11,7 +11,7 @@ from phiconv.ir import FloatEncoding
 from phiconv.ir.adapter import Adapter, LowRank
 from phiconv_formats.peft.config import parse
 from phiconv_formats.pytorch import open_pytorch
-from phiconv_formats.recognition import only_adapter
+from phiconv_formats.recognition import is_there, only_adapter, what_is_missing
 from phiconv_formats.shared.safetensors import open_safetensors
 from phiconv_formats.shared.strict_json import load_json_object
 
@@ -50,7 +50,13 @@ class _Module:
 
 
 def adapter_folder(path: Path) -> Path | None:
-    """The folder of an adapter that a path is, or is a file of; None where it is none, or also a model."""
+    """The folder of an adapter that a path is, or is a file of; None where it is none, or also a model.
+
+    Raises:
+        InputError: There can be nothing, see `recognition.is_there`.
+    """
+    if not is_there(path):
+        return None
     named = path.is_file() and path.name in (_CONFIG, *_FILES)
     folder = path.parent if named else path
     if not (folder / _CONFIG).is_file() or not any((folder / name).exists() for name in _FILES):
@@ -69,6 +75,9 @@ def open_adapter(path: Path) -> Adapter:
         UnsupportedModelError: What cannot be merged exactly, by its key.
         MalformedFileError, ConfigError: A file that does not follow its format, or contradicts another.
     """
+    if not is_there(path):
+        message, hint = what_is_missing(path)
+        raise MissingFileError(message, path=path, hint=hint)
     folder = path.parent if path.is_file() else path
     config_path = folder / _CONFIG
     if not config_path.exists():

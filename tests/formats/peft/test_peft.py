@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import OrderedDict
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,13 @@ from safetensors.numpy import save_file
 
 import phiconv
 from adapters import PREFIX, QKV, STORED, low_rank, stored_adapter, write_adapter
-from phiconv.errors import ConfigError, MalformedFileError, MissingFileError, UnsupportedModelError
+from phiconv.errors import (
+    ConfigError,
+    InputError,
+    MalformedFileError,
+    MissingFileError,
+    UnsupportedModelError,
+)
 from phiconv_formats.peft import adapter_folder, open_adapter
 
 TENSORS = low_rank(QKV, 192, 64)
@@ -225,8 +232,12 @@ def test_files_that_are_missing(tmp_path):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(MissingFileError, match=r"no adapter_config\.json there"):
         open_adapter(folder)
-    with pytest.raises(MissingFileError, match=r"no adapter_config\.json there"):
+    with pytest.raises(MissingFileError, match="no such file or folder"):
         open_adapter(tmp_path / "nothing")
+    with pytest.raises(MissingFileError, match="it looks like a name on the Hugging Face hub"):
+        open_adapter(Path("somebody/adapter"))
+    with pytest.raises(InputError, match="File name too long"):
+        open_adapter(tmp_path / ("x" * 300))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"r": NaN}', '{"r": 1, "r": 2}', '{"lora_alpha": 1e999}'])
