@@ -13,7 +13,7 @@ from phiconv.errors import UnsupportedModelError, UsageError, printable
 from phiconv_formats.peft import open_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Sized
     from os import PathLike
 
     from phiconv.ir.adapter import Adapter
@@ -96,11 +96,17 @@ def _sentence(adapter: Adapter) -> str:
     scales = sorted({change.scale for change in adapter.changes.values()})
     parts = []
     if ranks:
-        what = f"{len(adapter.changes)} matrices of rank {_range(ranks)}, scale {_range(scales)}"
+        what = (
+            f"{_count(adapter.changes, 'matrix', 'matrices')} of rank {_range(ranks)}, scale {_range(scales)}"
+        )
         parts.append(what + (", DoRA" if any(c.magnitude for c in adapter.changes.values()) else ""))
     if adapter.replaced:
-        parts.append(f"{len(adapter.replaced)} tensors replaced")
+        parts.append(f"{_count(adapter.replaced, 'tensor', 'tensors')} replaced")
     return f"the adapter {printable(adapter.path, 120)} is merged: {'; '.join(parts)}"
+
+
+def _count(things: Sized, one: str, several: str) -> str:
+    return f"{len(things)} {one if len(things) == 1 else several}"
 
 
 def _range(values: Sequence[float]) -> str:
