@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phiconv.conversion import pipeline
+from phiconv.conversion.adapter_files import plan_adapter
+from phiconv.conversion.adapters import merge
+from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
-from phiconv.conversion.source import Examination, examine, expanded, open_model
-from phiconv.errors import UnsupportedModelError
+from phiconv.conversion.source import Examination, examine, open_model
+from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
 from phiconv.quality.beside import calibrated
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    from phiconv.conversion.adapters import Lora
     from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
 
@@ -46,6 +50,7 @@ __all__ = [
     "examine",
     "generate",
     "logits",
+    "merge",
     "open_model",
     "plan",
     "read",
@@ -84,6 +89,9 @@ def plan(
     imatrix: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
+    lora: Sequence[Lora] = (),
+    base: str | PathLike[str] | Model | None = None,
+    adapter_only: bool = False,
     repack_only: bool = False,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
@@ -91,7 +99,14 @@ def plan(
     The arguments and errors are those of `convert`.
     """
     choices = choices or Choices()
-    model = source if isinstance(source, Model) else open_model(source, config=config, plain=choices.plain)
+    if adapter_only:
+        return _plan_adapter(source, destination, base, to=to, quant=quant, choices=choices, lora=lora)
+    if isinstance(source, Model):
+        model = merge(source, lora)
+    elif isinstance(base, Model):
+        model = merge(base, (source, *lora))
+    else:
+        model = open_model(source, config=config, plain=choices.plain, lora=lora, base=base)
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
     if calibration is not None:
@@ -107,6 +122,25 @@ def plan(
     )
 
 
+def _plan_adapter(
+    source: str | PathLike[str] | Model,
+    destination: str | PathLike[str],
+    base: str | PathLike[str] | Model | None,
+    *,
+    to: str | None,
+    quant: str | None,
+    choices: Choices,
+    lora: Sequence[Lora],
+) -> Plan:
+    if base is None or isinstance(source, Model) or lora:
+        raise UsageError(
+            "--adapter-only takes an adapter and the model that it is for",
+            hint="write phiconv ADAPTER x.gguf --base MODEL --adapter-only",
+        )
+    model = base if isinstance(base, Model) else open_model(base)
+    return plan_adapter(source, model, expanded(destination), to=to, quant=quant, choices=choices)
+
+
 def convert(
     source: str | PathLike[str] | Model,
     destination: str | PathLike[str],
@@ -120,6 +154,9 @@ def convert(
     text: str | Sequence[str] | None = None,
     calibration_tokens: int | None = None,
     config: str | PathLike[str] | None = None,
+    lora: Sequence[Lora] = (),
+    base: str | PathLike[str] | Model | None = None,
+    adapter_only: bool = False,
     repack_only: bool = False,
     jobs: int | None = None,
     processes: bool = False,
@@ -145,6 +182,9 @@ def convert(
         text: What to measure that on: a text or several. By default the texts that come with phiconv.
         calibration_tokens: About how many tokens of it; 8192 by default.
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
+        lora: Adapters to merge into the model on the way, see `merge`.
+        base: The model, where the source is an adapter to merge into it.
+        adapter_only: Write the adapter by itself, for llama.cpp to add to the model while it runs.
         repack_only: Refuse a conversion that would change any weight, before one is read.
         jobs: Number of threads; by default one per processor.
         processes: Use processes rather than threads where quantizing takes long: they get more out of several
@@ -161,17 +201,10 @@ def convert(
         WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
-    planned = partial(
-        plan,
-        to=to,
-        quant=quant,
-        split_max_size=split_max_size,
-        choices=choices,
-        imatrix=imatrix,
-        config=config,
-        repack_only=repack_only,
-    )
-    first = planned(source, destination, calibration=calibration)
+    planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config)
+    planned = partial(planned, to=to, quant=quant, choices=choices, repack_only=repack_only)
+    adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
+    first = planned(source, destination, calibration=calibration, **adapters)
     again = partial(planned, first.model, destination)
     with calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as made:
         notes = [*made.package.notes]

@@ -21,6 +21,7 @@ __all__ = [
     "format_of_content",
     "has_original_weights",
     "is_there",
+    "only_adapter",
     "what_folder_is",
     "what_is_missing",
 ]
@@ -28,7 +29,8 @@ __all__ = [
 NO_WEIGHTS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 """What training leaves beside the weights."""
 
-_ORIGINAL = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_ORIGINAL = (*_WEIGHTS, ".index.json")
 
 _LARGEST_HEADER = 100 << 20  # of a safetensors file
 _MOST_NAMES = 5
@@ -64,6 +66,12 @@ def has_original_weights(folder: Path) -> bool:
     """Whether a folder has files of weights, or an index of some, as training and the hub have them."""
     names = (p.name for p in folder.iterdir())
     return any(n.endswith(_ORIGINAL) and n not in NO_WEIGHTS and not n.startswith(".") for n in names)
+
+
+def only_adapter(folder: Path) -> bool:
+    """Whether all weights of a folder are an adapter's."""
+    weights = (p.name for end in _WEIGHTS for p in folder.glob(f"*{end}"))
+    return all(name.startswith("adapter_") or name in NO_WEIGHTS for name in weights)
 
 
 # ----------------------------------------------------------------------------------------- what is not there

@@ -70,6 +70,8 @@ FUNCTIONS = (
     ("llama_batch_free", None, [Batch]),
     ("llama_decode", i32, [pointer, Batch]),
     ("llama_get_logits", ctypes.POINTER(f32), [pointer]),
+    ("llama_adapter_lora_init", pointer, [pointer, ctypes.c_char_p]),
+    ("llama_set_adapters_lora", i32, [pointer, ctypes.POINTER(pointer), size, ctypes.POINTER(f32)]),
     ("llama_free", None, [pointer]),
     ("llama_model_free", None, [pointer]),
     ("llama_log_set", None, [pointer, pointer]),
@@ -104,7 +106,14 @@ class Runtime:
             raise RuntimeError(f"llama.cpp does not load {path}")
         self.vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
 
-    def logits(self, ids, context=512):
+    def adapter(self, path):
+        """A file that is added to the model, which is freed with it."""
+        found = self.llama.llama_adapter_lora_init(self.model, str(path).encode())
+        if not found:
+            raise RuntimeError(f"llama.cpp does not load {path}")
+        return found
+
+    def logits(self, ids, context=512, adapter=None, scale=1.0):
         """Logits at every position of a prompt; cache and attention in float32."""
         params = self.llama.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = context
@@ -113,6 +122,9 @@ class Runtime:
         params.flash_attn_type = 0
         state = self.llama.llama_init_from_model(self.model, params)
         assert state
+        if adapter is not None:
+            one, scales = (pointer * 1)(adapter), (f32 * 1)(scale)
+            assert self.llama.llama_set_adapters_lora(state, one, 1, scales) == 0
         batch = self.llama.llama_batch_init(len(ids), 0, 1)
         try:
             for i, token in enumerate(ids):

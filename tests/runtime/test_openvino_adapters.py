@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import phiconv
+from adapters import STORED, stored_adapter
 from openvino_runtime import STRICT
 
 pytestmark = pytest.mark.runtime
@@ -75,3 +76,18 @@ def test_an_adapter_of_the_hubs_names(openvino, genai, tmp_path, model_folder, k
     inputs = genai.TokenizedInputs(*(openvino.Tensor(x) for x in (ids, np.ones_like(ids))))
     assert pipeline.generate(inputs, config).tokens[0] == expected
     assert pipeline.generate(inputs, config, adapters=genai.AdapterConfig()).tokens[0] == plain
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("plain", 2.0), ("rslora", 3.0), ("apart", 2.0)])
+def test_an_adapter_as_peft_saves_it(openvino, genai, tmp_path, model_folder, name, alpha):
+    """GenAI answers as the model that it is merged into."""
+    folder, lora = model_folder(STORED[name]), stored_adapter(name)
+    phiconv.convert(folder, tmp_path / "m", to="openvino", quant="f32")
+    ids = np.random.default_rng(1).integers(0, 256, (1, 12))
+    expected = greedy(phiconv.open_model(folder, lora=[lora]), ids, 8)
+    chosen = genai.AdapterConfig(genai.Adapter(lora / "adapter_model.safetensors"), alpha)
+    pipeline = genai.LLMPipeline(tmp_path / "m", "CPU", adapters=chosen, **STRICT)
+    settings = {"max_new_tokens": 8, "do_sample": False, "ignore_eos": True}
+    config = genai.GenerationConfig(**settings, eos_token_id=0, stop_token_ids={0})
+    inputs = genai.TokenizedInputs(*(openvino.Tensor(x) for x in (ids, np.ones_like(ids))))
+    assert pipeline.generate(inputs, config).tokens[0] == expected

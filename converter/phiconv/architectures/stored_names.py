@@ -88,7 +88,7 @@ def refusal(stored: Mapping[str, Tensor], config: Mapping[str, Any], path: Path)
             "this is a LoRA adapter, or a model that one is still apart in",
             path=path,
             at=f"tensor {lora}",
-            hint="merge the adapter into its base model first",
+            hint="an adapter is given by its folder, as --lora",
         )
     for pattern, usual in _QUANTIZED:
         found = next((name for name in stored if pattern.search(name)), None)

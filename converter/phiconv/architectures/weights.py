@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from phiconv.architectures.architecture import Architecture
     from phiconv.ir.model import Hyperparameters
 
-__all__ = ["Piece", "Weight", "bind", "layout", "table"]
+__all__ = ["Piece", "Weight", "all_roles", "bind", "layout", "pieces_of_role", "role_shape", "table"]
 
 
 _MISSING = {
@@ -67,14 +67,14 @@ def table(architecture: Architecture, hp: Hyperparameters, stored: Collection[st
         hp: The sizes.
         stored: Names of tensors.
     """
-    for role in _roles(architecture, hp.num_hidden_layers):
+    for role in all_roles(architecture, hp.num_hidden_layers):
         if role.name != "output" or not hp.tie_word_embeddings:
             yield _weight(architecture, hp, role, stored)
         if role.name in architecture.biases or role.name in architecture.optional_biases:
             yield _bias(architecture, hp, role, stored)
 
 
-def _roles(architecture: Architecture, layers: int) -> Iterator[Role]:
+def all_roles(architecture: Architecture, layers: int) -> Iterator[Role]:
     """Every role, one by one: a hostile configuration may name a great many layers."""
     yield Role(ENDS[0])
     for layer in range(layers):
@@ -90,14 +90,16 @@ def _weight(architecture: Architecture, hp: Hyperparameters, role: Role, stored:
         count, rows, columns = shape
         experts = (Piece(name.format(e=e), (rows, columns), 0, rows) for e in range(count))
         return Weight(role, shape, tuple(experts))
-    return Weight(role, shape, _rows(hp, role.name, used.names, name, shape))
+    return Weight(role, shape, pieces_of_role(hp, role.name, used.names, name, shape))
 
 
 def _bias(architecture: Architecture, hp: Hyperparameters, role: Role, stored: Collection[str]) -> Weight:
     shape, names = role_shape(role.name, hp)[:1], _layout(architecture, role, stored).names
     name = full_name(role.name, names[role.name], role.layer) + ".bias"
     optional = role.name not in architecture.biases
-    return Weight(role._replace(part="bias"), shape, _rows(hp, role.name, names, name, shape), optional)
+    return Weight(
+        role._replace(part="bias"), shape, pieces_of_role(hp, role.name, names, name, shape), optional
+    )
 
 
 def _layout(architecture: Architecture, role: Role, stored: Collection[str]) -> Layout:
@@ -109,7 +111,7 @@ def _layout(architecture: Architecture, role: Role, stored: Collection[str]) -> 
     return Layout(architecture.names)
 
 
-def _rows(
+def pieces_of_role(
     hp: Hyperparameters, role: str, names: Mapping[str, str], tensor: str, shape: tuple[int, ...]
 ) -> tuple[Piece, ...]:
     """The rows of a tensor that are a role's: of a fused one, those behind the roles before it.

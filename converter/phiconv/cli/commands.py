@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.api import Result
+    from phiconv.conversion.adapters import Lora
 
 __all__ = ["main"]
 
@@ -112,6 +113,9 @@ def _wishes(
     imatrix: Path | None,
     calibration: Path | None,
     config: Path | None,
+    lora: list[Lora],
+    base: Path | None,
+    adapter_only: bool,
     repack_only: bool,
     tensor_types: tuple[str, ...],
     **choices: Any,
@@ -126,6 +130,9 @@ def _wishes(
         "imatrix": imatrix,
         "calibration": calibration,
         "config": config,
+        "lora": lora,
+        "base": base,
+        "adapter_only": adapter_only,
         "repack_only": repack_only,
         "choices": Choices(tensor_types=tuple(override(text) for text in tensor_types), **choices),
     }

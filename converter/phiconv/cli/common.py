@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-__all__ = ["CONFIG", "JOBS", "JSON", "PATH", "QUIET"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+__all__ = ["BASE", "CONFIG", "JOBS", "JSON", "LORA", "PATH", "QUIET", "lora_option"]
 
 
 class _Path(click.Path):
@@ -27,6 +32,35 @@ CONFIG = click.option(
     metavar="FOLDER",
     help="Where config.json and the tokenizer are, if not with the weights.",
 )
+
+
+def lora_option(names: str, help_text: str) -> Callable[[F], F]:
+    """An option for adapters, given as often as there are some."""
+    return click.option(
+        *names.split(), multiple=True, metavar="ADAPTER[=WEIGHT]", callback=_adapters, help=help_text
+    )
+
+
+def _adapters(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[Path, float]]:
+    """Folders and weights; an "=" may also be part of a folder's name."""
+    found = []
+    for value in values:
+        path, equals, number = value.rpartition("=")
+        if not equals or Path(value).exists():
+            path, number = value, "1"
+        try:
+            found.append((PATH.convert(path, param, ctx), float(number)))
+        except ValueError:
+            raise click.BadParameter(f"{number!r} is no weight; write it like adapter=0.5") from None
+    return found
+
+
+LORA = lora_option(
+    "--lora --adapter", "An adapter (LoRA) to merge into the model; several, one after the other."
+)
+BASE = click.option("--base", type=PATH, metavar="MODEL", help="The model, where the source is an adapter.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print machine-readable results on stdout.")
 JOBS = click.option(
     "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads, or processes; by default one per processor."

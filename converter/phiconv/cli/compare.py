@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import JOBS, JSON, PATH, QUIET
+from phiconv.cli.common import JOBS, JSON, LORA, PATH, QUIET
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from phiconv.conversion.adapters import Lora
 
 __all__ = ["compare"]
 
@@ -19,18 +21,24 @@ __all__ = ["compare"]
 @click.command(cls=Command)
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
+@LORA
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @JSON
 @JOBS
 @QUIET
-def compare(a: Path, b: Path, tensors: bool, as_json: bool, jobs: int | None, quiet: bool) -> None:
-    """Show how far the weights of B are from those of A, whatever their formats."""
+def compare(
+    a: Path, b: Path, lora: list[Lora], tensors: bool, as_json: bool, jobs: int | None, quiet: bool
+) -> None:
+    """Show how far the weights of B are from those of A, whatever their formats.
+
+    Adapters are merged into A.
+    """
     from phiconv import api
     from phiconv.cli.report import progress_display
     from phiconv.cli.report_comparison import comparison_lines, comparison_object
 
     with progress_display(quiet=quiet) as progress:
-        found = api.compare(a, b, jobs=jobs, progress=progress)
+        found = api.compare(api.open_model(a, lora=lora) if lora else a, b, jobs=jobs, progress=progress)
     if as_json:
         click.echo(json.dumps(comparison_object(found, tensors=tensors), indent=2))
     else:

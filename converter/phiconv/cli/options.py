@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from phiconv.cli.common import CONFIG, JSON, PATH
+from phiconv.cli.common import BASE, CONFIG, JSON, LORA, PATH
 from phiconv.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,6 +118,11 @@ _OPTIONS = (
         help="For --effort best: about how many tokens of the texts.  [default: 8192]",
     ),
     CONFIG,
+    LORA,
+    BASE,
+    click.option(
+        "--adapter-only", is_flag=True, help="GGUF: write the adapter by itself, for llama.cpp's --lora."
+    ),
     click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=PATH, help="An importance matrix."),

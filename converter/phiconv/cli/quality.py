@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import JSON, PATH
+from phiconv.cli.common import JSON, LORA, PATH, lora_option
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from phiconv.conversion.adapters import Lora
 
 __all__ = ["COMMANDS"]
 
@@ -36,7 +38,9 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.command(cls=Command)
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
 @_TEXT
+@LORA
 @click.option("--reference", type=PATH, help="A model to compare with: the unquantized one.")
+@lora_option("--reference-lora", "An adapter to merge into that.")
 @click.option(
     "--reference-file", type=PATH, help="Keeps what is computed of the reference, for the next time."
 )
@@ -47,7 +51,9 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def evaluate(
     paths: tuple[Path, ...],
     text: Path,
+    lora: list[Lora],
     reference: Path | None,
+    reference_lora: list[Lora],
     reference_file: Path | None,
     context: int,
     llama: bool,
@@ -60,12 +66,13 @@ def evaluate(
     from phiconv.cli.report import progress_display
 
     words = report_quality.read_text(text)
-    models = [api.open_model(path) for path in paths]
+    models = [api.open_model(path, lora=lora) for path in paths]
+    other = None if reference is None else api.open_model(reference, lora=reference_lora)
     with progress_display(quiet=quiet) as progress:
         results = api.evaluate_all(
             models,
             words,
-            reference=reference,
+            reference=other,
             reference_file=reference_file,
             context=context,
             llama=llama,
@@ -82,6 +89,7 @@ def evaluate(
 
 @click.command(cls=Command)
 @_PATH
+@LORA
 @click.option(
     "--text",
     "texts",
@@ -112,6 +120,7 @@ def evaluate(
 @_QUIET
 def calibrate(
     path: Path,
+    lora: list[Lora],
     texts: tuple[Path, ...],
     output: Path,
     tokens: int | None,
@@ -131,7 +140,7 @@ def calibrate(
     try:
         with progress_display(quiet=quiet) as progress:
             found = api.calibrate(
-                path,
+                api.open_model(path, lora=lora),
                 words,
                 output,
                 tokens=tokens,
@@ -154,6 +163,7 @@ def calibrate(
 
 @click.command(cls=Command)
 @_PATH
+@LORA
 @click.option("--prompt", required=True, help="The text to continue.")
 @click.option(
     "--count",
@@ -164,12 +174,12 @@ def calibrate(
     help="Most tokens to generate.",
 )
 @JSON
-def generate(path: Path, prompt: str, count: int, as_json: bool) -> None:
+def generate(path: Path, lora: list[Lora], prompt: str, count: int, as_json: bool) -> None:
     """Continue a text with the likeliest tokens, to see whether a model works."""
     from phiconv import api
     from phiconv.tokenization.encoder import decode
 
-    model = api.open_model(path)
+    model = api.open_model(path, lora=lora)
     ids: list[int] = []
     shown = ""
     for token in api.generate(model, prompt, count):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from phiconv.api import Examination
     from phiconv.ir import Tensor
+    from phiconv.ir.adapter import Adapter
     from phiconv.ir.model import Hyperparameters
     from phiconv.tokenization.tokenizer import Tokenizer
 
@@ -36,6 +37,8 @@ def inspection_object(seen: Examination, *, tensors: bool = True) -> dict[str, A
         "tokenizer": _tokenizer(seen.tokenizer),
         "metadata": {key: _plain_value(value) for key, value in found.metadata.items()},
     }
+    if seen.adapter is not None:
+        result["adapter"] = _adapter(seen.adapter)
     if seen.error is not None:
         result["config"] = dict(found.config or {})
         result["error"] = error_object(seen.error)
@@ -59,10 +62,8 @@ def inspection_lines(seen: Examination, *, tensors: bool = True) -> list[str]:
         f"{printable(found.path)}: {found.format}, {_architecture(seen)}",
         *_amounts(found.stored.values()),
     ]
-    lines += [
-        f"  {key}: {printable(value)}"
-        for key, value in (_hyperparameters(seen.hyperparameters) or {}).items()
-    ]
+    shown = _hyperparameters(seen.hyperparameters) or (_adapter(seen.adapter) if seen.adapter else {})
+    lines += [f"  {key}: {printable(value)}" for key, value in shown.items()]
     if tokenizer := _tokenizer(seen.tokenizer):
         lines += [f"  tokenizer {key}: {printable(value)}" for key, value in tokenizer.items()]
     values: Mapping[str, Any] = found.metadata
@@ -75,7 +76,23 @@ def inspection_lines(seen: Examination, *, tensors: bool = True) -> list[str]:
     return lines
 
 
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    """What an adapter does; it is merged by ``--lora``, or added by a runtime."""
+    changes = adapter.changes.values()
+    base = adapter.config.get("base_model_name_or_path")
+    return {
+        "base": base if isinstance(base, str) else None,
+        "matrices": len(changes),
+        "ranks": sorted({change.rank for change in changes}),
+        "scales": sorted({change.scale for change in changes}),
+        "dora": any(change.magnitude is not None for change in changes),
+        "replaced": list(adapter.replaced),
+    }
+
+
 def _architecture(seen: Examination) -> str:
+    if seen.adapter is not None:
+        return "an adapter (LoRA)"
     if seen.architecture is not None:
         return seen.architecture
     stated = printable(seen.stated, 60)

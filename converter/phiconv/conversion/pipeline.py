@@ -18,6 +18,7 @@ import numpy as np
 from phiconv.conversion import checks, effort
 from phiconv.conversion.outputs import partial_files
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
+from phiconv.forward import threads
 from phiconv.ir import Blocks, FloatEncoding
 from phiconv.quantizers import SEARCHING, decode, encode
 from phiconv.quantizers.numerics.floats import narrow, widen
@@ -303,6 +304,13 @@ def _convert_span(
     stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
 ) -> tuple[int, int]:
     """Converts the rows of one task; returns how many weights were not finite, and how many overflowed."""
+    with threads.parallel():  # what an adapter adds is a small product of matrices
+        return _convert_rows(stream, span, targets, allow_nonfinite)
+
+
+def _convert_rows(
+    stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
+) -> tuple[int, int]:
     nonfinite = overflows = 0
     for start, stop in _tiles(stream, span):
         values = stream.tensor.read(start, stop)

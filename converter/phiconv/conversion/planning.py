@@ -13,7 +13,7 @@ from phiconv.conversion.mixing import plan_for_size
 from phiconv.conversion.names import check_names, shortened
 from phiconv.conversion.requirements import check_calibration, check_source, for_one_context
 from phiconv.errors import OutputError, UnsupportedModelError
-from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding
+from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding, plain_name
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, cast, check, choose, spelled
@@ -29,17 +29,29 @@ if TYPE_CHECKING:
     from phiconv_formats import Format
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
-__all__ = ["LOSSLESS", "Action", "Plan", "TensorPlan", "action_of", "make_plan"]
+__all__ = [
+    "LOSSLESS",
+    "Action",
+    "Plan",
+    "TensorPlan",
+    "action_of",
+    "check_path",
+    "check_place",
+    "make_plan",
+    "place",
+    "tensor_plans",
+]
 
 
 Action: TypeAlias = Literal[
-    "copied", "repacked", "widened", "rounded", "quantized", "dequantized", "requantized"
+    "copied", "repacked", "widened", "merged", "rounded", "quantized", "dequantized", "requantized"
 ]
 """What happens to the numbers of a tensor.
 
     copied       they stay as they are stored
     repacked     so do all codes and scales, in the layout of another format
     widened      to a float type that holds each of them
+    merged       the sum with an adapter stays as it is computed, in float32
     rounded      to another float type
     quantized    from floats to blocks
     dequantized  from blocks to floats
@@ -136,7 +148,7 @@ def make_plan(
         UnsupportedModelError: A model that the target cannot hold.
         OutputError: A destination that cannot be written to.
     """
-    _check_path(destination, model.path)
+    check_path(destination, model.path)
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
@@ -171,8 +183,8 @@ def _planned(
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
-    folder, file_name = _place(destination, target, model, recipe)
-    _check_place(model, folder, folder / file_name)
+    folder, file_name = place(destination, target, model, recipe)
+    check_place(model, folder, folder / file_name)
     package = target.writer().package(
         model,
         tensors,
@@ -188,7 +200,7 @@ def _planned(
     if choices.calibration is not None:
         package = with_moments(package, tensors, model, choices.calibration)
     notes = [*package.notes, *_source_notes(model, target.name), *_choice_notes(tensors, choices, again)]
-    plans = _tensor_plans(tensors, package)
+    plans = tensor_plans(tensors, package)
     if quant is None:
         notes += _growth(plans, target.name)
     package = replace(package, notes=tuple(notes), label=Label(file_name, target.name, recipe))
@@ -209,9 +221,11 @@ def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
 def _source_notes(model: Model, target: str) -> list[str]:
     """Notes on what the source does not say, or is wrong about; a copy in its own format says no more."""
     hp = model.hyperparameters
-    notes = [] if target == model.format else [*model.card.supplied]
+    notes = [*model.merged] if target == model.format else [*model.merged, *model.card.supplied]
     if hp is None or hp.tie_word_embeddings or model.card.config.get("tie_word_embeddings") is not True:
         return notes
+    if model.merged:
+        return [*notes, "config.json says tie_word_embeddings, but not with this adapter: both are kept"]
     said = "config.json says tie_word_embeddings"
     return [
         *notes,
@@ -275,7 +289,8 @@ def _with_choices(package: Package, choices: Choices, dtype: FloatEncoding | Non
     return replace(package, streams=tuple(map(change, package.streams)))
 
 
-def _tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
+def tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorPlan, ...]:
+    """What becomes of each tensor."""
     return tuple(
         TensorPlan(
             t.name,
@@ -293,6 +308,8 @@ def action_of(stored: Encoding, encoding: Encoding) -> Action:
     """What turns numbers of one encoding into another."""
     if stored == encoding:
         return "copied"
+    if stored.name != plain_name(stored) and isinstance(encoding, FloatEncoding):
+        return "merged" if encoding == F32 else "rounded"
     if repackable(stored, encoding):
         return "repacked"
     if isinstance(encoding, FloatEncoding):
@@ -314,7 +331,7 @@ def _check_lossless(tensors: Sequence[TensorPlan], model: Model) -> None:
             )
 
 
-def _place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
+def place(destination: Path, target: Format, model: Model, recipe: str) -> tuple[Path, str]:
     """Folder and file name of the output; in a folder the file is named after the model and the recipe.
 
     Files of a format that is a folder have names of their own, unless the destination names one.
@@ -332,20 +349,20 @@ def _place(destination: Path, target: Format, model: Model, recipe: str) -> tupl
     return destination, shortened(name_of(model.path), _LONGEST_NAME - len(end)) + end
 
 
-def _check_place(model: Model, folder: Path, file: Path) -> None:
+def check_place(model: Model, folder: Path, file: Path) -> None:
     """Refuses to write over the source, into it, or to where nothing can be written."""
     if model.path.is_dir() and folder.resolve().is_relative_to(model.path.resolve()):
         raise OutputError(
             "the destination is inside the source folder", path=file, hint="choose another folder"
         )
-    _check_path(file, model.path)
+    check_path(file, model.path)
     if not _existing(folder).is_dir():
         raise OutputError(
             "the folder of the destination is a file", path=folder, hint="choose another folder"
         )
 
 
-def _check_path(destination: Path, source: Path) -> None:
+def check_path(destination: Path, source: Path) -> None:
     """Refuses what no file can be called, and the source."""
     check_names([destination])
     if destination.exists() and destination.samefile(source):

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv import architectures
 from phiconv.architectures.config import Config
+from phiconv.conversion.adapters import merge
 from phiconv.conversion.manifest import refuse_half_replaced
+from phiconv.conversion.paths import expanded
 from phiconv.errors import InputError, MissingFileError, UsageError
 from phiconv.ir.findings import found_by, keeping, tolerated
-from phiconv.ir.model import Model
+from phiconv.ir.model import Checkpoint, Model
 from phiconv_formats import find_reader
+from phiconv_formats.peft import adapter_folder, open_adapter
 from phiconv_formats.recognition import what_is_missing
 from phiconv_formats.tokenizers.folder import MAX_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
+    from pathlib import Path
 
-    from phiconv.ir.model import Checkpoint, Hyperparameters
+    from phiconv.conversion.adapters import Lora
+    from phiconv.ir.adapter import Adapter
+    from phiconv.ir.model import Hyperparameters
     from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["Examination", "examine", "expanded", "open_model"]
-
-
-def expanded(path: str | PathLike[str]) -> Path:
-    """A path with ``~`` for the home folder, as a shell has it, which does not see what is in quotes."""
-    plain = Path(path)
-    try:
-        return plain if plain.exists() else plain.expanduser()
-    except (OSError, RuntimeError):  # a name that is too long, or nobody's home
-        return plain
+__all__ = ["Examination", "examine", "open_model"]
 
 
 def _companions(path: Path) -> Path:
@@ -48,7 +45,12 @@ def _companions(path: Path) -> Path:
 
 
 def open_model(
-    path: str | PathLike[str], *, config: str | PathLike[str] | None = None, plain: bool = False
+    path: str | PathLike[str],
+    *,
+    config: str | PathLike[str] | None = None,
+    plain: bool = False,
+    lora: Sequence[Lora] = (),
+    base: str | PathLike[str] | None = None,
 ) -> Model:
     """Opens a model without reading its weights.
 
@@ -60,6 +62,8 @@ def open_model(
             siblings are found), an index of shards, a ``.gguf``, an ``.onnx``, an OpenVINO ``.xml``.
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
         plain: Take it for plain tensors, whatever it is.
+        lora: Adapters to merge into it, see `phiconv.merge`.
+        base: The model, where ``path`` is an adapter to merge into it.
 
     Returns:
         The model. A file of weights without config.json, and a GGUF of an architecture that phiconv does not
@@ -72,15 +76,20 @@ def open_model(
             run was ended while it replaced the folder.
         UnsafePickleError: A PyTorch file that asks for more than tensors; nothing was run.
         UnsupportedModelError: A kind of model or file that phiconv does not read.
-        UsageError: ``config`` for what needs none.
+        UsageError: ``config`` for what needs none, ``base`` for what is no adapter.
     """
     path = expanded(path)
-    if plain and config is not None:
-        raise UsageError("--plain contradicts --config", hint="give one of them")
+    if base is not None:
+        if adapter_folder(path) is None:
+            raise UsageError("--base is for an adapter, and this is none", path=path, hint="leave it out")
+        path, lora = expanded(base), (path, *lora)
+    for flag, given in (("--config", config is not None), ("--lora", bool(lora))):
+        if plain and given:
+            raise UsageError(f"--plain contradicts {flag}", hint="give one of them")
     found = _checkpoint(path, config)
     if plain:
         return Model(path, found.format, found.stored, metadata=found.metadata)
-    return _model(found)
+    return merge(_model(found), lora)
 
 
 def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:
@@ -135,7 +144,8 @@ class Examination:
         architecture: The same as phiconv calls it; None where it is no whole model that phiconv knows.
         hyperparameters: None where they cannot be read.
         tokenizer: None where there is none, or none that can be read.
-        error: Why it is no model; None where it is one, or a file of plain tensors.
+        error: Why it is no model; None where it is one, a file of plain tensors, or an adapter.
+        adapter: The adapter that it is instead of a model.
     """
 
     found: Checkpoint
@@ -144,6 +154,7 @@ class Examination:
     hyperparameters: Hyperparameters | None
     tokenizer: Tokenizer | None
     error: InputError | None
+    adapter: Adapter | None = None
 
 
 def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = None) -> Examination:
@@ -153,6 +164,10 @@ def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = N
         InputError: There is nothing to look at.
     """
     path = expanded(path)
+    adapter = tolerated(lambda: open_adapter(path) if adapter_folder(path) else None)
+    if adapter is not None:
+        found = Checkpoint(path, "peft", adapter.stored)
+        return Examination(found, "", None, None, None, None, adapter)
     try:
         found = _checkpoint(path, config)
         model, error = _model(found), None

@@ -61,7 +61,9 @@ from phiconv.ir.encodings import (
     mlx_affine,
     onnx_affine,
     openvino_affine,
+    plain_name,
     same_meaning,
+    with_adapter,
 )
 from phiconv.ir.tensors import (
     Blocks,
@@ -133,6 +135,8 @@ __all__ = [
     "onnx_affine",
     "openvino_affine",
     "openvino_nf4",
+    "plain_name",
     "same_meaning",
     "stack",
+    "with_adapter",
 ]

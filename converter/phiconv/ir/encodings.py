@@ -38,7 +38,9 @@ __all__ = [
     "mlx_affine",
     "onnx_affine",
     "openvino_affine",
+    "plain_name",
     "same_meaning",
+    "with_adapter",
 ]
 
 
@@ -269,6 +271,26 @@ def openvino_affine(bits: int, group_size: int, *, symmetric: bool) -> BlockEnco
     name = f"openvino_int{bits}_{'sym' if symmetric else 'asym'}_g{group_size}"
     offset = 8 if symmetric and bits == 4 else 0  # codes of 4 bits are never negative in memory
     return BlockEncoding(name, group_size, bits, offset, has_zero_point=not symmetric)
+
+
+_ADAPTER = "+lora"
+
+
+def with_adapter(encoding: Encoding) -> FloatEncoding | MixedEncoding:
+    """What the sum of a stored matrix and what an adapter adds to it is read as: float32.
+
+    The name tells how the matrix is stored, since that is the precision which the sum is worth. A float64
+    stays one.
+    """
+    if encoding == F64:
+        return F64
+    name = plain_name(encoding) + _ADAPTER
+    return FloatEncoding(name, F32.dtype) if isinstance(encoding, FloatEncoding) else MixedEncoding(name)
+
+
+def plain_name(encoding: Encoding) -> str:
+    """The name of an encoding; that of the stored matrix where an adapter is added."""
+    return encoding.name.removesuffix(_ADAPTER)
 
 
 def same_meaning(a: Encoding, b: Encoding) -> bool:

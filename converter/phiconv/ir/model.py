@@ -193,6 +193,8 @@ class Model:
         metadata: The file's own key/value pairs, where the format has them.
         forward: What the decoder computes, see `phiconv.forward.ops.Forward`; None exactly where
             ``architecture`` is.
+        merged: The adapters that are part of the weights, one sentence each.
+        replaced: The tensors, by the hub's names, that are an adapter's own.
     """
 
     path: Path
@@ -206,6 +208,8 @@ class Model:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     hub: Mapping[str, HubTensor] = field(default_factory=dict)
     forward: Callable[[Any, Hyperparameters], object] | None = None
+    merged: tuple[str, ...] = ()
+    replaced: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:

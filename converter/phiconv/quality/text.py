@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.conversion.outputs import partial_files
-from phiconv.conversion.source import expanded, open_model
+from phiconv.conversion.paths import expanded
+from phiconv.conversion.source import open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.forward.interpreter import compute, no_model
 from phiconv.ir.model import Model

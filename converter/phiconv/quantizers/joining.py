@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv.ir import F32, F64, Blocks, FloatEncoding, MixedEncoding, Tensor, concatenate
+from phiconv.ir import (
+    F32,
+    F64,
+    Blocks,
+    FloatEncoding,
+    MixedEncoding,
+    Tensor,
+    concatenate,
+    plain_name,
+    with_adapter,
+)
 from phiconv.quantizers import decode
 
 if TYPE_CHECKING:
@@ -55,7 +65,9 @@ def alike(tensors: Sequence[Tensor]) -> list[Tensor]:
     if len(encodings) == 1:
         return list(tensors)
     common: FloatEncoding | MixedEncoding
-    if all(isinstance(e, FloatEncoding) for e in encodings):
+    if len({plain_name(e) for e in encodings}) == 1:  # an adapter changes some of them
+        common = with_adapter(encodings[0])
+    elif all(isinstance(e, FloatEncoding) for e in encodings):
         common = F64 if F64 in encodings else F32
     else:
         common = MixedEncoding(" + ".join(e.name for e in encodings))

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
-from phiconv.ir import FloatEncoding
+from phiconv.ir import FloatEncoding, plain_name
 from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
 from phiconv.recipes.choices import Choices, override, spelled
 from phiconv.recipes.kept import keep_blocks
@@ -66,8 +66,8 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
     if name is None:
         floats = {"f32": 0, "f16": 0, "bf16": 0}
         for encoding in stored:
-            if encoding.name in floats:
-                floats[encoding.name] += 1
+            if plain_name(encoding) in floats:
+                floats[plain_name(encoding)] += 1
         usual = max(floats, key=lambda n: floats[n])
         if target in _DECODED and 2 * sum(floats.values()) < len(stored):
             usual = _DECODED[target]

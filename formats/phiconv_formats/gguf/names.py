@@ -29,8 +29,10 @@ __all__ = [
     "Stored",
     "check_model",
     "heads_of",
+    "name_of_role",
     "output_tensors",
     "parse_name",
+    "rows_in_order",
     "runtime_notes",
 ]
 
@@ -125,16 +127,19 @@ def _model_tensors(model: Model, architecture: Architecture) -> Iterator[OutputT
         group = architecture.group(role.name)
         if role.name != group[0]:
             continue
-        name = _FUSED[group] if len(group) > 1 else _NAMES[role.name]
-        parts = [_rows(model, architecture, role._replace(name=each)) for each in group]
-        yield _named(_full_name(name, role), join(parts), role)
+        parts = [
+            rows_in_order(model.tensors[r], r, model) for r in (role._replace(name=each) for each in group)
+        ]
+        yield _named(name_of_role(role, architecture), join(parts), role)
     yield from _rope_factors(model.hyperparameters)
 
 
-def _rows(model: Model, architecture: Architecture, role: Role) -> ir.Tensor:
-    """A weight with its rows as the runtime wants them."""
-    tensor, hp = model.tensors[role], model.hyperparameters
+def rows_in_order(tensor: ir.Tensor, role: Role, model: Model) -> ir.Tensor:
+    """A weight, or what has a row for each of its own, with the rows as the runtime wants them."""
+    hp = model.hyperparameters
     assert hp is not None  # noqa: S101 - set wherever an architecture is
+    assert model.architecture is not None  # noqa: S101 - the same
+    architecture = ARCHITECTURES[model.architecture]
     if not architecture.gguf.neighbours or role.name not in _QUERIES_AND_KEYS:
         return tensor
     return halves_by_turns(tensor, heads_of(role.name, hp))
@@ -145,7 +150,10 @@ def heads_of(role: str, hp: Hyperparameters) -> int:
     return hp.num_attention_heads if role == "attn_q" else hp.num_key_value_heads
 
 
-def _full_name(name: str, role: Role) -> str:
+def name_of_role(role: Role, architecture: Architecture) -> str:
+    """The tensor that holds a role, maybe with others."""
+    group = architecture.group(role.name)
+    name = _FUSED[group] if len(group) > 1 else _NAMES[role.name]
     layer = "" if role.layer is None else f"blk.{role.layer}."
     return f"{layer}{name}.{role.part}"
 

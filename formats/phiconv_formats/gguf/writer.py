@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
 
-__all__ = ["FILE_TYPES", "package"]
+__all__ = ["FILE_TYPES", "one_file", "package"]
 
 _ALIGNMENT = 32
 _DIGIT = "[0-9]"
@@ -113,6 +113,23 @@ def package(
         all_streams += streams
     stale = (*_other_parts(file_name), glob.escape(file_name))
     return Package(tuple(files), tuple(all_streams), tuple(notes), stale=stale)
+
+
+def one_file(
+    file_name: str,
+    metadata: Sequence[tuple[str, GgufValue]],
+    tensors: Sequence[OutputTensor],
+    encodings: Sequence[Encoding],
+    model: Model,
+) -> Package:
+    """A file of tensors under any metadata.
+
+    Raises:
+        UnsupportedModelError: A tensor that GGUF cannot hold.
+    """
+    entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
+    file, streams = _file(file_name, metadata, entries)
+    return Package((file,), tuple(streams))
 
 
 def shard_name(file_name: str, number: int, count: int) -> str:

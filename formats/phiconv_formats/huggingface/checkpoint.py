@@ -15,7 +15,7 @@ from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
-from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, what_folder_is
+from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, only_adapter, what_folder_is
 from phiconv_formats.shared.safetensors import open_safetensors, open_sharded
 from phiconv_formats.shared.strict_json import load_json_object
 
@@ -108,19 +108,18 @@ def _adapter_error(path: Path, folder: Path) -> UnsupportedModelError:
     """What to say of an adapter's folder: libraries apply it to the model, wherever that is."""
     base = (optional_json(folder / _ADAPTER) or {}).get("base_model_name_or_path")
     of = f" of {printable(base, 80)}" if isinstance(base, str) and base else ""
-    others = (p for pattern in _USUAL for p in folder.glob(pattern))
-    if all(p.name.startswith("adapter_") for p in others):
+    if only_adapter(folder):
         return UnsupportedModelError(
             f"this is an adapter{of}, and no whole model",
             path=path,
             at=_ADAPTER,
-            hint="merge it into its base model first",
+            hint="give --base and the model, to merge it; or give the model, and the adapter as --lora",
         )
     return UnsupportedModelError(
         f"an adapter{of} lies beside these weights, and would be ignored",
         path=path,
         at=_ADAPTER,
-        hint="merge it into the model first, or take its files out of the folder",
+        hint="put it into a folder of its own, and give that as --lora",
     )
 
 
