@@ -1,0 +1,54 @@
+"""Folders that another tool has quantized: config.json names the method, and that says who reads them.
+
+The method stands in ``quantization_config.quant_method``. Whoever knows it puts the arrays of every quantized
+matrix together again, under the names that the hub's checkpoints have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from phiconv.spelling import folded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from phiconv.ir.model import Checkpoint
+
+__all__ = ["METHODS", "Assembler", "assembled"]
+
+
+class Assembler(Protocol):
+    """Puts the matrices of a quantized folder together; reads no weight."""
+
+    def __call__(self, folder: Checkpoint, quantization: Mapping[str, Any], /) -> Checkpoint:
+        """The folder with ``stored``, ``tensors`` and ``format`` as the method has them.
+
+        Args:
+            folder: Opened as if it were not quantized: ``stored`` has every array of its files.
+            quantization: What ``quantization_config`` says, nothing of which has been checked.
+
+        Returns:
+            The folder as it is where no array is a quantized matrix's: a quantization that is only said.
+
+        Raises:
+            MalformedFileError: Arrays that do not fit each other or the configuration.
+            UnsupportedModelError: A variant that is not read.
+        """
+
+
+METHODS: dict[str, Callable[[], Assembler]] = {}
+"""Imports and returns who knows a method, by its name."""
+
+
+def assembled(folder: Checkpoint) -> Checkpoint:
+    """A folder with its quantized matrices as the model has them; as it is where no known method is named.
+
+    Raises:
+        InputError: See `Assembler`.
+    """
+    said = (folder.config or {}).get("quantization_config")
+    if not isinstance(said, dict) or not isinstance(method := said.get("quant_method"), str):
+        return folder
+    known = METHODS.get(folded(method))
+    return folder if known is None else known()(folder, said)
