@@ -292,7 +292,7 @@ KINDS = {
     ),
     "compressed-tensors": (
         quantized("compressed-tensors", {"weight_packed": ("I32", [8, 8])}),
-        "unsupported_model",
+        "malformed_file",
     ),
     "hqq": (quantized("hqq", {"W_q": ("U8", [8, 8]), "meta": ("F32", [1])}), "unsupported_model"),
     "quanto": (quantized("quanto", {"weight._data": ("I8", [8, 8])}), "unsupported_model"),

@@ -304,6 +304,7 @@ def _convert_span(
 ) -> tuple[int, int]:
     """Converts the rows of one task; returns how many weights were not finite, and how many overflowed."""
     nonfinite = overflows = 0
+    across, kept = any(segment.lines > 1 for segment in stream.segments), []
     for start, stop in _tiles(stream, span):
         values = stream.tensor.read(start, stop)
         bad = checks.count_nonfinite(values)
@@ -312,6 +313,22 @@ def _convert_span(
         nonfinite += bad
         encoded, lost = _encode(values, stream, start, bad)
         overflows += lost
-        for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
-            target.write(segment.position(start), data)
+        if across and isinstance(encoded, Blocks):  # few rows would be few bytes of very many lines
+            kept.append(encoded)
+        else:
+            _write(stream, targets, encoded, start)
+    if kept:
+        _write(stream, targets, Blocks.join(kept), span.start)
     return nonfinite, overflows
+
+
+def _write(stream: Stream, targets: list[PartialFile], encoded: Encoded, start: int) -> None:
+    """Writes encoded rows to their places."""
+    for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
+        position = segment.position(start)
+        if segment.lines == 1:
+            target.write(position, data)
+            continue
+        length = segment.line_bytes(stream.tensor.rows)
+        for number, line in enumerate(data):
+            target.write(position + number * length, line)

@@ -37,7 +37,13 @@ class Assembler(Protocol):
         """
 
 
-METHODS: dict[str, Callable[[], Assembler]] = {}
+def _compressed_tensors() -> Assembler:
+    from phiconv_formats.server.compressed_reader import as_checkpoint
+
+    return as_checkpoint
+
+
+METHODS: dict[str, Callable[[], Assembler]] = {"compressed-tensors": _compressed_tensors}
 """Imports and returns who knows a method, by its name."""
 
 
