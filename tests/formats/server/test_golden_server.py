@@ -28,3 +28,18 @@ def sources(tmp_path_factory):
 def test_compressed_tensors(sources, tmp_path, model, recipe):
     phiconv.convert(sources[model], tmp_path / "o", to="compressed-tensors", quant=recipe, choices=RUNTIME)
     assert peers.digest(peers.tensors_of(tmp_path / "o")) == COMPRESSED[model][recipe]
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "recipe"),
+    [
+        (method, model, recipe)
+        for method, recipes in (("gptq", peers.GPTQ), ("awq", peers.AWQ))
+        for model in peers.GPTQ_MODELS
+        for recipe in recipes
+    ],
+)
+def test_gptqmodel(sources, tmp_path, method, model, recipe):
+    phiconv.convert(sources[model], tmp_path / "o", to=method, quant=recipe, choices=RUNTIME)
+    found = peers.quantized_arrays(peers.tensors_of(tmp_path / "o"))
+    assert peers.digest(found) == GOLDEN["gptq"][method][model][recipe]
