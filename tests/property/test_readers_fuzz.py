@@ -117,6 +117,8 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
     phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")
     (root / "qdq" / "config.json").unlink()  # so that genai_config.json and the graph must say it
     phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
+    phiconv.convert(byte_level, root / "compressed", to="compressed-tensors", quant="w4a16-asym-g32")
+    phiconv.convert(byte_level, root / "nvfp4", to="compressed-tensors", quant="nvfp4a16")
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
     return {
@@ -136,6 +138,9 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         "pytorch legacy": Case(torch["legacy"], "pytorch_model.bin"),
         "mlx weights": Case(root / "mlx", weights, parse=header, build=with_header),
         "mlx config": Case(root / "mlx", "config.json", parse=json.loads),
+        "compressed weights": Case(root / "compressed", weights, parse=header, build=with_header),
+        "compressed config": Case(root / "compressed", "config.json", parse=json.loads),
+        "nvfp4 weights": Case(root / "nvfp4", weights, parse=header, build=with_header),
         "onnx": Case(root / "onnx", "model.onnx"),
         "onnx qdq": Case(root / "qdq", "model.onnx"),
         "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),
@@ -147,7 +152,8 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
 
 JSON = [
     "safetensors", "index", "shard", "config", "tokenizer.json", "tokenizer_config", "added_tokens",
-    "generation_config", "mlx weights", "mlx config", "onnx config",
+    "generation_config", "mlx weights", "mlx config", "onnx config", "compressed weights",
+    "compressed config", "nvfp4 weights",
 ]  # fmt: skip
 SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "generation_config"]
 """Files of one folder."""
@@ -229,7 +235,7 @@ def test_changed_json(name, cases, converts, wanted):
     event(converts(case, case.build(data, mutate_json(case.parse(data), wanted))))
 
 
-TARGETS = ["mlx", "onnx", "openvino", "safetensors"]
+TARGETS = ["mlx", "onnx", "openvino", "safetensors", "compressed-tensors"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -169,7 +169,7 @@ def _square_scales(blocks: ir.Blocks, columns: int) -> NDArray[Any]:
     scales = blocks.scales.reshape(-1, columns // blocks.encoding.block_size)
     found = scales[::FP8_BLOCK, ::wide]
     again = found.repeat(FP8_BLOCK, axis=0)[: len(scales)].repeat(wide, axis=1)[:, : scales.shape[1]]
-    if not np.array_equal(again.view(np.uint8), scales.view(np.uint8)):
+    if not np.array_equal(_bytes(again), _bytes(scales)):  # as bits: NaN is unequal to itself
         raise WeightError("rows that lie in one square of fp8-block have scales of their own")
     return found
 

@@ -90,9 +90,14 @@ def quantization_config(entries: Sequence[Entry]) -> dict[str, Any]:
     The scheme of most matrices is that of all linear layers, and the others are there by name.
     """
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    columns: dict[str, set[int]] = {}
+    for each in entries:
+        columns.setdefault(each.encoding.name, set()).add(each.output.tensor.columns)
     for each in entries:
         if scheme_of(each.encoding):
-            group = _group(each.encoding, each.output.tensor.columns)
+            # Rows as long as the groups of others are no reason to call theirs channels.
+            channel = columns[each.encoding.name] == {each.encoding.block_size}
+            group = _group(each.encoding, channel=channel)
             _, names = groups.setdefault(repr(group), (group, []))
             names.append(each.output.name.removesuffix(".weight"))
     if not groups:
@@ -116,11 +121,11 @@ def quantization_config(entries: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _group(encoding: ir.Encoding, columns: int) -> dict[str, Any]:
+def _group(encoding: ir.Encoding, *, channel: bool) -> dict[str, Any]:
     scheme = SCHEMES[scheme_of(encoding)]
     return {
         "format": scheme.layout,
         "input_activations": dict(scheme.activations) if scheme.activations else None,
         "output_activations": None,
-        "weights": weight_arguments(encoding, columns),
+        "weights": weight_arguments(encoding, channel=channel),
     }

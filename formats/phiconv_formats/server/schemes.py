@@ -98,17 +98,16 @@ SCHEMES = {
 """By the stem of a recipe's name."""
 
 
-def weight_arguments(encoding: ir.Encoding, columns: int) -> dict[str, Any]:
+def weight_arguments(encoding: ir.Encoding, *, channel: bool) -> dict[str, Any]:
     """``QuantizationArgs`` of weights.
 
     Args:
         encoding: One of `phiconv.ir.server` that is compressed-tensors'.
-        columns: Of the matrix: a group as long is a channel.
+        channel: Whether groups of integers are whole rows.
     """
     scheme = SCHEMES[scheme_of(encoding)]
     own: dict[str, Any] = dict(scheme.weights or {})
     if isinstance(encoding, BlockEncoding):
-        channel = encoding.block_size == columns
         own = {"strategy": "channel"} if channel else {"strategy": "group", "group_size": encoding.block_size}
         if encoding.has_zero_point:
             own |= {"symmetric": False, "zp_dtype": "torch.int8"}

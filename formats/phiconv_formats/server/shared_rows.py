@@ -44,8 +44,7 @@ class SharedScales:
         found: Any = self.stored.read(first, last)
         skipped = start - first * self.height
         shared = found[(skipped + np.arange(stop - start)) // self.height]
-        result: NDArray[np.generic] = shared.repeat(self.wide, axis=1)[:, : self.blocks]
-        return result
+        return np.ascontiguousarray(shared.repeat(self.wide, axis=1)[:, : self.blocks])
 
     def changed(self) -> bool:
         """Whether the file is no longer the one that was opened."""
