@@ -24,10 +24,13 @@ PEER = os.environ.get("COMPRESSED_TENSORS", "")
 
 # In bfloat16 it is off by 1 part in 100; where it quantizes activations, too, by what that costs.
 CASES = {
+    "w4a16": 0.02,
     "w8a16": 0.02,
     "nvfp4a16": 0.02,
     "mxfp4a16": 0.02,
+    "w8a8": 0.06,
     "w4a8": 0.06,
+    "fp8-dynamic": 0.15,
     "fp8-block": 0.15,
     "mxfp8": 0.15,
 }

@@ -73,6 +73,8 @@ def test_logits_are_those_of_the_numbers(make_models, tmp_path, kind, target, re
     command = [PEER, script, tmp_path / "o", tmp_path / "logits.npy"]
     settings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | SETTINGS
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+    if "No WNA16 MoE backend" in done.stdout + done.stderr:
+        pytest.skip("vLLM has 4-bit experts on x86 processors with AMX only")
     assert done.returncode == 0, done.stderr[-3000:]
     plan = phiconv.plan(source, tmp_path / "p", to=target, quant=recipe)
     numbers = decoded(make_models, source, plan, tmp_path / "numbers")

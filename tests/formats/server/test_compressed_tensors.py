@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -284,3 +285,54 @@ def test_another_formats_blocks_are_kept_where_the_numbers_are_the_same(source, 
     made = phiconv.plan(tmp_path / "m", tmp_path / "o", to="compressed-tensors")
     matrices = {t.action for t in made.tensors if "layers" in t.name and len(t.shape) > 1}
     assert (made.recipe, matrices) == ("mxfp4a16", {"repacked"})
+
+
+# -------------------------------------------------------------------------------------------- others' folders
+
+
+def rewritten(folder, target, tensors, change=lambda said: said):
+    """A copy of a folder with other tensors and another configuration."""
+    shutil.copytree(folder, target)
+    header, data = {}, b""
+    for name, (dtype, shape, stored) in tensors.items():
+        ends = [len(data), len(data) + len(stored)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": ends}
+        data += stored
+    text = json.dumps(header).encode()
+    (target / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = change(config["quantization_config"])
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def test_the_names_of_transformers_are_those_of_the_hub(mixture, tmp_path):
+    """As llm-compressor's oneshot writes a PhiMoE."""
+    phiconv.convert(mixture, tmp_path / "o", to="compressed-tensors", quant="w4a16")
+    others = {".w1.": ".gate_proj.", ".w2.": ".down_proj.", ".w3.": ".up_proj."}
+    tensors = {}
+    for name, tensor in peers.tensors_of(tmp_path / "o").items():
+        found = next((hub for hub in others if hub in name), "")
+        tensors[name.replace(found, others[found]) if found else name] = tensor
+    folder = rewritten(tmp_path / "o", tmp_path / "renamed", tensors)
+    np.testing.assert_array_equal(phiconv.logits(folder, IDS), phiconv.logits(tmp_path / "o", IDS))
+
+
+def test_one_scale_for_a_whole_tensor(folders, tmp_path):
+    """The scheme FP8, whose activations need a calibration."""
+    tensors = peers.tensors_of(folders("fp8-dynamic"))
+    scale = bfloat([0.25]).tobytes()
+    single = {n: ("BF16", [1], scale) if n.endswith("weight_scale") else t for n, t in tensors.items()}
+    down = "model.layers.0.mlp.down_proj"
+    single[f"{down}.input_scale"] = ("BF16", [1], scale)
+
+    def change(said):
+        said["config_groups"]["group_0"]["weights"]["strategy"] = "tensor"
+        return said
+
+    folder = rewritten(folders("fp8-dynamic"), tmp_path / "single", single, change)
+    stored = phiconv.open_model(folder).stored
+    assert f"{down}.input_scale" not in stored
+    found = stored[f"{down}.weight"]
+    codes = numbers(tensors, f"{down}.weight", ml_dtypes.float8_e4m3fn).astype(np.float32)
+    np.testing.assert_array_equal(decode(found.read(5, 9), found.columns), codes[5:9] * np.float32(0.25))
