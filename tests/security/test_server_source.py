@@ -178,6 +178,20 @@ def test_what_is_not_read_is_named(changed, refused, what):
     refused(phiconv.open_model, folder, says="phiconv does not read", kind=UnsupportedModelError)
 
 
+def test_a_matrix_that_is_there_twice_is_refused(changed, refused):
+    def twice(found):
+        return found | {f"{DOWN}.weight": ("BF16", [64, 96], bytes(2 * 64 * 96))}
+
+    refused(phiconv.open_model, changed("w4a16-g32", twice), says="is there twice", kind=MalformedFileError)
+
+
+def test_an_order_of_activations_is_named(changed, refused):
+    def ordered(found):
+        return found | {f"{DOWN}.weight_g_idx": ("I32", [96], bytes(4 * 96))}
+
+    refused(phiconv.open_model, changed("w4a16-g32", ordered), says="actorder", kind=UnsupportedModelError)
+
+
 def test_patterns_of_names_are_not_run(changed):
     """An expression that takes for ever, if it is tried."""
 

@@ -77,6 +77,11 @@ def as_checkpoint(folder: Checkpoint, quantization: Mapping[str, Any]) -> Checkp
         layer = _Layer(base, arrays, folder.path)
         if isinstance(ignored, list) and base in ignored:
             raise layer.refusal("is quantized, and config.json says that it is not")
+        if {"weight", "weight_packed"} <= arrays.keys():
+            raise layer.refusal("is there twice, packed and not")
+        if f"{base}.weight_g_idx" in folder.stored:
+            hint = "take the unquantized model"
+            raise layer.unsupported("is quantized in an order that phiconv does not read (actorder)", hint)
         stored[f"{base}.weight"] = _matrix(layer, groups)
     return replace(folder, format=_NAME, stored=stored, tensors=_named(stored, folder.config or {}))
 
