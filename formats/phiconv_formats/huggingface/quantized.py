@@ -37,13 +37,22 @@ class Assembler(Protocol):
         """
 
 
-def _compressed_tensors() -> Assembler:
-    from phiconv_formats.server.compressed_reader import as_checkpoint
+def _awq() -> Assembler:
+    from phiconv_formats.quantized_folders.awq import assemble
 
-    return as_checkpoint
+    return assemble
 
 
-METHODS: dict[str, Callable[[], Assembler]] = {"compressed-tensors": _compressed_tensors}
+def _gptq() -> Assembler:
+    from phiconv_formats.quantized_folders.gptq import assemble
+
+    return assemble
+
+
+METHODS: dict[str, Callable[[], Assembler]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+}
 """Imports and returns who knows a method, by its name."""
 
 
