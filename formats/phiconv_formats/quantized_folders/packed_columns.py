@@ -33,9 +33,11 @@ def words_of(bits: int) -> tuple[int, int]:
 
 def unpack_rows(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Rows of bytes as the codes of their streams of bits: shape (rows, bytes) to (rows, codes)."""
+    if bits == 8:
+        return packed
     words = unpack_codes(np.ascontiguousarray(packed).reshape(-1), bits, 4)
     codes: NDArray[np.uint8] = words.reshape(-1).view(np.uint8)
-    return codes.reshape(len(packed), -1)
+    return codes.reshape(len(packed), packed.shape[1] * 8 // bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ class PackedColumns:
             found = (found + np.uint8(self.added)) & np.uint8(7)
         if self.order is not None:
             found = found[:, self.order]
-        rows = found.reshape(last - first, height, codes).transpose(0, 2, 1).reshape(-1, height)
+        by_column = found.reshape(last - first, height, codes).transpose(0, 2, 1)
+        rows = by_column.reshape((last - first) * codes, height)
         return np.ascontiguousarray(rows[start - first * codes : stop - first * codes])
 
     def changed(self) -> bool:
