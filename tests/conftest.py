@@ -92,7 +92,7 @@ def make_miniature() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def make_base() -> Callable[..., Path]:
-    """``make_base(folder, kind="phi3")`` writes the model that quantized folders of fixtures/ were made of."""
+    """``make_base(folder, kind="phi3")`` writes the model of the quantized folders of fixtures/."""
     function: Callable[..., Path] = script("quantized_base").make_base
     return function
 

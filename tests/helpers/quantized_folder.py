@@ -21,8 +21,8 @@ ROOT = FIXTURES / "quantized_folders"
 FOLDERS: dict[str, dict[str, Any]] = json.loads((ROOT / "folders.json").read_text())
 
 _TYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8", "I32": "<i4", "I8": "i1",
-    "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1",
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "I64": "<i8", "I32": "<i4",
+    "I8": "i1", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1",
 }  # fmt: skip
 
 
@@ -51,7 +51,9 @@ def read_file(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     header = json.loads(data[8:start])
     metadata = header.pop("__metadata__", {})
     return {
-        name: Stored(info["dtype"], tuple(info["shape"]), data[start + info["data_offsets"][0] :][: _size(info)])
+        name: Stored(
+            info["dtype"], tuple(info["shape"]), data[start + info["data_offsets"][0] :][: _size(info)]
+        )
         for name, info in header.items()
     }, metadata
 
@@ -101,4 +103,8 @@ def complete(
 
 
 def _is_matrix(name: str) -> bool:
-    return name.startswith("model.layers.") and "norm" not in name and not name.endswith(("gate.weight", ".bias"))
+    return (
+        name.startswith("model.layers.")
+        and "norm" not in name
+        and not name.endswith(("gate.weight", ".bias"))
+    )

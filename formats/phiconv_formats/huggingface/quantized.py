@@ -43,6 +43,12 @@ def _awq() -> Assembler:
     return assemble
 
 
+def _bitsandbytes() -> Assembler:
+    from phiconv_formats.quantized_folders.bitsandbytes import assemble
+
+    return assemble
+
+
 def _gptq() -> Assembler:
     from phiconv_formats.quantized_folders.gptq import assemble
 
@@ -51,6 +57,7 @@ def _gptq() -> Assembler:
 
 METHODS: dict[str, Callable[[], Assembler]] = {
     "awq": _awq,
+    "bitsandbytes": _bitsandbytes,
     "gptq": _gptq,
 }
 """Imports and returns who knows a method, by its name."""

@@ -67,7 +67,7 @@ class Together:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """What belongs to rows ``start`` to ``stop``."""
         rows: Any = self.stored.read(start * self.count, stop * self.count)
-        return rows.reshape(stop - start, -1)  # type: ignore[no-any-return]
+        return rows.reshape(stop - start, self.count * rows.shape[-1])  # type: ignore[no-any-return]
 
     def changed(self) -> bool:
         """Whether the file is no longer the one that was opened."""
@@ -78,7 +78,7 @@ class Together:
 class Shared:
     """One row of an array belongs to ``count`` rows of the matrix."""
 
-    stored: ir.Tensor
+    stored: Part | ir.Tensor
     count: int
 
     @property
