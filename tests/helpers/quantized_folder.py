@@ -80,6 +80,9 @@ def arrays_of(name: str) -> dict[str, Stored]:
     return read_file(ROOT / f"{name}.safetensors")[0]
 
 
+_PARTS = ("self_attn", "mlp", "experts")
+
+
 def complete(
     name: str, folder: Path, *, arrays: Mapping[str, Stored | None] | None = None, **settings: Any
 ) -> Path:
@@ -93,7 +96,8 @@ def complete(
     """
     made, metadata = read_file(ROOT / f"{name}.safetensors")
     others = read_file(folder / "model.safetensors")[0]
-    unquantized = {n: a for n, a in others.items() if not _is_matrix(n)}
+    replaced = tuple(part for part in _PARTS if any(part in name for name in made))
+    unquantized = {n: a for n, a in others.items() if not _is_matrix(n, replaced)}
     changed = unquantized | made | dict(arrays or {})
     write_file(folder / "model.safetensors", {n: a for n, a in changed.items() if a is not None}, metadata)
     path = folder / "config.json"
@@ -102,9 +106,7 @@ def complete(
     return folder
 
 
-def _is_matrix(name: str) -> bool:
-    return (
-        name.startswith("model.layers.")
-        and "norm" not in name
-        and not name.endswith(("gate.weight", ".bias"))
-    )
+def _is_matrix(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether it is a matrix in one of these parts of a layer, but for the router."""
+    of_layer = name.startswith("model.layers.") and name.endswith(".weight")
+    return of_layer and not name.endswith(".gate.weight") and any(part in name for part in parts)

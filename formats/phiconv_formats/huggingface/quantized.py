@@ -49,8 +49,32 @@ def _bitsandbytes() -> Assembler:
     return assemble
 
 
+def _fp8() -> Assembler:
+    from phiconv_formats.quantized_folders.fp8 import assemble
+
+    return assemble
+
+
 def _gptq() -> Assembler:
     from phiconv_formats.quantized_folders.gptq import assemble
+
+    return assemble
+
+
+def _torchao() -> Assembler:
+    from phiconv_formats.quantized_folders.torchao import assemble
+
+    return assemble
+
+
+def _mxfp4() -> Assembler:
+    from phiconv_formats.quantized_folders.mxfp4 import assemble
+
+    return assemble
+
+
+def _modelopt() -> Assembler:
+    from phiconv_formats.quantized_folders.modelopt import assemble
 
     return assemble
 
@@ -58,7 +82,11 @@ def _gptq() -> Assembler:
 METHODS: dict[str, Callable[[], Assembler]] = {
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,
+    "fp8": _fp8,
     "gptq": _gptq,
+    "modelopt": _modelopt,
+    "mxfp4": _mxfp4,
+    "torchao": _torchao,
 }
 """Imports and returns who knows a method, by its name."""
 

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.model import Checkpoint
 
-__all__ = ["Arrays", "Bundle", "put_together"]
+__all__ = ["SMALL", "Arrays", "Bundle", "checked", "put_together"]
 
 Arrays: TypeAlias = "Mapping[str, tuple[str, ...]]"
 """What the arrays of a matrix are called, behind the matrix's own name, and the dtypes that each may have."""
+
+_CACHED = (".k_scale", ".v_scale", ".q_scale")
+"""How the scales of a cache are called, on which no weight depends."""
 
 SMALL = 1 << 20
 """Bytes of an array that is read when a folder is opened, and no more."""
@@ -32,11 +35,13 @@ class Bundle:
         base: The matrix, as "model.layers.0.mlp.down_proj".
         arrays: By what they are called behind that.
         path: The folder, for messages.
+        separator: What is between the two names.
     """
 
     base: str
     arrays: Mapping[str, Tensor]
     path: Path
+    separator: str = "."
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -54,7 +59,7 @@ class Bundle:
 
     def error(self, message: str, name: str = "", hint: str = "") -> MalformedFileError:
         """That something is wrong with an array, or with the matrix."""
-        at = f"tensor {self.base}{'.' if name else ''}{name}"
+        at = f"tensor {self.base}{self.separator if name else ''}{name}"
         return MalformedFileError(message, path=self.path, at=at, hint=hint)
 
     def unsupported(self, message: str) -> UnsupportedModelError:
@@ -113,20 +118,20 @@ def put_together(
     Raises:
         MalformedFileError: An array of a wrong dtype, or a matrix that is stored twice.
     """
-    by_name = {name: _split(name, arrays) for name in folder.stored}
+    by_name = {name: _split(name, arrays) for name in folder.stored if not name.endswith(_CACHED)}
     marked = {base for base, array in by_name.values() if array == mark}
     bundles: dict[str, dict[str, Tensor]] = {base: {} for base in marked}
     for name, (base, array) in by_name.items():
         if array and base in marked:
             bundles[base][array] = folder.stored[name]
     result: dict[str, Tensor] = {}
-    for name, tensor in folder.stored.items():
-        base, array = by_name[name]
+    for name, (base, array) in by_name.items():
+        tensor = folder.stored[name]
         if not array or base not in marked:
             if result.setdefault(name, tensor) is not tensor:
                 raise _twice(base, folder.path)
         elif base in bundles:
-            bundle = _checked(Bundle(base, bundles.pop(base), folder.path), arrays)
+            bundle = checked(Bundle(base, bundles.pop(base), folder.path), arrays)
             if f"{base}{end}" in result:
                 raise _twice(base, folder.path)
             result[f"{base}{end}"] = make(bundle)
@@ -144,7 +149,7 @@ def _twice(base: str, path: Path) -> MalformedFileError:
     return MalformedFileError("is stored twice, quantized and not", path=path, at=f"tensor {base}.weight")
 
 
-def _checked(bundle: Bundle, arrays: Arrays) -> Bundle:
+def checked(bundle: Bundle, arrays: Arrays) -> Bundle:
     """The bundle, if its arrays have dtypes that they may have."""
     for name, tensor in bundle.arrays.items():
         if tensor.encoding.name not in arrays[name]:

@@ -75,16 +75,19 @@ def _matrix(block: tuple[int, int], scale: str, bundle: Bundle) -> ir.Tensor:
     return fp8_matrix("fp8", bundle, scales, block)
 
 
-def fp8_matrix(method: str, bundle: Bundle, scales: Part | ir.Tensor, block: tuple[int, int]) -> ir.Tensor:
+def fp8_matrix(
+    method: str, bundle: Bundle, scales: Part | ir.Tensor, block: tuple[int, int], name: str = "weight"
+) -> ir.Tensor:
     """A matrix of E4M3 numbers.
 
     Args:
         method: Who stores them so, for the name.
-        bundle: Has the numbers as "weight".
+        bundle: Has the numbers.
         scales: Of blocks of the matrix: (rows / height, columns / width) of them, both rounded up.
         block: Height and width.
+        name: What the numbers are called.
     """
     height, width = block
     encoding = grouped_fp8(method, width, height)
-    parts = (bundle["weight"], Shared(scales, height))
-    return as_matrix(encoding, bundle.matrix("weight"), parts, partial(e4m3_numbers, width))
+    parts = (bundle[name], Shared(scales, height))
+    return as_matrix(encoding, bundle.matrix(name), parts, partial(e4m3_numbers, width))

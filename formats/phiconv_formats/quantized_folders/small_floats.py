@@ -38,7 +38,7 @@ def powers(stored: Bytes, bias: int = 127) -> ir.FloatArray:
 
     With a bias of 128 they are half as large, which the doubled table of MXFP4 makes good.
     """
-    table = np.ldexp(np.float32(1), np.arange(256) - bias, dtype=np.float32)
+    table = np.ldexp(np.float32(1), (np.arange(256) - bias).clip(max=127))
     table[255] = np.nan
     numbers: ir.FloatArray = table[stored]
     return numbers
