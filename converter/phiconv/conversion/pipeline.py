@@ -281,7 +281,7 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
     stored = stream.tensor.encoding
     if isinstance(values, Blocks):
         if repackable(stored, stream.encoding):
-            return repack(values, cast("BlockEncoding", stream.encoding)), 0
+            return _repacked(values, stream), 0
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0
@@ -297,6 +297,15 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
         encoded = effort.quantize(widen(values), cast("AnyBlockEncoding", stream.encoding), metric)
     lost = checks.count_nonfinite(encoded) - bad if checks.may_overflow(stored, stream.encoding) else 0
     return encoded, max(lost, 0)
+
+
+def _repacked(blocks: Blocks, stream: Stream) -> Blocks:
+    """The same blocks in the wanted encoding; an error says whose they are."""
+    try:
+        return repack(blocks, cast("BlockEncoding", stream.encoding))
+    except WeightError as error:
+        where = f"tensor {stream.name}"
+        raise WeightError(error.message, path=stream.tensor.label, at=where, hint=error.hint) from None
 
 
 def _convert_span(
