@@ -27,6 +27,7 @@ import phiconv
 from mutations import changes, json_changes, mutate, mutate_json
 from phiconv.errors import PhiconvError
 from phiconv.recipes import Choices
+from quantized_folder import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,16 @@ PIECES = [
     b"\x80\x02", b"(X\7\0\0\0storage", b"ctorch\nFloatStorage\n", b"NaN", b"1e999", b"\\ud800",
     b"\xef\xbb\xbf", b"\n\x02\x08\x01", b"MatMulNBits", b"</layer>", b"<!DOCTYPE x>", b'id="0"',
 ]  # fmt: skip
+
+
+QUANTIZED = {
+    "gptq": "gptq-4-order",
+    "awq": "awq-g32",
+    "bitsandbytes": "bnb-nf4-double",
+    "modelopt": "modelopt-w4a16-awq",
+    "torchao": "torchao-int4-asym",
+}
+"""Folders of fixtures/quantized_folders, one of each family."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,17 @@ def imatrices(folder: Path) -> None:
     writer.close()
 
 
+def quantized(root: Path, make_base: Callable[..., Path]) -> dict[str, Case]:
+    """Folders that other tools have quantized."""
+    made = {title: complete(name, make_base(root / name)) for title, name in QUANTIZED.items()}
+    return {
+        **{t: Case(f, "model.safetensors", parse=header, build=with_header) for t, f in made.items()},
+        "gptq config": Case(made["gptq"], "config.json", parse=json.loads),
+    }
+
+
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory, make_miniature, make_pytorch):
+def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
     root = tmp_path_factory.mktemp("miniatures")
     byte_level = make_miniature.make_miniature(root / "bytes")
     imatrices(byte_level)
@@ -145,6 +165,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         "onnx qdq": Case(root / "qdq", "model.onnx"),
         "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),
         "openvino": Case(root / "openvino", "openvino_model.xml"),
+        **quantized(root, make_base),
         "imatrix.gguf": Case(byte_level, "imatrix.gguf", imatrix=True),
         "imatrix.dat": Case(byte_level, "imatrix.dat", imatrix=True),
     }  # fmt: skip
@@ -153,7 +174,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
 JSON = [
     "safetensors", "index", "shard", "config", "tokenizer.json", "tokenizer_config", "added_tokens",
     "generation_config", "mlx weights", "mlx config", "onnx config", "compressed weights",
-    "compressed config", "nvfp4 weights",
+    "compressed config", "nvfp4 weights", *QUANTIZED, "gptq config",
 ]  # fmt: skip
 SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "generation_config"]
 """Files of one folder."""

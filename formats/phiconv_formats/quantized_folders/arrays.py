@@ -129,12 +129,12 @@ def put_together(
         tensor = folder.stored[name]
         if not array or base not in marked:
             if result.setdefault(name, tensor) is not tensor:
-                raise _twice(base, folder.path)
+                raise _twice(name, folder.path)
         elif base in bundles:
             bundle = checked(Bundle(base, bundles.pop(base), folder.path), arrays)
-            if f"{base}{end}" in result:
-                raise _twice(base, folder.path)
-            result[f"{base}{end}"] = make(bundle)
+            if base + end in result:
+                raise _twice(base + end, folder.path)
+            result[base + end] = make(bundle)
     return replace(folder, stored=result, tensors=None)
 
 
@@ -145,8 +145,8 @@ def _split(name: str, arrays: Arrays) -> tuple[str, str]:
     return (name.removesuffix(f".{array}"), array) if array else (name, "")
 
 
-def _twice(base: str, path: Path) -> MalformedFileError:
-    return MalformedFileError("is stored twice, quantized and not", path=path, at=f"tensor {base}.weight")
+def _twice(name: str, path: Path) -> MalformedFileError:
+    return MalformedFileError("is stored twice, quantized and not", path=path, at=f"tensor {name}")
 
 
 def checked(bundle: Bundle, arrays: Arrays) -> Bundle:

@@ -88,7 +88,7 @@ def assemble(folder: Checkpoint, quantization: Mapping[str, Any]) -> Checkpoint:
 
 def _read(settings: Config) -> _Settings:
     key, stated = settings.get("checkpoint_format", "format")
-    if stated is not None and stated not in _STORED_LESS:
+    if stated is not None and (not isinstance(stated, str) or stated not in _STORED_LESS):
         raise refuse(settings, key, "the layout")
     if settings.boolean("is_marlin_format", default=False):
         raise refuse(settings, "is_marlin_format", "Marlin's layout:")
@@ -189,6 +189,6 @@ def _numbers(
         raise MalformedFileError(
             f"has a zero point {found}, and config.json says that it is quantized symmetrically",
             path=label,
-            hint="if the model works elsewhere, set sym in quantization_config to false",
+            hint="sym or checkpoint_format in quantization_config is wrong",
         )
     return Numbers(unpacked, scales)

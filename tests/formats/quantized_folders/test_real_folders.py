@@ -10,15 +10,7 @@ import pytest
 import phiconv
 from phiconv.ir import Blocks
 from phiconv.quantizers import decode
-from quantized_folder import FOLDERS, complete
-
-
-@pytest.fixture
-def folder(tmp_path, make_base):
-    def make(name, **changes):
-        return complete(name, make_base(tmp_path / name, FOLDERS[name]["kind"]), **changes)
-
-    return make
+from quantized_folder import FOLDERS
 
 
 def weights_of(tensor, step):
