@@ -80,7 +80,7 @@ def arrays_of(name: str) -> dict[str, Stored]:
     return read_file(ROOT / f"{name}.safetensors")[0]
 
 
-_PARTS = ("self_attn", "mlp", "experts")
+_PARTS = ("self_attn", "mlp", "experts", "router")
 
 
 def complete(
@@ -107,6 +107,7 @@ def complete(
 
 
 def _is_matrix(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether it is a matrix in one of these parts of a layer, but for the router."""
+    """Whether it is a matrix in one of these parts of a layer."""
     of_layer = name.startswith("model.layers.") and name.endswith(".weight")
-    return of_layer and not name.endswith(".gate.weight") and any(part in name for part in parts)
+    is_router = name.endswith(".gate.weight")
+    return of_layer and any(part == "router" if is_router else part in name for part in parts)
