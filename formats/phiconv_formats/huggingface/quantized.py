@@ -1,17 +1,21 @@
 """Folders that another tool has quantized: config.json names the method, and that says who reads them.
 
-The method stands in ``quantization_config.quant_method``. Whoever knows it puts the arrays of every quantized
-matrix together again, under the names that the hub's checkpoints have.
+The method stands in ``quantization_config.quant_method``, and in older folders in a file beside. Whoever
+knows it puts the arrays of every quantized matrix together again, under the names that the hub's checkpoints
+have.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phiconv.spelling import folded
+from phiconv_formats.folders.model_folder import optional_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from phiconv.ir.model import Checkpoint
 
@@ -91,14 +95,32 @@ METHODS: dict[str, Callable[[], Assembler]] = {
 """Imports and returns who knows a method, by its name."""
 
 
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""Files that say it where config.json does not, and the method that each means where it names none."""
+
+
 def assembled(folder: Checkpoint) -> Checkpoint:
     """A folder with its quantized matrices as the model has them; as it is where no known method is named.
 
     Raises:
         InputError: See `Assembler`.
     """
-    said = (folder.config or {}).get("quantization_config")
-    if not isinstance(said, dict) or not isinstance(method := said.get("quant_method"), str):
+    path, said, method = _said(folder)
+    known = METHODS.get(folded(method)) if isinstance(method, str) else None
+    if known is None:
         return folder
-    known = METHODS.get(folded(method))
-    return folder if known is None else known()(folder, said)
+    made = known()(replace(folder, config_path=path), said)
+    return replace(made, config_path=folder.config_path)
+
+
+def _said(folder: Checkpoint) -> tuple[Path | None, dict[str, Any], object]:
+    """The file that says how a folder is quantized, what it says, and the method that it names."""
+    said, path = (folder.config or {}).get("quantization_config"), folder.config_path
+    if isinstance(said, dict):
+        return path, said, said.get("quant_method")
+    if said is None and path is not None:
+        for name, usual in _BESIDE.items():
+            beside = path.with_name(name)
+            if (found := optional_json(beside)) is not None:
+                return beside, found, found.get("quant_method", usual)
+    return path, {}, None

@@ -85,8 +85,8 @@ def _rows(bundle: Bundle) -> ir.Tensor:
         raise bundle.unsupported("its weight_format is not that of plain rows")
     encoding = grouped_integers("bnb", 8, columns, ir.F32, symmetric=True, signed=True)
     groups, factors = np.zeros(columns, np.int32), np.full(columns, 1 / 127, np.float32)
-    parts = (bundle["weight"], bundle["SCB"])
-    return as_matrix(encoding, (rows, columns), parts, _signed, groups=groups, factors=factors)
+    parts, shape = (bundle["weight"], bundle["SCB"]), (rows, columns)
+    return as_matrix(encoding, shape, parts, _signed, groups=groups, factors=factors, name="bnb_int8")
 
 
 def _signed(codes: NDArray[np.uint8], scales: NDArray[Any]) -> Numbers:

@@ -170,6 +170,7 @@ def as_matrix(
     *,
     groups: NDArray[np.int32] | None = None,
     factors: ir.FloatArray | None = None,
+    name: str = "",
 ) -> ir.Tensor:
     """A quantized matrix, or a stack of them.
 
@@ -182,6 +183,7 @@ def as_matrix(
         numbers: Makes what is stored of a row of each array.
         groups: The group of every column where columns of a group are not neighbours.
         factors: What each column is multiplied with at last.
+        name: What to call rows that are read as float32.
     """
     columns, encoding, size = shape[-1], stored, stored.block_size
     plain = groups is None and factors is None and columns % size == 0 and size % 4 == 0
@@ -189,7 +191,7 @@ def as_matrix(
         return ir.Tensor.of(QuantizedRows(stored, encoding, parts, numbers), shape)
     if groups is None:
         groups = np.arange(columns, dtype=np.int32) // np.int32(size)
-    mixed = ir.MixedEncoding(f"{stored.name}_by_column", stored.bits_per_weight)
+    mixed = ir.MixedEncoding(name or f"{stored.name}_by_column", stored.bits_per_weight)
     return ir.Tensor.of(QuantizedRows(stored, mixed, parts, numbers, groups, factors), shape)
 
 

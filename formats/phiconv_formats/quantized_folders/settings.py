@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["read_settings", "refuse"]
 
-_KEY = "quantization_config"
+_PREFIX = "quantization_config."
 
 
 def read_settings(folder: Checkpoint, quantization: Mapping[str, Any]) -> Config:
-    """The keys of ``quantization_config``, for typed access."""
-    return Config(quantization, folder.config_path, f"{_KEY}.")
+    """The keys of ``quantization_config``, or of a file beside config.json, for typed access."""
+    beside = folder.config_path is not None and folder.config_path.name != "config.json"
+    return Config(quantization, folder.config_path, "" if beside else _PREFIX)
 
 
 def refuse(settings: Config, key: str, what: str) -> ConfigError:
