@@ -280,15 +280,15 @@ KINDS = {
     "adapter": (adapter(config=False, weights=False), "unsupported_model"),
     "adapter with config": (adapter(config=True, weights=False), "unsupported_model"),
     "adapter beside its base": (adapter(config=True, weights=True), "unsupported_model"),
-    "gptq": (quantized("gptq", {"qweight": ("I32", [8, 8]), "scales": ("F16", [2, 8])}), "unsupported_model"),
-    "awq": (quantized("awq", {"qweight": ("I32", [8, 8]), "qzeros": ("I32", [2, 8])}), "unsupported_model"),
+    "gptq": (quantized("gptq", {"qweight": ("I32", [8, 8]), "scales": ("F16", [2, 8])}), "malformed_file"),
+    "awq": (quantized("awq", {"qweight": ("I32", [8, 8]), "qzeros": ("I32", [2, 8])}), "malformed_file"),
     "bitsandbytes": (
         quantized("bitsandbytes", {"weight": ("U8", [64, 1]), "weight.absmax": ("F32", [2])}),
-        "unsupported_model",
+        "malformed_file",
     ),
     "fp8": (
         quantized("fp8", {"weight": ("F8_E4M3", [8, 8]), "weight_scale_inv": ("F32", [1, 1])}),
-        "unsupported_model",
+        "malformed_file",
     ),
     "compressed-tensors": (
         quantized("compressed-tensors", {"weight_packed": ("I32", [8, 8])}),

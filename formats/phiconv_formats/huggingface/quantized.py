@@ -53,6 +53,12 @@ def _bitsandbytes() -> Assembler:
     return assemble
 
 
+def _compressed_tensors() -> Assembler:
+    from phiconv_formats.server.compressed_reader import as_checkpoint
+
+    return as_checkpoint
+
+
 def _fp8() -> Assembler:
     from phiconv_formats.quantized_folders.fp8 import assemble
 
@@ -86,6 +92,7 @@ def _modelopt() -> Assembler:
 METHODS: dict[str, Callable[[], Assembler]] = {
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,
+    "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
     "gptq": _gptq,
     "modelopt": _modelopt,
