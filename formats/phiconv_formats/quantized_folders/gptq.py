@@ -101,8 +101,14 @@ def _read(settings: Config) -> _Settings:
         0 if size == -1 else settings.integer("group_size", default=128),
         settings.boolean("sym", default=True),
         _STORED_LESS[stated or "gptq"],
-        bool(settings.get("dynamic")[1]),
+        _has_exceptions(settings),
     )
+
+
+def _has_exceptions(settings: Config) -> bool:
+    """Whether ``dynamic`` gives some matrices other settings; a pattern after "-:" only leaves some out."""
+    dynamic = settings.section("dynamic")
+    return dynamic is not None and any(not pattern.startswith("-:") for pattern in dynamic.values)
 
 
 def _matrix(settings: _Settings, bundle: Bundle) -> ir.Tensor:
