@@ -112,11 +112,10 @@ class ColumnRows:
         """The columns of a strip as rows of bytes."""
         source = self.stored.runs[0].source
         # A model that nobody has any more must not keep its files open.
-        key = (
-            (weakref.ref(source.file), source.offset, index, width) if isinstance(source, FileRows) else None
-        )
-        found = None if key is None else _STRIPS.find(key)
-        if found is not None:
+        key: tuple[Hashable, ...] | None = None
+        if isinstance(source, FileRows):
+            key = (weakref.ref(source.file), source.offset, self.together, width, index)
+        if key is not None and (found := _STRIPS.find(key)) is not None:
             return found
         first, last = index * width, min((index + 1) * width, self.stored.columns // self.together)
         data = self._columns(first * self._item, last * self._item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
@@ -24,6 +25,16 @@ def test_every_weight_is_what_the_tool_gives(name, folder):
     for full, expected in FOLDERS[name]["weights"].items():
         weights = weights_of(model.stored[full], 7) + np.float32(0)  # -0 counts as 0
         assert hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest() == expected, full
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_tensors_go_to_other_processes(name, folder):
+    model = phiconv.open_model(folder(name))
+    for full in FOLDERS[name]["weights"]:
+        tensor = model.stored[full]
+        copy = pickle.loads(pickle.dumps(tensor))  # noqa: S301 - of our own
+        assert copy.encoding == tensor.encoding
+        assert np.array_equal(weights_of(copy, 9), weights_of(tensor, 9))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
