@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 import phiconv
@@ -82,3 +83,12 @@ def test_a_quantization_that_is_only_said_is_none(make_base, tmp_path):
     said = {"quant_method": "gptq", "bits": 4, "group_size": 32}
     (source / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
     assert types(phiconv.open_model(source)) == {"bf16"}
+
+
+@pytest.mark.parametrize("name", ["gptq-4-order", "awq-g32", "bnb-nf4-double"])
+def test_folders_of_pytorch(name, folder, make_pytorch, tmp_path):
+    source = folder(name)
+    made = make_pytorch.make_checkpoint(source, tmp_path / "torch", "zip")
+    a, b = phiconv.open_model(source), phiconv.open_model(made)
+    for full in FOLDERS[name]["weights"]:
+        np.testing.assert_array_equal(phiconv.read(a.stored[full]), phiconv.read(b.stored[full]))
