@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv import ir
     from phiconv.ir.model import Checkpoint
     from phiconv_formats.quantized_folders.arrays import Arrays, Bundle
-    from phiconv_formats.quantized_folders.matrices import Part
+    from phiconv_formats.shared.rows import Rows
 
 __all__ = ["assemble", "fp8_matrix"]
 
@@ -76,7 +76,7 @@ def _matrix(block: tuple[int, int], scale: str, bundle: Bundle) -> ir.Tensor:
 
 
 def fp8_matrix(
-    method: str, bundle: Bundle, scales: Part | ir.Tensor, block: tuple[int, int], name: str = "weight"
+    method: str, bundle: Bundle, scales: Rows, block: tuple[int, int], name: str = "weight"
 ) -> ir.Tensor:
     """A matrix of E4M3 numbers.
 

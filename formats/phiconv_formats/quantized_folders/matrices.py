@@ -8,7 +8,7 @@ each group. From these come blocks, or, where a group's columns are no neighbour
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from phiconv_formats.shared.rows import Rows
+
     Stored: TypeAlias = ir.BlockEncoding | ir.CodebookEncoding
 
-__all__ = ["Numbers", "Part", "QuantizedRows", "RowPairs", "Shared", "Together", "as_matrix"]
+__all__ = ["Numbers", "QuantizedRows", "RowPairs", "Shared", "Together", "as_matrix"]
 
 
 class Numbers(NamedTuple):
@@ -36,20 +38,6 @@ class Numbers(NamedTuple):
     codes: NDArray[Any]
     scales: NDArray[Any]
     zero_points: NDArray[np.uint8] | None = None
-
-
-class Part(Protocol):
-    """Rows of an array that belong to rows of the matrix."""
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-
-    def read(self, start: int, stop: int) -> Any:
-        """What belongs to rows ``start`` to ``stop``, one row for each."""
-
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +66,7 @@ class Together:
 class Shared:
     """One row of an array belongs to ``count`` rows of the matrix."""
 
-    stored: Part | ir.Tensor
+    stored: Rows
     count: int
 
     @property
@@ -136,7 +124,7 @@ class QuantizedRows:
 
     stored: Stored
     encoding: ir.Encoding
-    parts: tuple[Part | ir.Tensor, ...]
+    parts: tuple[Rows, ...]
     numbers: Callable[..., Numbers]
     groups: NDArray[np.int32] | None = None
     factors: ir.FloatArray | None = None
@@ -165,7 +153,7 @@ class QuantizedRows:
 def as_matrix(
     stored: Stored,
     shape: tuple[int, ...],
-    parts: tuple[Part | ir.Tensor, ...],
+    parts: tuple[Rows, ...],
     numbers: Callable[..., Numbers],
     *,
     groups: NDArray[np.int32] | None = None,

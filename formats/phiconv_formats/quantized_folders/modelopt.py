@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from phiconv.ir.model import Checkpoint
     from phiconv_formats.quantized_folders.arrays import Arrays, Bundle
-    from phiconv_formats.quantized_folders.matrices import Part, Stored
+    from phiconv_formats.quantized_folders.matrices import Stored
+    from phiconv_formats.shared.rows import Rows
 
 __all__ = ["assemble"]
 
@@ -123,7 +124,7 @@ def _with_factors(
     bundle: Bundle,
     encoding: Stored,
     shape: tuple[int, int],
-    parts: tuple[Part | ir.Tensor, ...],
+    parts: tuple[Rows, ...],
     numbers: Callable[..., Numbers],
 ) -> ir.Tensor:
     return as_matrix(encoding, shape, parts, numbers, factors=_factors(bundle, shape[1]))
@@ -177,7 +178,7 @@ def _int4_numbers(codes: NDArray[np.uint8], scales: NDArray[Any]) -> Numbers:
 
 def _int8(bundle: Bundle) -> ir.Tensor:
     rows, columns = bundle.matrix("weight")
-    scales: Part | ir.Tensor = bundle["weight_scale"]
+    scales: Rows = bundle["weight_scale"]
     if bundle["weight_scale"].size == 1:
         scales = Shared(bundle["weight_scale"].reshape((1, 1)), rows)
     else:
