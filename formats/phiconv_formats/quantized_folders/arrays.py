@@ -104,7 +104,7 @@ class Bundle:
 
 
 def put_together(
-    folder: Checkpoint, arrays: Arrays, mark: str, make: Callable[[Bundle], Tensor], end: str = ".weight"
+    folder: Checkpoint, arrays: Arrays, mark: str, make: Callable[[Bundle], Tensor], name_of_format: str = ""
 ) -> Checkpoint:
     """The folder with each of its quantized matrices as one tensor.
 
@@ -113,13 +113,18 @@ def put_together(
         arrays: What a matrix is made of.
         mark: The array that only a quantized matrix has.
         make: Puts one together.
-        end: What a matrix is called behind its own name.
+        name_of_format: What the folder is, where that is a format of its own.
+
+    Returns:
+        The folder as it is where there is no such matrix.
 
     Raises:
         MalformedFileError: An array of a wrong dtype, or a matrix that is stored twice.
     """
     by_name = {name: _split(name, arrays) for name in folder.stored if not name.endswith(_CACHED)}
     marked = {base for base, array in by_name.values() if array == mark}
+    if not marked:
+        return folder
     bundles: dict[str, dict[str, Tensor]] = {base: {} for base in marked}
     for name, (base, array) in by_name.items():
         if array and base in marked:
@@ -132,10 +137,10 @@ def put_together(
                 raise _twice(name, folder.path)
         elif base in bundles:
             bundle = checked(Bundle(base, bundles.pop(base), folder.path), arrays)
-            if base + end in result:
-                raise _twice(base + end, folder.path)
-            result[base + end] = make(bundle)
-    return replace(folder, stored=result, tensors=None)
+            if f"{base}.weight" in result:
+                raise _twice(f"{base}.weight", folder.path)
+            result[f"{base}.weight"] = make(bundle)
+    return replace(folder, format=name_of_format or folder.format, stored=result, tensors=None)
 
 
 def _split(name: str, arrays: Arrays) -> tuple[str, str]:

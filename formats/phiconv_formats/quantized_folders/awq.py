@@ -57,7 +57,7 @@ def assemble(folder: Checkpoint, quantization: Mapping[str, Any]) -> Checkpoint:
         raise refuse(settings, "bits", "a number of bits that is")
     size = settings.get("group_size", "q_group_size")[1]
     group_size = 0 if size == -1 else settings.integer("group_size", "q_group_size", default=128)
-    return put_together(folder, ARRAYS, "qweight", partial(_matrix, group_size))
+    return put_together(folder, ARRAYS, "qweight", partial(_matrix, group_size), "awq")
 
 
 def _matrix(group_size: int, bundle: Bundle) -> ir.Tensor:

@@ -83,7 +83,7 @@ def assemble(folder: Checkpoint, quantization: Mapping[str, Any]) -> Checkpoint:
     if stated == "gemm":  # GPTQModel's name for AWQ's layout
         return awq.assemble(folder, quantization)
     read = _read(settings)
-    return put_together(folder, ARRAYS, "qweight", partial(_matrix, read))
+    return put_together(folder, ARRAYS, "qweight", partial(_matrix, read), "gptq")
 
 
 def _read(settings: Config) -> _Settings:
