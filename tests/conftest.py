@@ -91,6 +91,13 @@ def make_miniature() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def make_base() -> Callable[..., Path]:
+    """``make_base(folder, kind="phi3")`` writes the model of the quantized folders of fixtures/."""
+    function: Callable[..., Path] = script("quantized_base").make_base
+    return function
+
+
+@pytest.fixture(scope="session")
 def make_pytorch() -> ModuleType:
     """The script fixtures/make_pytorch.py, as a module."""
     return script("make_pytorch")

@@ -43,6 +43,24 @@ def run(*arguments):
     return done.stdout
 
 
+def test_server_says_why_there_is_nothing_to_compare(capsys):
+    from benchmarks import server
+
+    server.main(["--peer", sys.executable])
+    assert "llm-compressor: skipped, ModuleNotFoundError" in capsys.readouterr().out
+
+
+@pytest.mark.runtime
+def test_server_compares_whole_folders(model, capsys):
+    from benchmarks import server
+
+    peer = os.environ.get("LLM_COMPRESSOR", sys.executable)
+    if reason := server.why_not(peer):
+        pytest.skip(f"no llm-compressor: {reason}")
+    server.main(["--model", str(model), "--recipes", "w4a16,nvfp4a16", "--peer", peer])
+    assert capsys.readouterr().out.count("equal byte for byte") == 2
+
+
 @pytest.mark.runtime
 def test_kernels_print_a_table():
     lines = run("kernels", "--types", "q8_0,Q4_K", "--repeat", "1", "--importance").splitlines()

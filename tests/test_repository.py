@@ -200,6 +200,9 @@ def test_every_recipe_and_class_is_documented():
         "onnx": "onnx.md",
         "openvino": "openvino.md",
         "safetensors": "safetensors.md",
+        "compressed-tensors": "servers.md",
+        "gptq": "servers.md",
+        "awq": "servers.md",
     }
     models = (ROOT / "docs/models.md").read_text(encoding="utf-8")
     names = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")

@@ -145,6 +145,24 @@ def _openvino_writer() -> Writer:
     return OpenVinoWriter()
 
 
+def _compressed_tensors_writer() -> Writer:
+    from phiconv_formats.server.compressed_writer import CompressedTensorsWriter
+
+    return CompressedTensorsWriter()
+
+
+def _gptq_writer() -> Writer:
+    from phiconv_formats.server.gptq_writer import GptqWriter
+
+    return GptqWriter()
+
+
+def _awq_writer() -> Writer:
+    from phiconv_formats.server.gptq_writer import AwqWriter
+
+    return AwqWriter()
+
+
 FORMATS = {
     f.name: f
     for f in (
@@ -194,6 +212,30 @@ FORMATS = {
             folder=True,
             file_suffix=".xml",
         ),
+        Format(
+            "compressed-tensors",
+            "a quantized Hugging Face folder for vLLM, SGLang and transformers, as llm-compressor writes it",
+            (),
+            reader=_huggingface_reader,
+            writer=_compressed_tensors_writer,
+            folder=True,
+        ),
+        Format(
+            "gptq",
+            "a quantized Hugging Face folder for vLLM and others, in GPTQ's layout",
+            (),
+            reader=_huggingface_reader,
+            writer=_gptq_writer,
+            folder=True,
+        ),
+        Format(
+            "awq",
+            "a quantized Hugging Face folder for vLLM and others, in AWQ's layout (gemm)",
+            (),
+            reader=_huggingface_reader,
+            writer=_awq_writer,
+            folder=True,
+        ),
     )
 }
 """Every format, by name."""
@@ -235,6 +277,12 @@ def _folder_format(folder: Path) -> str:
 
 
 _ALIASES = {
+    "autoawq": "awq",
+    "ct": "compressed-tensors",
+    "llm-compressor": "compressed-tensors",
+    "llmcompressor": "compressed-tensors",
+    "vllm": "compressed-tensors",
+    "gptqmodel": "gptq",
     "ggml": "gguf",
     "llama.cpp": "gguf",
     "llama-cpp": "gguf",

@@ -27,6 +27,7 @@ import phiconv
 from mutations import changes, json_changes, mutate, mutate_json
 from phiconv.errors import PhiconvError
 from phiconv.recipes import Choices
+from quantized_folder import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,16 @@ PIECES = [
     b"\x80\x02", b"(X\7\0\0\0storage", b"ctorch\nFloatStorage\n", b"NaN", b"1e999", b"\\ud800",
     b"\xef\xbb\xbf", b"\n\x02\x08\x01", b"MatMulNBits", b"</layer>", b"<!DOCTYPE x>", b'id="0"',
 ]  # fmt: skip
+
+
+QUANTIZED = {
+    "gptq": "gptq-4-order",
+    "awq": "awq-g32",
+    "bitsandbytes": "bnb-nf4-double",
+    "modelopt": "modelopt-w4a16-awq",
+    "torchao": "torchao-int4-asym",
+}
+"""Folders of fixtures/quantized_folders, one of each family."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,17 @@ def imatrices(folder: Path) -> None:
     writer.close()
 
 
+def quantized(root: Path, make_base: Callable[..., Path]) -> dict[str, Case]:
+    """Folders that other tools have quantized."""
+    made = {title: complete(name, make_base(root / name)) for title, name in QUANTIZED.items()}
+    return {
+        **{t: Case(f, "model.safetensors", parse=header, build=with_header) for t, f in made.items()},
+        "gptq config": Case(made["gptq"], "config.json", parse=json.loads),
+    }
+
+
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory, make_miniature, make_pytorch):
+def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
     root = tmp_path_factory.mktemp("miniatures")
     byte_level = make_miniature.make_miniature(root / "bytes")
     imatrices(byte_level)
@@ -117,6 +137,8 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
     phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")
     (root / "qdq" / "config.json").unlink()  # so that genai_config.json and the graph must say it
     phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
+    phiconv.convert(byte_level, root / "compressed", to="compressed-tensors", quant="w4a16-asym-g32")
+    phiconv.convert(byte_level, root / "nvfp4", to="compressed-tensors", quant="nvfp4a16")
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
     return {
@@ -136,10 +158,14 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         "pytorch legacy": Case(torch["legacy"], "pytorch_model.bin"),
         "mlx weights": Case(root / "mlx", weights, parse=header, build=with_header),
         "mlx config": Case(root / "mlx", "config.json", parse=json.loads),
+        "compressed weights": Case(root / "compressed", weights, parse=header, build=with_header),
+        "compressed config": Case(root / "compressed", "config.json", parse=json.loads),
+        "nvfp4 weights": Case(root / "nvfp4", weights, parse=header, build=with_header),
         "onnx": Case(root / "onnx", "model.onnx"),
         "onnx qdq": Case(root / "qdq", "model.onnx"),
         "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),
         "openvino": Case(root / "openvino", "openvino_model.xml"),
+        **quantized(root, make_base),
         "imatrix.gguf": Case(byte_level, "imatrix.gguf", imatrix=True),
         "imatrix.dat": Case(byte_level, "imatrix.dat", imatrix=True),
     }  # fmt: skip
@@ -147,7 +173,8 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
 
 JSON = [
     "safetensors", "index", "shard", "config", "tokenizer.json", "tokenizer_config", "added_tokens",
-    "generation_config", "mlx weights", "mlx config", "onnx config",
+    "generation_config", "mlx weights", "mlx config", "onnx config", "compressed weights",
+    "compressed config", "nvfp4 weights", *QUANTIZED, "gptq config",
 ]  # fmt: skip
 SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "generation_config"]
 """Files of one folder."""
@@ -229,7 +256,7 @@ def test_changed_json(name, cases, converts, wanted):
     event(converts(case, case.build(data, mutate_json(case.parse(data), wanted))))
 
 
-TARGETS = ["mlx", "onnx", "openvino", "safetensors"]
+TARGETS = ["mlx", "onnx", "openvino", "safetensors", "compressed-tensors"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,26 @@ def test_a_minimum_beyond_float16_is_refused():
         repack(blocks, ir.Q4_1)
     packed = repack(blocks, ir.mlx_affine(4, 32, ir.F32))
     np.testing.assert_array_equal(decode(packed, 32), decode(blocks, 32))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_of_bfloat16_become_float16_where_they_can(symmetric):
+    stored = ir.onnx_affine(4, 64, ir.BF16, symmetric=symmetric)
+    target = ir.onnx_affine(4, 32, ir.F16, symmetric=symmetric)
+    assert repackable(stored, target)
+    assert not repackable(stored, ir.mlx_affine(4, 32, ir.F16))  # its minima are not looked at
+    assert not repackable(ir.onnx_affine(4, 64, ir.F32, symmetric=symmetric), target)
+    values = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
+    blocks = encode(values, stored)
+    packed = repack(blocks, target)
+    np.testing.assert_array_equal(decode(packed, 128), decode(blocks, 128))
+    for wrong in (1e-9, 1e5, 1.0078125 * 2**-22):
+        scales = blocks.scales.copy()
+        scales[3] = wrong
+        with pytest.raises(WeightError, match="is no number of float16"):
+            repack(replace(blocks, scales=scales), target)
+    scales[3] = np.nan  # for whoever counts these
+    assert np.isnan(repack(replace(blocks, scales=scales), target).scales[6:8]).all()
 
 
 def test_every_code_of_q8_0():

@@ -40,6 +40,14 @@ BEFORE = {
         int4-asym int4-asym-g64 int4-asym-g32 int4-asym-channel int4-sym int4-sym-g64 int4-sym-g32
         int4-sym-channel int8-asym int8-sym nf4 nf4-g64 nf4-g32 mxfp4 mxfp8 f16 bf16 f32""",
     "safetensors": "f16 bf16 f32",
+    "compressed-tensors": """
+        w4a16 w4a16-g64 w4a16-g32 w4a16-channel w4a16-asym w4a16-asym-g64 w4a16-asym-g32 w4a16-asym-channel
+        w8a16 w8a16-g64 w8a16-g32 w8a16-channel w8a8 w4a8 fp8-dynamic fp8-block nvfp4a16 mxfp4a16 mxfp8
+        f16 bf16 f32""",
+    "gptq": """
+        4bit 4bit-g64 4bit-g32 4bit-channel 4bit-v2 4bit-v2-g64 4bit-v2-g32 4bit-v2-channel 8bit 8bit-g64
+        8bit-g32 8bit-channel 8bit-v2 8bit-v2-g64 8bit-v2-g32 8bit-v2-channel f16 bf16 f32""",
+    "awq": "4bit 4bit-g64 4bit-g32 f16 bf16 f32",
 }
 
 # By a name without its size; sizes change nothing but the number in an encoding's name.
@@ -93,6 +101,12 @@ ALIASES = {
         "q4": "int4-asym", "int4-channel-sym": "int4-sym-channel",
     },
     "safetensors": FLOATS,
+    "compressed-tensors": FLOATS | {
+        "w4a16-g128": "w4a16", "w4a16-g32-asym": "w4a16-asym-g32", "int8": "w8a8", "fp8": "fp8-dynamic",
+        "mxfp4": "mxfp4a16", "nvfp4": "nvfp4a16", "q4": "w4a16", "q8": "w8a8",
+    },
+    "gptq": FLOATS | {"4bit-g32-v2": "4bit-v2-g32", "int4": "4bit", "w8a16": "8bit", "q8": "8bit"},
+    "awq": FLOATS | {"gemm": "4bit", "q4": "4bit"},
 }  # fmt: skip
 
 UNKNOWN = {
@@ -104,6 +118,9 @@ UNKNOWN = {
     ],
     "openvino": ["int4-g64", "int4-asym-sym", "int8-asym-g64", "int8-channel", "nf4-asym", "mxfp4-g64"],
     "safetensors": ["q4", "int4", "f16-g32"],
+    "compressed-tensors": ["w8a16-asym", "w8a8-g32", "fp8-static", "w3a16", "w4a16-g48", "nvfp4a16-g16"],
+    "gptq": ["4bit-asym", "3bit", "4bit-v3"],
+    "awq": ["8bit", "q8", "4bit-channel"],
 }  # fmt: skip
 
 each_target = pytest.mark.parametrize("target", TARGETS)

@@ -51,7 +51,7 @@ def inspected(path):
         ("adapter beside its base", "Phi3ForCausalLM", 39, 2059, 256),
         ("gptq", "Phi3ForCausalLM", 2, 2059, 256),
         ("bitsandbytes", "Phi3ForCausalLM", 2, 2059, 256),
-        ("fp8", "Phi3ForCausalLM", 2, 2059, 256),
+        ("fp8", "Phi3ForCausalLM", 1, 2059, 256),
     ],
 )
 def test_what_is_shown(tmp_path, kind, stated, tensors, tokens, hidden):

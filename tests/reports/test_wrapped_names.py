@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,9 @@ import phiconv
 from paths import FIXTURES
 from phiconv.architectures import ARCHITECTURES
 from phiconv.architectures.stored_names import unwrapped
-from phiconv.errors import MalformedFileError, UnsupportedModelError
+from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError
+from phiconv.spelling import folded
+from phiconv_formats.huggingface.quantized import METHODS
 
 IDS = [[5, 9, 200, 31, 7]]
 
@@ -158,6 +161,10 @@ QUANTIZED = {
 def test_quantized_checkpoints_are_named(changed, method, said):
     config = {"quantization_config": {"quant_method": method}} if said else {}
     folder, _ = changed(replaced(QUANTIZED[method]), "llama3", **config)
+    if said and folded(method) in METHODS:  # then it is read, if it can be
+        with pytest.raises(InputError, match=f"config_groups|bits: missing|{re.escape('layers.0.')}"):
+            phiconv.open_model(folder)
+        return
     with pytest.raises(UnsupportedModelError, match="is quantized already, by") as caught:
         phiconv.open_model(folder)
     assert "take the unquantized model" in str(caught.value)

@@ -1,7 +1,8 @@
 """Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE: LayerNorm, GQA, two experts per token.
 
 The experts are stored apart under Mixtral's names (``w1`` gate, ``w2`` down, ``w3`` up), stacked by matrix
-under mlx-lm's names or OpenVINO's, or stacked as transformers 5 holds them in memory, gate rows first.
+under mlx-lm's names or OpenVINO's, or stacked as transformers 5 holds them in memory, gate rows first. Tools
+that quantize a model which transformers 5 has loaded store them apart under names of their own.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ _TRANSFORMERS_5 = {
     "experts_up": "mlp.experts.gate_up_proj",
     "experts_down": "mlp.experts.down_proj",
 }
+_SINGLE = {"experts_gate": "gate_proj", "experts_up": "up_proj", "experts_down": "down_proj"}
+_BLOCKS = ("mlp", "block_sparse_moe")
+"""Tools that quantize experts one by one, of those that transformers 5 stacks, call them so."""
+
 _OPENVINO = {
     "experts_gate": "mlp.experts.gate_proj",
     "experts_up": "mlp.experts.up_proj",
@@ -92,6 +97,10 @@ PHIMOE = Architecture(
         Layout(_OPENVINO),
         Layout(_TRANSFORMERS_5, suffix=""),
         Layout({"router": "mlp.router"}),
+        *(
+            Layout({role: f"{block}.experts.{{e}}.{name}" for role, name in _SINGLE.items()})
+            for block in _BLOCKS
+        ),
     ),
     openvino=_OPENVINO,
     windowed=True,

@@ -106,7 +106,8 @@ def _layout(architecture: Architecture, role: Role, stored: Collection[str]) -> 
     """The names of a layer's tensors that hold a role."""
     for layout in architecture.layouts:
         first, name = next(iter(layout.names.items()))
-        if role.name in layout.names and full_name(first, name, role.layer) + layout.suffix in stored:
+        known = full_name(first, name.format(e=0), role.layer) + layout.suffix
+        if role.name in layout.names and known in stored:
             return layout
     return Layout(architecture.names)
 

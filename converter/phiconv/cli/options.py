@@ -47,7 +47,8 @@ _OPTIONS = (
     click.option(
         "--to",
         metavar="FORMAT",
-        help="The format, when DEST is a folder: gguf, mlx, onnx, openvino, safetensors.",
+        help="The format, when DEST is a folder: gguf, mlx, onnx, openvino, safetensors, compressed-tensors, "
+        "gptq, awq.",
     ),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
@@ -80,7 +81,9 @@ _OPTIONS = (
     click.option("--output-tensor-type", metavar="TYPE", help="The type of the output matrix."),
     click.option("--token-embedding-type", metavar="TYPE", help="The type of the embedding."),
     click.option("--leave-output-tensor", is_flag=True, help="Do not quantize the output matrix."),
-    click.option("--dtype", metavar="TYPE", help="MLX: the type of what is not quantized: f16, bf16, f32."),
+    click.option(
+        "--dtype", metavar="TYPE", help="MLX, servers: the type of what is not quantized: f16, bf16, f32."
+    ),
     click.option("--match-runtime", is_flag=True, help="Every choice as the runtime's own tool makes it."),
     click.option(
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from phiconv.conversion.embeddings import embedding_moments
+from phiconv.conversion.ranges import Ranges
 from phiconv.forward import threads
 from phiconv.ir import AnyBlockEncoding, Blocks
 from phiconv.ir.moments import Metric
@@ -100,11 +101,14 @@ class Preparation:
         self._streams = [*streams]
         self._folder = folder
         self._count = 0
+        self._ranges = Ranges()
 
     def stream(self, number: int) -> Stream:
         """A stream with what its workers need; some of its rows are read, the first time."""
         if self._streams[number].moments is not None:
             self._streams[number] = self._ready(self._streams[number])
+        if self._streams[number].scaled_with:
+            self._streams[number] = self._ranges.scaled(self._streams[number])
         return self._streams[number]
 
     def _ready(self, stream: Stream) -> Stream:

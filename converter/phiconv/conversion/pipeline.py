@@ -282,7 +282,7 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
     stored = stream.tensor.encoding
     if isinstance(values, Blocks):
         if repackable(stored, stream.encoding):
-            return repack(values, cast("BlockEncoding", stream.encoding)), 0
+            return _repacked(values, stream), 0
         values = decode(values, stream.tensor.columns)
     elif stored == stream.encoding:
         return values, 0
@@ -300,6 +300,15 @@ def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Enco
     return encoded, max(lost, 0)
 
 
+def _repacked(blocks: Blocks, stream: Stream) -> Blocks:
+    """The same blocks in the wanted encoding; an error says whose they are."""
+    try:
+        return repack(blocks, cast("BlockEncoding", stream.encoding))
+    except WeightError as error:
+        where = f"tensor {stream.name}"
+        raise WeightError(error.message, path=stream.tensor.label, at=where, hint=error.hint) from None
+
+
 def _convert_span(
     stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
 ) -> tuple[int, int]:
@@ -312,6 +321,7 @@ def _convert_rows(
     stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
 ) -> tuple[int, int]:
     nonfinite = overflows = 0
+    across, kept = any(segment.lines > 1 for segment in stream.segments), []
     for start, stop in _tiles(stream, span):
         values = stream.tensor.read(start, stop)
         bad = checks.count_nonfinite(values)
@@ -320,6 +330,22 @@ def _convert_rows(
         nonfinite += bad
         encoded, lost = _encode(values, stream, start, bad)
         overflows += lost
-        for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
-            target.write(segment.position(start), data)
+        if across and isinstance(encoded, Blocks):  # few rows would be few bytes of very many lines
+            kept.append(encoded)
+        else:
+            _write(stream, targets, encoded, start)
+    if kept:
+        _write(stream, targets, Blocks.join(kept), span.start)
     return nonfinite, overflows
+
+
+def _write(stream: Stream, targets: list[PartialFile], encoded: Encoded, start: int) -> None:
+    """Writes encoded rows to their places."""
+    for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
+        position = segment.position(start)
+        if segment.lines == 1:
+            target.write(position, data)
+            continue
+        length = segment.line_bytes(stream.tensor.rows)
+        for number, line in enumerate(data):
+            target.write(position + number * length, line)

@@ -57,6 +57,8 @@ class CodebookEncoding:
         bits_per_weight: Bits that one weight takes, scales included.
         sub_block_size: Weights per integer sub-scale, a multiple of 4; 0 where there is none.
         scale_dtype: The type of the scales in memory.
+        global_scale: What the scales of all blocks are divided by, a float32; 0 where that is a number of the
+            whole tensor, which `Blocks.global_scales` have. A quantizer is told it.
     """
 
     name: str
@@ -65,6 +67,7 @@ class CodebookEncoding:
     bits_per_weight: float
     sub_block_size: int = 0
     scale_dtype: np.dtype[np.generic] = _FLOAT16
+    global_scale: float = 1.0
 
 
 # llama.cpp's codebooks (kvalues_* and the grids of ggml-common.h).

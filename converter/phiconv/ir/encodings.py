@@ -159,16 +159,19 @@ class RawEncoding:
 
 @dataclass(frozen=True, slots=True)
 class MixedEncoding:
-    """Parts of several encodings, some of them quantized, that are read as float32; nothing is stored so."""
+    """What no blocks of one kind describe, and is read as float32; nothing is stored so.
+
+    Parts of several encodings, or numbers whose scales do not lie along the rows.
+
+    Attributes:
+        name: What it is made of.
+        bits_per_weight: Bits that one weight takes where it comes from; those of float32 if they differ.
+    """
 
     name: str
+    bits_per_weight: float = 32.0
 
     block_size = 1
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits that one weight takes when it is read."""
-        return 32.0
 
 
 AnyBlockEncoding: TypeAlias = BlockEncoding | SuperBlockEncoding | CodebookEncoding
@@ -300,6 +303,6 @@ def same_meaning(a: Encoding, b: Encoding) -> bool:
     is. So it is with Q4_1 and MLX's 4 bits in groups of 32 with float16 scales, and with Q4_0 and ONNX
     Runtime's symmetric 4 bits.
     """
-    if isinstance(a, RawEncoding) or isinstance(b, RawEncoding):  # of these, the name is all that is known
-        return a == b
+    if isinstance(a, RawEncoding | MixedEncoding) or isinstance(b, RawEncoding | MixedEncoding):
+        return a == b  # of these, the name is all that is known
     return replace(a, name=b.name) == b

@@ -57,6 +57,8 @@ class Blocks:
         sub_minima: What multiplies the minimum, in the same way; None where the encoding has none.
         zero_points: What is subtracted from the codes of a block, uint8 of shape (n,); None where the
             encoding has none.
+        global_scales: What the scale of a block is divided by, a number of the whole tensor that the block is
+            of, float32 of shape (n,); None where there is none.
     """
 
     encoding: AnyBlockEncoding
@@ -66,6 +68,7 @@ class Blocks:
     sub_scales: NDArray[np.integer[Any]] | None = None
     sub_minima: NDArray[np.integer[Any]] | None = None
     zero_points: NDArray[np.uint8] | None = None
+    global_scales: FloatArray | None = None
 
     def __len__(self) -> int:
         return int(self.scales.shape[0])
@@ -81,7 +84,7 @@ class Blocks:
         if len(parts) == 1:
             return first
         codes = np.concatenate([p.codes for p in parts], axis=1)
-        names = ("scales", "minima", "sub_scales", "sub_minima", "zero_points")
+        names = ("scales", "minima", "sub_scales", "sub_minima", "zero_points", "global_scales")
         others: list[list[Any]] = [[getattr(part, name) for part in parts] for name in names]
         joined: list[Any] = [None if o[0] is None else np.concatenate(o, axis=-1) for o in others]
         return Blocks(first.encoding, codes, *joined)

@@ -17,6 +17,7 @@ from phiconv.quantizers.mlx import microscaling
 from phiconv.quantizers.numerics.floats import narrow, widen
 from phiconv.quantizers.onnxruntime import least_squares, matmul_nbits, python_tools
 from phiconv.quantizers.openvino import nncf
+from phiconv.quantizers.server import quantizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,9 +123,9 @@ def encode(
 
 
 def _quantizer(encoding: ir.AnyBlockEncoding) -> Quantizer | None:
-    """Of `QUANTIZERS`; or OpenVINO's for integers, whose groups may be rows of any length."""
+    """Of `QUANTIZERS`; or OpenVINO's and servers', whose groups may be rows of any length."""
     if isinstance(encoding, ir.BlockEncoding) and encoding == ir.openvino_affine(
         encoding.bits, encoding.block_size, symmetric=not encoding.has_zero_point
     ):
         return partial(nncf.symmetric if not encoding.has_zero_point else nncf.asymmetric, encoding=encoding)
-    return QUANTIZERS.get(encoding)
+    return QUANTIZERS.get(encoding) or quantizer_of(encoding)

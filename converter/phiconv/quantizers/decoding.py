@@ -80,12 +80,17 @@ def _super_blocks(blocks: Blocks) -> FloatArray:
 
 @np.errstate(all="ignore")
 def _codebook(blocks: Blocks) -> FloatArray:
-    """The weights of any blocks of a codebook, ``scale [* sub_scale] * table[code]``: a float32 vector."""
+    """The weights of any blocks of a codebook: a float32 vector.
+
+    They are ``scale [/ global_scale] [* sub_scale] * table[code]``.
+    """
     encoding = blocks.encoding
     if not isinstance(encoding, CodebookEncoding):
         raise TypeError(encoding.name)
     x = _values(blocks.codes, encoding)
     scales: NDArray[Any] = widen(blocks.scales)
+    if blocks.global_scales is not None:
+        scales = scales / blocks.global_scales
     if blocks.sub_scales is None:
         x *= spread(scales)
     else:

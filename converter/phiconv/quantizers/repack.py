@@ -6,7 +6,8 @@ Every rule is exact in the arithmetic of the formula, and the target's codes hav
     it has a minimum too, ``scale * least``, which is its scale times a power of two;
     a zero point is a minimum, ``-scale * zero_point``, where minima are float32: float16 has too few bits;
     a block is several smaller ones with the same scale;
-    a scale of 16 bits is one of float32.
+    a scale of 16 bits is one of float32;
+    a scale of bfloat16 is one of float16, unless it is very large or very small: which is looked at.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
         return False
     wider = target.scale_type == F32 and stored.scale_type in (F16, BF16)
     same_codes = stored.bits == target.bits and stored.block_size % target.block_size == 0
-    if not same_codes or not (wider or stored.scale_type == target.scale_type):
+    narrower = (stored.scale_type, target.scale_type) == (BF16, F16) and not target.has_minimum
+    if not same_codes or not (wider or narrower or stored.scale_type == target.scale_type):
         return False
     if target.has_minimum and not stored.has_minimum:
         exact = stored.scale_type in (F16, BF16)  # of which few bits of float32 are used
@@ -72,7 +74,8 @@ def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
 
     Raises:
         UsageError: The encodings are not repackable.
-        WeightError: A minimum is larger than float16 can hold: its block has weights that large, too.
+        WeightError: A minimum is larger than float16 can hold: its block has weights that large, too. Or a
+            scale of bfloat16 is no number of float16.
     """
     stored = blocks.encoding
     if not repackable(stored, target):
@@ -85,13 +88,27 @@ def repack(blocks: Blocks, target: BlockEncoding) -> Blocks:
         minima, zero_points = _minima(blocks, stored), None
         if np.any(np.isinf(narrow(minima, target.scale_type)) & np.isfinite(scales)):
             raise WeightError(f"a minimum that {target.scale_type.name} cannot hold", hint="choose float32")
+    narrowed = narrow(scales, target.scale_type)
+    if (stored.scale_type, target.scale_type) == (BF16, F16):
+        _check_scales(scales, narrowed)
     return Blocks(
         target,
         _split(_shifted(blocks.codes, stored, target), times),
-        narrow(scales, target.scale_type).repeat(times),
+        narrowed.repeat(times),
         None if minima is None else narrow(minima, target.scale_type).repeat(times),
         zero_points=None if zero_points is None else zero_points.repeat(times),
     )
+
+
+def _check_scales(scales: NDArray[Any], narrowed: NDArray[Any]) -> None:
+    """Refuses scales that float16 cannot hold."""
+    lost = np.isfinite(scales) & (narrowed.astype(np.float32) != scales.astype(np.float32))
+    if np.any(lost):
+        raise WeightError(
+            f"a scale of {float(scales[lost][0]):.6g} is no number of float16, and {np.count_nonzero(lost)} "
+            "of these rows are none",
+            hint="store this tensor as a float: --tensor-type NAME=f16",
+        )
 
 
 def _minima(blocks: Blocks, stored: BlockEncoding) -> FloatArray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding, plain_name
-from phiconv.recipes import gguf, mlx, onnx, openvino, safetensors
+from phiconv.recipes import awq, compressed_tensors, gguf, gptq, mlx, onnx, openvino, safetensors
 from phiconv.recipes.choices import Choices, override, spelled
 from phiconv.recipes.kept import keep_blocks
 from phiconv.recipes.target import Recipes
@@ -40,6 +40,9 @@ TARGETS: dict[str, Recipes] = {
     "onnx": onnx,
     "openvino": openvino,
     "safetensors": safetensors,
+    "compressed-tensors": compressed_tensors,
+    "gptq": gptq,
+    "awq": awq,
 }
 """The recipes of each target, by its name in `phiconv_formats.FORMATS`."""
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import (
-    F16,
     MLX_MXFP4,
     MLX_MXFP8,
     MLX_NVFP4,
@@ -22,8 +21,8 @@ from phiconv.ir import (
     mlx_affine,
     same_meaning,
 )
+from phiconv.recipes.dtypes import folder_dtype
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
-from phiconv.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,22 +114,8 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
 
 
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding:
-    """The float type of the folder: as chosen, else the recipe itself, else what the model says it is in."""
-    if choices.dtype is not None:
-        if choices.dtype not in FLOATS:
-            hint = did_you_mean(choices.dtype, FLOATS, f"one of {', '.join(FLOATS)}")
-            raise UsageError(f"--dtype {choices.dtype}: no such type", hint=hint)
-        if recipe in FLOATS and recipe != choices.dtype:
-            raise UsageError(f"--dtype {choices.dtype} contradicts {recipe}", hint="give one of them")
-        return FLOATS[choices.dtype]
-    if recipe in FLOATS:
-        return FLOATS[recipe]
-    config = model.card.config
-    named = config.get("torch_dtype") or config.get("dtype")
-    if isinstance(named, str) and (alias := FLOAT_ALIASES.get(named)):
-        return FLOATS[alias]
-    stored = [t.encoding for t in model.stored.values()]
-    return max(FLOATS.values(), key=stored.count) if any(e in stored for e in FLOATS.values()) else F16
+    """The float type of the folder."""
+    return folder_dtype(recipe, model, choices)
 
 
 def type_of(name: str) -> Scheme:

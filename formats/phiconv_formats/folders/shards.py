@@ -5,9 +5,9 @@ Every writer of such folders says which arrays store a tensor, and what else is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from phiconv_formats.folders.companions import json_bytes
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from phiconv.ir import Encoded, Encoding
+    from phiconv.ir import Encoded, Encoding, Tensor
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["INDEX", "Entry", "Part", "Shards", "lay_out_shards"]
+__all__ = ["INDEX", "Entry", "Pack", "Part", "Shards", "lay_out_shards"]
 
 INDEX = "model.safetensors.index.json"
 """The file that says which shard a tensor is in."""
@@ -40,27 +40,49 @@ class Part:
         name: Its name in the file.
         dtype: Its type, as safetensors call it.
         shape: Its shape.
-        row_bytes: Bytes that a row of the tensor takes in it.
+        row_bytes: Bytes that a row of the tensor takes in it; so many rows, or one in each line, where:
+        rows, lines: As of a `phiconv_formats.shared.output.Segment`.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     row_bytes: int
+    rows: int = 1
+    lines: int = 1
+
+    def segment(self, file: str, offset: int) -> Segment:
+        """Where its rows go in a file."""
+        return Segment(file, offset, self.row_bytes, self.rows, self.lines)
+
+
+Pack: TypeAlias = "Callable[[Encoded], tuple[NDArray[np.uint8], ...]]"
+"""Turns encoded rows into the bytes of each part of an entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of the output, its encoding, and the arrays that store it."""
+    """A tensor of the output, its encoding, and the arrays that store it.
+
+    Attributes:
+        output: The tensor.
+        encoding: Its encoding.
+        parts: The arrays.
+        pack: Makes their bytes; None for the way of the whole folder.
+        scaled_with: See `phiconv_formats.shared.output.Stream`.
+    """
 
     output: OutputTensor
     encoding: Encoding
     parts: tuple[Part, ...]
+    pack: Pack | None = None
+    scaled_with: tuple[Tensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all its arrays."""
-        return self.output.tensor.rows * sum(part.row_bytes for part in self.parts)
+        rows = self.output.tensor.rows
+        return sum(part.segment("", 0).line_bytes(rows) * part.lines for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +124,7 @@ def lay_out_shards(
     entries: Sequence[Entry],
     limit: int,
     metadata: Mapping[str, str],
-    pack: Callable[[Encoded], tuple[NDArray[np.uint8], ...]],
+    pack: Pack,
 ) -> Shards:
     """Lays the weights out.
 
@@ -110,7 +132,7 @@ def lay_out_shards(
         entries: The tensors, in order.
         limit: Most bytes of tensors in one file.
         metadata: What the header of every file says.
-        pack: Turns encoded rows into the bytes of each part of an entry.
+        pack: The usual way to pack rows.
 
     Raises:
         UsageError: The limit would make too many files.
@@ -126,8 +148,10 @@ def lay_out_shards(
         files.append(OutputFile(name, layout.size, ((0, layout.head),), check))
         weight_map |= {part.name: name for part in parts}
         for entry in shard:
-            segments = tuple(Segment(name, layout.offsets[p.name], p.row_bytes) for p in entry.parts)
-            streams.append(Stream(entry.output.name, entry.output.tensor, entry.encoding, pack, segments))
+            output, packer = entry.output, entry.pack or pack
+            segments = tuple(part.segment(name, layout.offsets[part.name]) for part in entry.parts)
+            stream = Stream(output.name, output.tensor, entry.encoding, packer, segments)
+            streams.append(replace(stream, scaled_with=entry.scaled_with))
     return Shards(tuple(files), tuple(streams), dict(sorted(weight_map.items())))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from phiconv_formats.huggingface.tensors import output_tensors
+from phiconv_formats.folders.hub_tensors import output_tensors
 from phiconv_formats.huggingface.writer import package
 
 __all__ = ["FolderWriter"]

@@ -1,7 +1,8 @@
 """A Hugging Face folder: config.json, weights, tokenizer files, generation_config.json.
 
 The weights are in safetensors or, in older folders, in PyTorch's own format. An MLX folder looks the same
-from outside; what its tensors are tells it apart.
+from outside; what its tensors are tells it apart. So does a folder that another tool has quantized, whose
+config.json says so (`quantized`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from phiconv.errors import InputError, MissingFileError, UnsupportedModelError, 
 from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
+from phiconv_formats.huggingface.quantized import assembled
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
 from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, only_adapter, what_folder_is
@@ -82,7 +84,7 @@ def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
         if config is None:
             return checkpoint
         whole = with_folder(checkpoint, config_path, config)
-        return as_checkpoint(whole) if is_mlx(checkpoint.stored, checkpoint.metadata) else whole
+        return as_checkpoint(whole) if is_mlx(checkpoint.stored, checkpoint.metadata) else assembled(whole)
 
 
 def _file(path: Path) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv_formats.folders.companions import companion_files, json_bytes
+from phiconv_formats.folders.hub_config import make_config
 from phiconv_formats.folders.shards import INDEX, Entry, Part, lay_out_shards
-from phiconv_formats.huggingface.config import make_config
 from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UsageError
 from phiconv_formats.shared.bit_stream import pack_codes, unpack_codes
+from phiconv_formats.shared.small_scales import e4m3_bytes, e4m3_halves, exponents, powers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,8 +71,8 @@ def pack(encoded: ir.Encoded) -> tuple[Bytes, ...]:
         assert encoded.minima is not None  # noqa: S101 - MLX's have minima
         return codes, _bytes(encoded.scales), _bytes(encoded.minima)
     if ir.same_meaning(encoding, ir.MLX_NVFP4):
-        return codes, _e4m3_bytes(encoded.scales)
-    return codes, _exponents(encoded.scales, doubled=len(encoding.table) == 16)
+        return codes, e4m3_bytes(encoded.scales)
+    return codes, exponents(encoded.scales, doubled=len(encoding.table) == 16)
 
 
 def unpack(
@@ -108,8 +109,8 @@ def unpack(
         kind = encoding.scale_type.dtype
         return ir.Blocks(encoding, codes, parts[1].view(kind).copy(), parts[2].view(kind).copy())
     if ir.same_meaning(encoding, ir.MLX_NVFP4):
-        return ir.Blocks(encoding, codes, _e4m3_halves()[parts[1]])
-    return ir.Blocks(encoding, codes, _powers(parts[1], doubled=bits == 4))
+        return ir.Blocks(encoding, codes, e4m3_halves()[parts[1]])
+    return ir.Blocks(encoding, codes, powers(parts[1], doubled=bits == 4))
 
 
 @cache
@@ -129,40 +130,3 @@ def _bits(encoding: MlxEncoding) -> int:
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-
-
-# --------------------------------------------------------------------------------------------------- scales
-
-
-def _exponents(scales: NDArray[np.float32], *, doubled: bool) -> Bytes:
-    """E8M0 bytes of powers of two, ``2.0 ** (byte - 127)``, or half of that where the table is doubled.
-
-    What is not finite becomes 255, which is no number.
-    """
-    exponent = np.frexp(scales)[1] + (126 + doubled)
-    return np.where(np.isfinite(scales), exponent, 255).astype(np.uint8)
-
-
-def _powers(exponents: Bytes, *, doubled: bool) -> NDArray[np.float32]:
-    bytes_ = np.arange(256)
-    with np.errstate(over="ignore"):  # 2.0 ** 128
-        return np.ldexp(np.float32(1), bytes_ - (127 + doubled))[exponents]
-
-
-def _e4m3_halves() -> NDArray[np.float32]:
-    """Half of the number of every E4M3 byte, for the doubled table."""
-    return np.array([number / 2 for number in ir.MLX_MXFP8.table], np.float32)
-
-
-def _e4m3_bytes(scales: NDArray[np.float32]) -> Bytes:
-    """The bytes of halves of E4M3 numbers; 127, no number but in MLX, of what is not finite."""
-    bytes_: Bytes = _e4m3_by_top_bits()[scales.view(np.uint32) >> 20]
-    return bytes_
-
-
-@cache
-def _e4m3_by_top_bits() -> Bytes:
-    """The bytes by the sign, the exponent and three bits of mantissa of their float32: they have no more."""
-    bytes_ = np.full(1 << 12, 127, np.uint8)
-    bytes_[_e4m3_halves().view(np.uint32) >> 20] = np.arange(256)
-    return bytes_

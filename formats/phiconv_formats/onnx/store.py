@@ -119,7 +119,7 @@ class Store:
             self._sizes[file] = offset + length
             places.append((file, offset, length))
             segments.append(Segment(self._folder + file, offset, size, rows))
-        notes = {SCALE_TYPE: ir.F16.name} if _keeps_scales(tensor.encoding, encoding) else {}
+        notes = _scale_notes(tensor.encoding, encoding)
         self._stored[output.name] = Stored(tensor.shape, encoding, tuple(places), notes)
         self.streams.append(Stream(output.name, tensor, encoding, packer, tuple(segments)))
 
@@ -253,12 +253,11 @@ class _Entry:
         return sum(-(-length // _ALIGNMENT) * _ALIGNMENT for length in self.lengths)
 
 
-def _keeps_scales(stored: ir.Encoding, encoding: ir.Encoding) -> bool:
-    """Whether float16 scales of symmetric blocks are only widened (see `phiconv.quantizers.repack`)."""
+def _scale_notes(stored: ir.Encoding, encoding: ir.Encoding) -> dict[str, str]:
+    """A note where scales of 16 bits are only widened (see `phiconv.quantizers.repack`)."""
     if not isinstance(stored, ir.BlockEncoding) or not isinstance(encoding, ir.BlockEncoding):
-        return False
-    if stored.has_minimum or stored.has_zero_point:
-        return False
-    widened = (stored.scale_type, encoding.scale_type) == (ir.F16, ir.F32)
-    alike = (stored.bits, stored.block_size) == (encoding.bits, encoding.block_size)
-    return widened and alike and not encoding.has_zero_point
+        return {}
+    widened = stored.scale_type in (ir.F16, ir.BF16) and encoding.scale_type == ir.F32
+    kinds = ((e.bits, e.block_size, e.has_zero_point) for e in (stored, encoding))
+    alike = len(set(kinds)) == 1 and not stored.has_minimum
+    return {SCALE_TYPE: stored.scale_type.name} if widened and alike else {}

@@ -294,8 +294,9 @@ class _Finder:
             message = f"tensors of shapes {shown} are no matrix of shape {list(shape)} in {stored.name}"
             raise self._tensors.error(parts[0], message)
         encoding = stored
-        if parts[1].notes.get(SCALE_TYPE) == ir.F16.name:
-            encoding = ir.onnx_affine(stored.bits, stored.block_size, ir.F16, symmetric=len(parts) < 3)
+        narrow = next((t for t in (ir.F16, ir.BF16) if parts[1].notes.get(SCALE_TYPE) == t.name), None)
+        if narrow is not None:
+            encoding = ir.onnx_affine(stored.bits, stored.block_size, narrow, symmetric=len(parts) < 3)
             unpack = partial(unpack_narrowed, encoding, rows[0].label, unpack)
         source = AssembledRows(encoding, tuple(rows), unpack)
         return self._matrix(ir.Tensor.of(source, shape), parts, lookup=lookup)

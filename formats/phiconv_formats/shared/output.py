@@ -75,21 +75,31 @@ def roles_of(outputs: Sequence[OutputTensor], model: Model) -> list[Role | None]
 class Segment:
     """Where the packed rows of a tensor go: row ``i`` at byte ``offset + i // rows * row_bytes`` of a file.
 
+    Where a runtime has the rows as columns, that is their place in the first of several lines, each as long
+    as the first; a packer then gives one row of bytes for every line.
+
     Attributes:
         file: Its name.
         offset: Of the first row.
-        row_bytes: Bytes of a row, or of so many rows together:
-        rows: More than 1 where a row alone would end within a byte.
+        row_bytes: Bytes of a row (in a line), or of so many rows together:
+        rows: More than 1 where a row alone would end within a byte or have no number of its own; 0 for what
+            is there once for the whole tensor, and the same whichever rows are packed.
+        lines: How many there are.
     """
 
     file: str
     offset: int
     row_bytes: int
     rows: int = 1
+    lines: int = 1
 
     def position(self, row: int) -> int:
         """The byte at which a row begins, a multiple of ``rows``."""
-        return self.offset + row // self.rows * self.row_bytes
+        return self.offset + (row // self.rows * self.row_bytes if self.rows else 0)
+
+    def line_bytes(self, rows: int) -> int:
+        """Bytes of a line of so many rows."""
+        return self.row_bytes * (-(-rows // self.rows) if self.rows else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,8 @@ class Stream:
             stack, for `effort` "best"; None where that does not count.
         metrics: What is made of that before the rows are quantized: the error that counts in each matrix.
             None for a matrix that is left to the runtime's own quantizer.
+        scaled_with: The tensors whose largest weight a scale of the whole tensor follows from, itself among
+            them; the encoding gets it before the rows are quantized. Empty where it has none.
     """
 
     name: str
@@ -122,16 +134,17 @@ class Stream:
     cast: FloatEncoding | None = None
     moments: Callable[[int], Moments | None] | None = None
     metrics: tuple[Metric | None, ...] | None = None
+    scaled_with: tuple[Tensor, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes in the output."""
-        return sum(s.row_bytes * -(-self.tensor.rows // s.rows) for s in self.segments)
+        return sum(s.line_bytes(self.tensor.rows) * s.lines for s in self.segments)
 
     @property
     def rows_together(self) -> int:
         """Rows that must not be packed apart."""
-        return math.lcm(*(s.rows for s in self.segments))
+        return math.lcm(*(s.rows for s in self.segments if s.rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from phiconv_formats.shared.files import InputFile
 
-__all__ = ["AssembledRows", "FileRows", "HalfByteRows", "as_floats", "read_rows"]
+__all__ = ["AssembledRows", "FileRows", "HalfByteRows", "Rows", "as_floats", "read_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,20 @@ class HalfByteRows:
         return self.stored.changed()
 
 
+class Rows(Protocol):
+    """What `AssembledRows` is made of: rows of any numbers, or of bytes."""
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+
+    def read(self, start: int, stop: int) -> Any:
+        """Reads rows ``start`` to ``stop`` into an array of their own."""
+
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+
+
 @dataclass(frozen=True, slots=True)
 class AssembledRows:
     """Rows of a quantized matrix whose codes, scales and so on lie apart (an `ir.Source`).
@@ -95,7 +109,7 @@ class AssembledRows:
     """
 
     encoding: ir.Encoding
-    parts: tuple[FileRows | HalfByteRows | ir.Tensor, ...]
+    parts: tuple[Rows, ...]
     unpack: Callable[..., ir.Encoded]
 
     @property
@@ -105,7 +119,7 @@ class AssembledRows:
 
     def read(self, start: int, stop: int) -> ir.Encoded:
         """Reads rows ``start`` to ``stop`` into memory of their own."""
-        parts: list[Any] = [part.read(start, stop) for part in self.parts]
+        parts = [part.read(start, stop) for part in self.parts]
         return self.unpack(*(part.reshape(-1).view(np.uint8) for part in parts))
 
     def changed(self) -> bool:

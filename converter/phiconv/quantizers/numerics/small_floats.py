@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["e2m1_codes", "e4m3_codes", "take_signs"]
+__all__ = ["BETWEEN_E2M1_EVEN", "LARGEST_E2M1", "LARGEST_E4M3", "e2m1_codes", "e4m3_codes", "take_signs"]
+
+LARGEST_E2M1 = np.float32(6)
+LARGEST_E4M3 = np.float32(448)
+
+BETWEEN_E2M1_EVEN = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
+"""Thresholds between magnitudes 0, 0.5, 1, 1.5, 2, 3, 4 and 6; what lies halfway goes to the even code."""
+BETWEEN_E2M1_EVEN[1::2] = np.nextafter(BETWEEN_E2M1_EVEN[1::2], np.float32(0))
 
 _SMALLEST_E4M3 = np.uint32((127 - 6) << 23)
 """The bits of 2**-6, the smallest normal E4M3."""

@@ -17,7 +17,13 @@ import numpy as np
 
 from phiconv.ir import F16, OPENVINO_MXFP4, OPENVINO_MXFP8, Blocks
 from phiconv.quantizers.numerics.floats import narrow, widen
-from phiconv.quantizers.numerics.small_floats import e2m1_codes, e4m3_codes
+from phiconv.quantizers.numerics.small_floats import (
+    BETWEEN_E2M1_EVEN,
+    LARGEST_E2M1,
+    LARGEST_E4M3,
+    e2m1_codes,
+    e4m3_codes,
+)
 from phiconv.quantizers.numerics.tiles import block_max, block_min, scratch_quads, spread
 
 if TYPE_CHECKING:
@@ -37,12 +43,6 @@ _BETWEEN_NF4 = np.array([
 
 _PER_LN_2 = np.float32(1.442695)
 """1 / ln 2, both rounded."""
-
-_LARGEST_E4M3 = np.float32(448)
-_LARGEST_E2M1 = np.float32(6)
-_BETWEEN_E2M1 = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
-_BETWEEN_E2M1[1::2] = np.nextafter(_BETWEEN_E2M1[1::2], np.float32(0))
-"""Halfway between two magnitudes 0, 0.5, 1, 1.5, 2, 3, 4 and 6; what lies there goes to the even code."""
 
 
 @np.errstate(all="ignore")
@@ -137,10 +137,10 @@ def mxfp4(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     """Quantizes to E2M1 with a power of two as scale, the least one that 6 times it holds the block."""
     x = scratch_quads(values, OPENVINO_MXFP4.block_size)
     largest = _largest(x)
-    exponent = _exponent(largest, _LARGEST_E2M1)
+    exponent = _exponent(largest, LARGEST_E2M1)
     x *= spread(np.ldexp(np.float32(1), -exponent))
     signs = np.signbit(x).view(np.uint8)
-    codes = e2m1_codes(np.abs(x, out=x), np.zeros(x.shape, np.uint8), _BETWEEN_E2M1)
+    codes = e2m1_codes(np.abs(x, out=x), np.zeros(x.shape, np.uint8), BETWEEN_E2M1_EVEN)
     codes |= signs << 3  # a weight that becomes 0 keeps its sign
     # The table has doubled numbers: half the scale belongs to it.
     return Blocks(OPENVINO_MXFP4, codes, _marked(np.ldexp(np.float32(1), exponent - 1), largest))
@@ -154,7 +154,7 @@ def mxfp8(values: NDArray[Any], _importance: FloatArray | None = None) -> Blocks
     """
     x = scratch_quads(values, OPENVINO_MXFP8.block_size)
     largest = _largest(x)
-    exponent = _exponent(largest, _LARGEST_E4M3)
+    exponent = _exponent(largest, LARGEST_E4M3)
     x *= spread(np.ldexp(np.float32(1), -exponent))
     if values.dtype.itemsize > 2:  # others have no more bits than float16 where E4M3 has any
         widen(narrow(x, F16), out=x)
