@@ -12,6 +12,7 @@ from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
+from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
@@ -206,7 +207,10 @@ def convert(
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
     first = planned(source, destination, calibration=calibration, **adapters)
     again = partial(planned, first.model, destination)
-    with calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as made:
+    with (
+        calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as planned_best,
+        sequenced(planned_best, progress) as made,
+    ):
         notes = [*made.package.notes]
         reports = pipeline.run(
             made.package,

@@ -9,7 +9,7 @@ import pytest
 
 import phiconv
 from paths import FIXTURES
-from phiconv.conversion import effort
+from phiconv.conversion import effort, sequential
 from phiconv.errors import InputError, OutputExistsError, UsageError
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
@@ -110,7 +110,7 @@ def test_what_has_no_search_is_the_runtimes_own(tmp_path, calibration):
 
 
 def test_a_matrix_that_nothing_was_measured_of_is_the_runtimes_own(tmp_path, calibration, monkeypatch):
-    monkeypatch.setattr(effort, "_moments", lambda *_: None)
+    monkeypatch.setattr(effort, "moments_of", lambda *_: None)
     phiconv.convert(TINY, tmp_path / "d.gguf", quant="Q4_0")
     convert(TINY, tmp_path / "b.gguf", calibration, quant="Q4_0")
     assert outputs(tmp_path / "d.gguf") == outputs(tmp_path / "b.gguf")
@@ -152,7 +152,7 @@ def test_wide_matrices_are_done_in_parts(tmp_path, calibration, text, monkeypatc
     (3072, 256, [3072]), (8192, 32, [4096, 4096]), (17920, 256, [3584] * 5), (9000, 9000, [9000]),
 ])  # fmt: skip
 def test_parts_are_whole_blocks(columns, block, widths):
-    parts = effort._parts(columns, block)
+    parts = effort.parts_of(columns, block)
     assert [part.stop - part.start for part in parts] == widths
     assert parts[-1].stop == columns
 
@@ -232,7 +232,8 @@ def test_types_that_need_importance_have_it(tmp_path, calibration):
     assert plan.size == phiconv.plan(TINY, tmp_path / "o.gguf", quant="IQ2_XS", choices=BEST).size
 
 
-def test_a_gguf_is_a_source(tmp_path, small):
+def test_a_gguf_is_a_source(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(sequential, "pays", lambda _: False)  # from a GGUF to a GGUF it never does
     phiconv.convert(small[0], tmp_path / "h.gguf", quant="bf16")
     a = convert(tmp_path / "h.gguf", tmp_path / "a.gguf", small[1], quant="Q4_0").files[0]
     b = convert(small[0], tmp_path / "b.gguf", small[1], quant="Q4_0").files[0]

@@ -30,7 +30,7 @@ from phiconv_formats.shared.output import roles_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from phiconv.ir import FloatArray
+    from phiconv.ir import FloatArray, Tensor
     from phiconv.ir.model import Model, Role
     from phiconv.ir.moments import Moments
     from phiconv_formats.calibration.reader import Calibration
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LEAST_TOKENS",
     "Preparation",
+    "amounts",
     "likely_amount",
     "moments_of",
     "parts_of",
@@ -123,24 +124,10 @@ class Preparation:
         encoding = stream.encoding
         if moments is None or not isinstance(encoding, AnyBlockEncoding):
             return None
-        fit, check, rows = moments.fitting, moments.checking, stream.tensor.shape[-2]
-        first = number * rows
-        if moments.shrinkage is None and min(fit.tokens, check.tokens) < LEAST_TOKENS:
+        found = amounts(stream.tensor, encoding, moments, number)
+        if found is None:
             return None
-        parts = parts_of(stream.tensor.columns, encoding.block_size)
-        values = np.concatenate(
-            [
-                decode(stream.tensor.read(first + row, first + row + 1), stream.tensor.columns)
-                for row in best.sample(rows)
-            ]
-        )
-        files = []
-        for part in parts:
-            amount = moments.shrinkage or _amount(values[:, part].copy(), encoding, moments, part)
-            if amount is None:
-                return None
-            files.append(self._write(best.shrunk(moments.all(part), amount)))
-        return Metric(tuple(files))
+        return Metric(tuple(self._write(best.shrunk(moments.all(part), amount)) for part, amount in found))
 
     def _write(self, array: FloatArray) -> Path:
         self._count += 1
@@ -168,6 +155,34 @@ def parts_of(columns: int, block_size: int) -> list[slice]:
     blocks, count = columns // block_size, -(-columns // _WIDEST)
     step = max(-(-blocks // count), 1) * block_size
     return [slice(start, min(start + step, columns)) for start in range(0, columns, step)]
+
+
+def amounts(
+    tensor: Tensor, encoding: AnyBlockEncoding, moments: Moments, number: int = 0
+) -> list[tuple[slice, float]] | None:
+    """How far correlations are to be shrunk, for neighbouring columns that are looked at together.
+
+    Args:
+        tensor: A matrix or a stack; some of its rows are read.
+        encoding: What becomes of it.
+        moments: What went into the matrix.
+        number: Which one of a stack.
+
+    Returns:
+        None to leave the matrix to the runtime's own quantizer.
+    """
+    if moments.shrinkage is None and min(moments.fitting.tokens, moments.checking.tokens) < LEAST_TOKENS:
+        return None
+    rows = tensor.shape[-2]
+    numbers = [number * rows + row for row in best.sample(rows)]
+    values = np.concatenate([decode(tensor.read(n, n + 1), tensor.columns) for n in numbers])
+    found = []
+    for part in parts_of(tensor.columns, encoding.block_size):
+        amount = moments.shrinkage or _amount(values[:, part].copy(), encoding, moments, part)
+        if amount is None:
+            return None
+        found.append((part, amount))
+    return found
 
 
 def _amount(values: FloatArray, encoding: AnyBlockEncoding, moments: Moments, part: slice) -> float | None:

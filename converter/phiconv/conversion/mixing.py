@@ -18,7 +18,6 @@ from phiconv.conversion.effort import LEAST_TOKENS, likely_amount, moments_of, p
 from phiconv.conversion.knapsack import least_loss
 from phiconv.errors import UsageError
 from phiconv.forward import threads
-from phiconv.forward.ops import ATTENTION_ROLES
 from phiconv.ir import AnyBlockEncoding
 from phiconv.ir.model import Role
 from phiconv.quantizers import best, decode, encode
@@ -26,10 +25,10 @@ from phiconv.quantizers.coarse import coarse
 from phiconv.recipes import assign, find_recipe
 from phiconv.recipes.mixtures import NAMED_AFTER, ladder, tensor_type_lines, usual_worth
 from phiconv.units import size_text
-from phiconv_formats.shared.output import roles_of
+from phiconv_formats.shared.output import joined_roles, roles_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -49,9 +48,6 @@ _EXPERTS = 3
 
 _TRIES = 7
 """Plans until one fits: what is written beside the weights depends a little on the types."""
-
-_JOINED = (ATTENTION_ROLES, ("ffn_gate", "ffn_up"), ("experts_gate", "experts_up"))
-"""Matrices that a format may store as one."""
 
 
 class PlannedTensor(Protocol):
@@ -183,7 +179,7 @@ def _worth(model: Model, role: Role | None, tensor: Tensor, choices: Choices) ->
     """The divergence that the coarse rounding of a tensor makes, whatever is joined in it."""
     if role is None:
         return 1.0
-    roles = [*_roles(role, tensor, model)]
+    roles = joined_roles(role, tensor, model)
     if choices.calibration is not None and choices.calibration.manifest.sensitivities:
         return sum(choices.calibration.divergence(each) or 0.0 for each in roles)
     layers = model.hyperparameters.num_hidden_layers if model.hyperparameters else 0
@@ -191,17 +187,6 @@ def _worth(model: Model, role: Role | None, tensor: Tensor, choices: Choices) ->
     if role == Role("token_embedding") and head not in model.tensors:
         roles.append(head)
     return sum(usual_worth(each, layers) for each in roles)
-
-
-def _roles(role: Role, tensor: Tensor, model: Model) -> Iterator[Role]:
-    """The matrices that are joined in a tensor, the first of which is known."""
-    names = next((some[some.index(role.name) :] for some in _JOINED if role.name in some), (role.name,))
-    rows = 0
-    for name in names:
-        each = role._replace(name=name)
-        if rows < tensor.rows and each in model.tensors:
-            yield each
-            rows += model.tensors[each].rows
 
 
 def _matrices(tensor: Tensor) -> list[int]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding
     from phiconv_formats import Format
+    from phiconv_formats.calibration.reader import Calibration
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
 __all__ = [
@@ -98,6 +99,8 @@ class Plan:
         recipe: Name of the recipe.
         package: The output without its weights.
         tensors: What becomes of each tensor, in the order of the output.
+        outputs: What the writer was given, in the same order.
+        calibration: What was measured of the model, if anything.
         mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
     """
 
@@ -108,6 +111,8 @@ class Plan:
     package: Package
     tensors: tuple[TensorPlan, ...]
     mixture: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[OutputTensor, ...] = ()
+    calibration: Calibration | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -204,7 +209,16 @@ def _planned(
     if quant is None:
         notes += _growth(plans, target.name)
     package = replace(package, notes=tuple(notes), label=Label(file_name, target.name, recipe))
-    return Plan(model, folder, target.name, recipe, package, plans)
+    return Plan(
+        model,
+        folder,
+        target.name,
+        recipe,
+        package,
+        plans,
+        outputs=tuple(tensors),
+        calibration=choices.calibration,
+    )
 
 
 def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:

@@ -34,6 +34,7 @@ from phiconv_formats.calibration.manifest import (
     manifest_text,
     read_manifest,
     squares_of,
+    windows_of,
 )
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
@@ -155,6 +156,7 @@ def measure_folder(
             texts.entries,
             file_sha256(space.folder / IMATRIX),
             entries,
+            _keep_windows(space, texts),
             sensitivities,
         )
         space.write(MANIFEST, manifest_text(manifest).encode())
@@ -196,6 +198,15 @@ def _measure_stage(
         entries = collector.finish()
     before = after = None  # a mapped file cannot be removed everywhere
     space.finish_stage(entries, file)
+
+
+def _keep_windows(space: Workspace, texts: Texts) -> str:
+    """Writes the tokens that were computed; returns the SHA-256 of the file."""
+    file = windows_of(texts.fit.shape[1], texts.tokens)
+    array = space.create(file)
+    array[...] = np.concatenate([ids for _, _, ids in texts.batches()])
+    del array
+    return space.seal(file)
 
 
 def _write_imatrix(

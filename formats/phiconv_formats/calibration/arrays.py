@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayFile", "ArrayType", "array_header", "open_array"]
 
-ArrayType: TypeAlias = Literal["float16", "float32", "float64", "uint16"]
+ArrayType: TypeAlias = Literal["float16", "float32", "float64", "uint16", "uint32"]
 
 _CHUNK = 1 << 22
 """Bytes that are hashed at a time."""

@@ -38,6 +38,7 @@ __all__ = [
     "manifest_text",
     "read_manifest",
     "squares_of",
+    "windows_of",
 ]
 
 MANIFEST, IMATRIX = "calibration.json", "imatrix.gguf"
@@ -129,6 +130,7 @@ class Manifest:
         texts: Where they are from.
         imatrix: SHA-256 of the importance matrix.
         inputs: What was measured.
+        windows: SHA-256 of the array of tokens that were computed; empty where they were not kept.
         sensitivities: What rounding one matrix did to the predictions; none where that was not tried.
     """
 
@@ -139,6 +141,7 @@ class Manifest:
     texts: tuple[TextEntry, ...]
     imatrix: str
     inputs: tuple[InputEntry, ...]
+    windows: str = ""
     sensitivities: tuple[SensitivityEntry, ...] = ()
 
 
@@ -157,6 +160,11 @@ def arrays_of_part(
     return {
         kind: ArrayFile(f"{stem}.{part}.{kind}.npy", type_, shape) for kind, (type_, shape) in shapes.items()
     }
+
+
+def windows_of(context: int, tokens: Mapping[PartName, int], sha256: str = "") -> ArrayFile:
+    """The array of the tokens that were computed: the windows of one part after those of the other."""
+    return ArrayFile("windows.npy", "uint32", (sum(tokens.values()) // context, context), sha256)
 
 
 def squares_of(stem: str, columns: int, matrices: int, sha256: str = "") -> ArrayFile:
@@ -184,7 +192,7 @@ def read_manifest(path: Path) -> Manifest:
         MalformedFileError: It is no such file, or a value in it cannot be.
         UnsupportedModelError: A newer version made it.
     """
-    values = {"sensitivities": []} | load_json_object(path, limit=_LIMIT)
+    values = {"sensitivities": [], "windows": ""} | load_json_object(path, limit=_LIMIT)
     take = _Taker(path)
     if values.get("format") != _FORMAT:
         take.fail("is no calibration of phiconv", "format")
@@ -215,6 +223,7 @@ def read_manifest(path: Path) -> Manifest:
         ),
         take.hash(values, "imatrix"),
         inputs,
+        take.hash(values, "windows") if values["windows"] else "",
         tuple(_sensitivity(take, each) for each in take.array(values, "sensitivities")),
     )
 

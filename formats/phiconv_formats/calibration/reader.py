@@ -11,7 +11,14 @@ import numpy as np
 from phiconv.errors import MalformedFileError
 from phiconv.ir.moments import Moments, Sample
 from phiconv_formats.calibration.arrays import ArrayFile, open_array
-from phiconv_formats.calibration.manifest import IMATRIX, MANIFEST, arrays_of_part, read_manifest, squares_of
+from phiconv_formats.calibration.manifest import (
+    IMATRIX,
+    MANIFEST,
+    arrays_of_part,
+    read_manifest,
+    squares_of,
+    windows_of,
+)
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.shared.files import read_small_file
 
@@ -80,6 +87,15 @@ class Calibration:
         return Moments(
             squares[number], self._sample(entry, "fit", number), self._sample(entry, "check", number)
         )
+
+    @property
+    def windows(self) -> NDArray[np.intp] | None:
+        """The tokens that were computed, shape (windows, context); None where they were not kept."""
+        manifest = self.manifest
+        if not manifest.windows:
+            return None
+        file = windows_of(manifest.context, manifest.tokens, manifest.windows)
+        return self._array(file).astype(np.intp)
 
     def divergence(self, role: Role) -> float | None:
         """What rounding a matrix coarsely does to the predictions: mean divergence, in nats.

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phiconv.forward.ops import ATTENTION_ROLES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -28,6 +30,7 @@ __all__ = [
     "RuntimeSettings",
     "Segment",
     "Stream",
+    "joined_roles",
     "roles_of",
 ]
 
@@ -69,6 +72,23 @@ def roles_of(outputs: Sequence[OutputTensor], model: Model) -> list[Role | None]
     first_rows = {(t.runs[0].source, t.runs[0].start): role for role, t in model.tensors.items()}
     runs = [output.tensor.runs[0] for output in outputs]
     return [o.role or first_rows.get((run.source, run.start)) for o, run in zip(outputs, runs, strict=True)]
+
+
+_JOINED = (ATTENTION_ROLES, ("ffn_gate", "ffn_up"), ("experts_gate", "experts_up"))
+"""Matrices that a format may store as one."""
+
+
+def joined_roles(role: Role, tensor: Tensor, model: Model) -> list[Role]:
+    """The matrices that are joined in a tensor, the first of which is known."""
+    names = next((some[some.index(role.name) :] for some in _JOINED if role.name in some), (role.name,))
+    found: list[Role] = []
+    rows = 0
+    for name in names:
+        each = role._replace(name=name)
+        if rows < tensor.rows and each in model.tensors:
+            found.append(each)
+            rows += model.tensors[each].rows
+    return found
 
 
 @dataclass(frozen=True, slots=True)
