@@ -14,6 +14,7 @@ from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
+from phiconv.conversion.unfinished import unfinished_work
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
@@ -210,19 +211,19 @@ def convert(
     with (
         calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as planned_best,
         sequenced(planned_best, progress) as made,
+        unfinished_work(made) as unfinished,
     ):
         notes = [*made.package.notes]
+        options: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
         reports = pipeline.run(
             made.package,
             made.folder,
-            executor=executor,
-            jobs=jobs,
-            processes=processes,
-            force=force,
             allow_nonfinite=allow_nonfinite,
             progress=progress,
             source=made.model.path,
             note=notes.append,
+            unfinished=unfinished,
+            **options,
         )
     return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
 

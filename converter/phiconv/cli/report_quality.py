@@ -39,13 +39,19 @@ def read_text(path: Path) -> str:
 
 @contextmanager
 def measured_so_far(dest: Path, *, quiet: bool) -> Iterator[None]:
-    """Says where the measurement of an interrupted conversion is kept."""
+    """Says where the work of an interrupted conversion is kept."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = [*dest.parent.glob("*.calibration*"), *dest.glob("*.calibration*")]
+        names = {"calibration": "what was measured", "unfinished": "what is quantized"}
+        kept = {
+            path: what
+            for name, what in names.items()
+            for folder in (dest.parent, dest)
+            for path in folder.glob(f"*.{name}*")
+        }
         for path in sorted(kept) if not quiet else ():
-            line = f"{path} keeps what was measured: the same command goes on from there; or remove it"
+            line = f"{path} keeps {kept[path]}: the same command goes on from there; or remove it"
             click.echo(printable(line, 4096), err=True)
         raise
 

@@ -8,6 +8,7 @@ size, and the bytes do not depend on the number of workers.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
+    from phiconv.conversion.unfinished import Unfinished
     from phiconv.ir import AnyBlockEncoding, BlockEncoding, Encoded
     from phiconv_formats.shared.output import Package, Stream
 
@@ -88,6 +90,7 @@ def run(
     progress: Progress | None = None,
     source: Path | None = None,
     note: Callable[[str], None] | None = None,
+    unfinished: Unfinished | None = None,
 ) -> list[TensorReport]:
     """Writes an output.
 
@@ -102,6 +105,7 @@ def run(
         progress: Called from this thread after each task.
         source: What is converted; it is not replaced.
         note: Is told what else was done at the destination, in one line.
+        unfinished: Has what an interrupted run has done, and keeps what this one does.
 
     Returns:
         One report per tensor, in order.
@@ -131,9 +135,8 @@ def run(
         context: AbstractContextManager[object] = pool if own else nullcontext()
         with effort.preparation(package.streams) as ready, context:
             try:
-                _stream(
-                    package, files, pool, 2 * jobs, reports, progress, ready, allow_nonfinite=allow_nonfinite
-                )
+                work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress)
+                work.run(allow_nonfinite=allow_nonfinite)
             except BrokenExecutor as error:
                 raise WorkerError(
                     "a worker process was ended, as systems do when memory runs out", hint="give --jobs 1"
@@ -162,51 +165,86 @@ def _searches(stream: Stream) -> bool:
     return stream.encoding in SEARCHING or stream.importance is not None or stream.moments is not None
 
 
-def _stream(
-    package: Package,
-    files: dict[str, PartialFile],
-    pool: Executor,
-    limit: int,
-    reports: list[TensorReport],
-    progress: Progress | None,
-    ready: effort.Preparation,
-    *,
-    allow_nonfinite: bool,
-) -> None:
-    """Keeps ``limit`` tasks under way until all are done or one fails."""
-    total = sum(s.tensor.size for s in package.streams)
-    left = [0] * len(package.streams)
-    for each in _spans(package):
-        left[each.index] += 1
-    done = 0
-    spans = _spans(package)
-    running: dict[Future[tuple[int, int]], _Span] = {}
-    try:
-        while True:
-            while len(running) < limit and (span := next(spans, None)) is not None:
-                stream = ready.stream(span.index)
-                targets = [files[s.file] for s in stream.segments]
-                task = pool.submit(_convert_span, stream, span, targets, allow_nonfinite)
-                running[task] = span
-            if not running:
-                return
-            for task in wait(running, return_when=FIRST_COMPLETED).done:
-                span = running.pop(task)
-                report = reports[span.index]
-                nonfinite, overflows = task.result()
-                report.nonfinite += nonfinite
-                report.overflows += overflows
-                done += span.weights
-                left[span.index] -= 1
-                if left[span.index] == 0:
-                    ready.release(span.index)
-                    _check_overflow(package.streams[span.index], report, allowed=allow_nonfinite)
-                if progress is not None:
-                    progress(done, total, report.name)
-    finally:
-        for task in running:
-            task.cancel()
-        wait(running)
+@dataclass(slots=True)
+class _Work:
+    """All tensors of an output, on their way.
+
+    Attributes:
+        package: The output.
+        files: Its files by name.
+        pool: Where tasks are carried out.
+        limit: How many are under way at once.
+        ready: Makes streams ready.
+        unfinished: See `run`.
+        reports: One per stream.
+        progress: See `run`.
+    """
+
+    package: Package
+    files: dict[str, PartialFile]
+    pool: Executor
+    limit: int
+    ready: effort.Preparation
+    unfinished: Unfinished | None
+    reports: list[TensorReport]
+    progress: Progress | None
+    done: int = 0
+
+    def run(self, *, allow_nonfinite: bool) -> None:
+        """Keeps as many tasks under way until all are done or one fails."""
+        left = Counter(span.index for span in _spans(self.package))
+        spans = self._to_do()
+        running: dict[Future[tuple[int, int]], _Span] = {}
+        try:
+            while True:
+                while len(running) < self.limit and (span := next(spans, None)) is not None:
+                    stream = self.ready.stream(span.index)
+                    targets = [self.files[s.file] for s in stream.segments]
+                    task = self.pool.submit(_convert_span, stream, span, targets, allow_nonfinite)
+                    running[task] = span
+                if not running:
+                    return
+                for task in wait(running, return_when=FIRST_COMPLETED).done:
+                    span = running.pop(task)
+                    report = self.reports[span.index]
+                    nonfinite, overflows = task.result()
+                    report.nonfinite += nonfinite
+                    report.overflows += overflows
+                    left[span.index] -= 1
+                    if left[span.index] == 0:
+                        self._finish(span.index, allow_nonfinite=allow_nonfinite)
+                    self._step(span)
+        finally:
+            for task in running:
+                task.cancel()
+            wait(running)
+
+    def _to_do(self) -> Iterator[_Span]:
+        """The tasks, but for those of tensors that an interrupted run has done."""
+        restored = -1
+        for span in _spans(self.package):
+            stream = self.package.streams[span.index]
+            first = span.start == 0 and self.unfinished is not None
+            if first and self.unfinished and self.unfinished.restore(span.index, stream, self.files):
+                restored = span.index
+            if span.index == restored:
+                self._step(span)
+            else:
+                yield span
+
+    def _finish(self, index: int, *, allow_nonfinite: bool) -> None:
+        """A tensor is done."""
+        stream, report = self.package.streams[index], self.reports[index]
+        self.ready.release(index)
+        _check_overflow(stream, report, allowed=allow_nonfinite)
+        if self.unfinished is not None and not (report.nonfinite or report.overflows):
+            self.unfinished.keep(index, stream, self.files)
+
+    def _step(self, span: _Span) -> None:
+        self.done += span.weights
+        if self.progress is not None:
+            total = sum(s.tensor.size for s in self.package.streams)
+            self.progress(self.done, total, self.reports[span.index].name)
 
 
 def _check_unchanged(package: Package) -> None:
