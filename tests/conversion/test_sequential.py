@@ -118,3 +118,11 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, calibration, monkeypatch)
     with pytest.raises(DiskFullError):
         phiconv.convert(TINY, tmp_path / "s.gguf", quant="Q4_0", choices=BEST, calibration=calibration)
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("to", "quant"), [("mlx", "4bit"), ("onnx", "int4"), ("openvino", "int4-asym"), ("gguf", "Q4_K_M")]
+)
+def test_every_target_takes_it(tmp_path, calibration, to, quant):
+    plan = phiconv.plan(TINY, tmp_path / "o", to=to, quant=quant, choices=BEST, calibration=calibration)
+    assert pays(plan)

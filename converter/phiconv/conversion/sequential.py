@@ -68,12 +68,13 @@ def pays(plan: Plan) -> bool:
         return False
     tokens = sum(calibration.manifest.tokens.values())
     floats = all(isinstance(tensor.encoding, FloatEncoding) for tensor in model.tensors.values())
+    best_ones = [o for o, s in zip(plan.outputs, plan.package.streams, strict=True) if s.moments is not None]
     return (
         floats
         and calibration.windows is not None
         and tokens >= _TOKENS_PER_COLUMN * hp.hidden_size
-        and all(output.role is not None for output in plan.outputs)  # else tensors are copied as they are
-        and any(s.moments is not None for s in plan.package.streams)
+        and bool(best_ones)
+        and all(output.role is not None for output in best_ones)  # else tensors are copied as they are
     )
 
 
