@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from phiconv import ir
+from phiconv.errors import MalformedFileError
 from phiconv_formats.shared.bit_stream import pack_halves, unpack_halves
 
 if TYPE_CHECKING:
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 
     from phiconv_formats.shared.files import InputFile
 
-__all__ = ["AssembledRows", "FileRows", "HalfByteRows", "Rows", "as_floats", "read_rows"]
+__all__ = [
+    "AssembledRows",
+    "FileRows",
+    "HalfByteRows",
+    "NarrowScales",
+    "Rows",
+    "as_floats",
+    "read_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +134,45 @@ class AssembledRows:
     def changed(self) -> bool:
         """Whether a file is no longer the one that was opened."""
         return any(part.changed() for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowScales:
+    """Rows of blocks with scales of the type that a file says they had before (an `ir.Source`).
+
+    Attributes:
+        stored: The blocks as they are stored.
+        encoding: The same with scales of that type.
+    """
+
+    stored: ir.Source
+    encoding: ir.BlockEncoding
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+        return self.stored.label
+
+    def read(self, start: int, stop: int) -> ir.Blocks:
+        """Reads rows ``start`` to ``stop`` into memory of their own.
+
+        Raises:
+            MalformedFileError: A scale is no number of that type.
+        """
+        blocks = self.stored.read(start, stop)
+        assert isinstance(blocks, ir.Blocks)  # noqa: S101 - what its encoding says
+        with np.errstate(over="ignore"):
+            scales = blocks.scales.astype(self.encoding.scale_type.dtype)
+        before, after = (each.astype(np.float32) for each in (blocks.scales, scales))
+        if not np.array_equal(before, after, equal_nan=True):
+            name = self.encoding.scale_type.name
+            message = f"says that its scales are {name} numbers, and they are not"
+            raise MalformedFileError(message, path=self.label)
+        return replace(blocks, encoding=self.encoding, scales=scales)
+
+    def changed(self) -> bool:
+        """Whether a file is no longer the one that was opened."""
+        return self.stored.changed()
 
 
 def as_floats(rows: NDArray[Any], encoding: ir.FloatEncoding) -> NDArray[np.generic]:
