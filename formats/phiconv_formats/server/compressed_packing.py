@@ -213,7 +213,6 @@ def unpack(encoding: ir.Encoding, codes: Bytes, scales: Bytes, *more: Bytes) -> 
         return ir.Blocks(encoding, floats, found, global_scales=rows.repeat(len(found) // max(len(rows), 1)))
     if scheme_of(encoding) in {"mxfp4a16", "mxfp8"}:
         found = powers(scales, doubled=scheme.bits == 4)
-        found[scales == 0xFF] = np.nan
     else:
         found = scales.view(encoding.scale_dtype).copy()
     if scheme.bits == 8 and (broken := ((floats & 0x7F) == _NO_NUMBER).any(axis=(0, 2))).any():
