@@ -25,6 +25,8 @@ __all__ = [
     "HalfByteRows",
     "NarrowScales",
     "Rows",
+    "RowsOf",
+    "SharedRows",
     "as_floats",
     "read_rows",
 ]
@@ -65,36 +67,8 @@ class FileRows:
         return self.file.changed()
 
 
-@dataclass(frozen=True, slots=True)
-class HalfByteRows:
-    """Rows of 4-bit numbers without gaps, so that one may begin within a byte.
-
-    Attributes:
-        stored: Their bytes, each as a row.
-        numbers: How many there are in a row.
-    """
-
-    stored: FileRows
-    numbers: int
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.stored.label
-
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of rows ``start`` to ``stop``, the first of which begins a byte here."""
-        first, last = start * self.numbers, stop * self.numbers
-        packed: Any = self.stored.read(first // 2, -(-last // 2))
-        return pack_halves(unpack_halves(packed.reshape(-1))[first % 2 :][: last - first])
-
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
-        return self.stored.changed()
-
-
 class Rows(Protocol):
-    """What `AssembledRows` is made of: rows of any numbers, or of bytes."""
+    """Rows of any numbers, or of bytes (an `ir.Source` but for its encoding)."""
 
     @property
     def label(self) -> str:
@@ -105,6 +79,66 @@ class Rows(Protocol):
 
     def changed(self) -> bool:
         """Whether the file is no longer the one that was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOf:
+    """What is read of other rows.
+
+    Attributes:
+        stored: These.
+    """
+
+    stored: Rows
+
+    @property
+    def label(self) -> str:
+        """File and tensor name, for messages."""
+        return self.stored.label
+
+    def changed(self) -> bool:
+        """Whether the file is no longer the one that was opened."""
+        return self.stored.changed()
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRows(RowsOf):
+    """Numbers of rectangles of a matrix, seen as if every row, and every block of it, had its own.
+
+    Attributes:
+        stored: Those of rectangles, shape (rows / height, columns / width), rounded up.
+        height: Rows of a rectangle.
+        wide: Blocks of a row in a rectangle.
+        blocks: Blocks of a row, where the last rectangle may be cut off.
+    """
+
+    height: int
+    wide: int = 1
+    blocks: int | None = None
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Those of rows ``start`` to ``stop``, shape (rows, blocks)."""
+        first, last = start // self.height, -(-stop // self.height)
+        shared: Any = self.stored.read(first, last)[np.arange(start, stop) // self.height - first]
+        return np.ascontiguousarray(shared.repeat(self.wide, axis=1)[:, : self.blocks])
+
+
+@dataclass(frozen=True, slots=True)
+class HalfByteRows(RowsOf):
+    """Rows of 4-bit numbers without gaps, so that one may begin within a byte.
+
+    Attributes:
+        stored: Their bytes, each as a row.
+        numbers: How many there are in a row.
+    """
+
+    numbers: int
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows ``start`` to ``stop``, the first of which begins a byte here."""
+        first, last = start * self.numbers, stop * self.numbers
+        packed = self.stored.read(first // 2, -(-last // 2))
+        return pack_halves(unpack_halves(packed.reshape(-1))[first % 2 :][: last - first])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +171,7 @@ class AssembledRows:
 
 
 @dataclass(frozen=True, slots=True)
-class NarrowScales:
+class NarrowScales(RowsOf):
     """Rows of blocks with scales of the type that a file says they had before (an `ir.Source`).
 
     Attributes:
@@ -145,13 +179,7 @@ class NarrowScales:
         encoding: The same with scales of that type.
     """
 
-    stored: ir.Source
     encoding: ir.BlockEncoding
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.stored.label
 
     def read(self, start: int, stop: int) -> ir.Blocks:
         """Reads rows ``start`` to ``stop`` into memory of their own.
@@ -169,10 +197,6 @@ class NarrowScales:
             message = f"says that its scales are {name} numbers, and they are not"
             raise MalformedFileError(message, path=self.label)
         return replace(blocks, encoding=self.encoding, scales=scales)
-
-    def changed(self) -> bool:
-        """Whether a file is no longer the one that was opened."""
-        return self.stored.changed()
 
 
 def as_floats(rows: NDArray[Any], encoding: ir.FloatEncoding) -> NDArray[np.generic]:
