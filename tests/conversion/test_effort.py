@@ -110,7 +110,7 @@ def test_what_has_no_search_is_the_runtimes_own(tmp_path, calibration):
 
 
 def test_a_matrix_that_nothing_was_measured_of_is_the_runtimes_own(tmp_path, calibration, monkeypatch):
-    monkeypatch.setattr(effort, "_moments", lambda *_: None)
+    monkeypatch.setattr(effort, "moments_of", lambda *_: None)
     phiconv.convert(TINY, tmp_path / "d.gguf", quant="Q4_0")
     convert(TINY, tmp_path / "b.gguf", calibration, quant="Q4_0")
     assert outputs(tmp_path / "d.gguf") == outputs(tmp_path / "b.gguf")
@@ -152,7 +152,7 @@ def test_wide_matrices_are_done_in_parts(tmp_path, calibration, text, monkeypatc
     (3072, 256, [3072]), (8192, 32, [4096, 4096]), (17920, 256, [3584] * 5), (9000, 9000, [9000]),
 ])  # fmt: skip
 def test_parts_are_whole_blocks(columns, block, widths):
-    parts = effort._parts(columns, block)
+    parts = effort.parts_of(columns, block)
     assert [part.stop - part.start for part in parts] == widths
     assert parts[-1].stop == columns
 
