@@ -152,15 +152,15 @@ def _compressed_tensors_writer() -> Writer:
 
 
 def _gptq_writer() -> Writer:
-    from phiconv_formats.server.gptq_writer import GptqWriter
+    from phiconv_formats.server.gptq_writer import WordsWriter
 
-    return GptqWriter()
+    return WordsWriter("gptq")
 
 
 def _awq_writer() -> Writer:
-    from phiconv_formats.server.gptq_writer import AwqWriter
+    from phiconv_formats.server.gptq_writer import WordsWriter
 
-    return AwqWriter()
+    return WordsWriter("awq")
 
 
 FORMATS = {

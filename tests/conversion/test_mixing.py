@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 import phiconv
 from paths import FIXTURES
-from phiconv import Choices
+from phiconv import Choices, ir
 from phiconv.errors import UsageError
 from phiconv.recipes import override
 
 TINY = FIXTURES / "tiny-phi4mini"
-TARGETS = {"gguf": "o.gguf", "mlx": "m", "onnx": "n", "openvino": "v"}
+TARGETS = {"gguf": "o.gguf", "mlx": "m", "onnx": "n", "openvino": "v", "compressed-tensors": "c"}
+WIDE = {"num_attention_heads": 16, "num_key_value_heads": 8}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_what_the_user_wants_stands(tmp_path):
     assert plan.size <= 2_000_000
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["gguf", "mlx", "onnx", "openvino"])
 def test_experts(tmp_path, model_folder, target):
     """Stacks of matrices, and a router that stays what it is."""
     source, out = model_folder("phimoe"), tmp_path / TARGETS[target]
@@ -90,6 +93,23 @@ def test_experts(tmp_path, model_folder, target):
     made = phiconv.convert(source, out, to=target, choices=Choices(target_size=size))
     assert made.size <= size
     assert phiconv.open_model(made.files[0] if target == "gguf" else out).architecture == "phimoe"
+
+
+@pytest.mark.parametrize(("kind", "heads"), [("llama", {"head_dim": 64}), ("phimoe", WIDE)])
+def test_what_servers_multiply_as_one_has_one_type(tmp_path, make_model, kind, heads):
+    """VLLM joins queries, keys and values, gate and up, and all experts of a layer."""
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4}
+    source, out, to = make_model(tmp_path / "s", kind, **sizes, **heads), tmp_path / "c", "compressed-tensors"
+    around = [phiconv.plan(source, out, to=to, quant=quant).size for quant in ("w4a16", "w8a16")]
+    plan = phiconv.plan(source, out, to=to, choices=Choices(target_size=sum(around) // 2))
+    types = {}
+    for tensor in plan.tensors:
+        if isinstance(tensor.encoding, ir.BlockEncoding):
+            joined = re.sub("[kv]_proj", "q_proj", tensor.name).replace("up_proj", "gate_proj")
+            joined = re.sub(r"experts\..*", "experts", joined)
+            types.setdefault(joined, set()).add(tensor.encoding)
+    assert {len(found) for found in types.values()} == {1}
+    assert len(set.union(*types.values())) > 1
 
 
 def test_refusals(tmp_path):

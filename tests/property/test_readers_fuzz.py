@@ -27,7 +27,7 @@ import phiconv
 from mutations import changes, json_changes, mutate, mutate_json
 from phiconv.errors import PhiconvError
 from phiconv.recipes import Choices
-from quantized_folder import complete
+from quantized_folder import FOLDERS, complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,8 @@ QUANTIZED = {
     "bitsandbytes": "bnb-nf4-double",
     "modelopt": "modelopt-w4a16-awq",
     "torchao": "torchao-int4-asym",
+    "fp8": "fp8-96",
+    "mxfp4": "mxfp4",
 }
 """Folders of fixtures/quantized_folders, one of each family."""
 
@@ -112,10 +114,14 @@ def imatrices(folder: Path) -> None:
 
 def quantized(root: Path, make_base: Callable[..., Path]) -> dict[str, Case]:
     """Folders that other tools have quantized."""
-    made = {title: complete(name, make_base(root / name)) for title, name in QUANTIZED.items()}
+    made = {
+        title: complete(name, make_base(root / name, FOLDERS[name]["kind"]))
+        for title, name in QUANTIZED.items()
+    }
     return {
         **{t: Case(f, "model.safetensors", parse=header, build=with_header) for t, f in made.items()},
         "gptq config": Case(made["gptq"], "config.json", parse=json.loads),
+        "fp8 config": Case(made["fp8"], "config.json", parse=json.loads),
     }
 
 
@@ -174,7 +180,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
 JSON = [
     "safetensors", "index", "shard", "config", "tokenizer.json", "tokenizer_config", "added_tokens",
     "generation_config", "mlx weights", "mlx config", "onnx config", "compressed weights",
-    "compressed config", "nvfp4 weights", *QUANTIZED, "gptq config",
+    "compressed config", "nvfp4 weights", *QUANTIZED, "gptq config", "fp8 config",
 ]  # fmt: skip
 SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "generation_config"]
 """Files of one folder."""

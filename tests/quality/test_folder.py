@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import phiconv
+from adapters import low_rank, write_adapter
 from paths import FIXTURES, ROOT
 from phiconv.conversion.identity import check_identity, identity_of
 from phiconv.errors import InputError, OutputExistsError, UsageError, WeightError
@@ -19,7 +21,9 @@ from phiconv.forward.interpreter import compute
 from phiconv.forward.stages import stages_of
 from phiconv.ir.model import Role
 from phiconv.quality.documents import Document, chosen_apart
+from phiconv.quality.text import calibrate
 from phiconv.quality.texts import supplied_texts
+from phiconv.recipes import Choices
 from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices
@@ -300,3 +304,50 @@ def test_models_are_told_apart(make_model, tmp_path):
         other = phiconv.open_model(make_model(tmp_path / f"{kind}{seed}", kind, seed=seed))
         with pytest.raises(InputError, match=says):
             check_identity(found, other, path)
+
+
+def test_models_with_other_adapters_are_told_apart(make_model, tmp_path):
+    folder = make_model(tmp_path / "a", "phi3", seed=1)
+    module = "model.layers.0.self_attn.o_proj"
+    first, second = (
+        write_adapter(tmp_path / name, low_rank(module, 64, 64, seed=seed))
+        for name, seed in (("x", 0), ("y", 1))
+    )
+    plain = phiconv.open_model(folder)
+    models = {
+        "none": plain,
+        "first": phiconv.merge(plain, [first]),
+        "second": phiconv.merge(plain, [second]),
+        "half": phiconv.merge(plain, [(first, 0.5)]),
+        "both": phiconv.merge(plain, [first, second]),
+    }
+    found = {name: identity_of(model) for name, model in models.items()}
+    for name, identity in found.items():
+        for other, model in models.items():
+            if name == other:
+                check_identity(identity, phiconv.merge(model, []), tmp_path / "c")
+                continue
+            with pytest.raises(InputError, match="other adapters are merged into it, or none"):
+                check_identity(identity, model, tmp_path / "c")
+    shutil.copytree(first, tmp_path / "z")
+    check_identity(found["first"], phiconv.merge(plain, [tmp_path / "z"]), tmp_path / "c")  # wherever it is
+
+
+def test_a_finished_measurement_of_another_adapter_is_not_used(make_model, tmp_path):
+    folder, module = make_model(tmp_path / "a", "phi3", seed=1), "model.layers.0.self_attn.o_proj"
+    adapters = [write_adapter(tmp_path / f"{n}", low_rank(module, 64, 64, seed=n)) for n in range(2)]
+    options = {"context": 16, "tokens": 128}
+    text = (FIXTURES / "test.txt").read_text()[:3000]
+    models = [phiconv.merge(phiconv.open_model(folder), [adapter]) for adapter in adapters]
+    path = phiconv.calibrate(models[0], text, tmp_path / "c", **options)
+    written = (path / "calibration.json").stat().st_mtime_ns
+    assert open_calibration(path).manifest.model == identity_of(models[0])
+    choices = Choices(effort="best", calibration=open_calibration(path))
+    assert phiconv.plan(models[0], tmp_path / "o.gguf", quant="Q4_0", choices=choices).size
+    for other in (models[1], phiconv.open_model(folder)):
+        with pytest.raises(InputError, match="other adapters are merged"):
+            phiconv.plan(other, tmp_path / "o.gguf", quant="Q4_0", choices=choices)
+    calibrate(models[0], text, path, **options, force=True, reuse=True)
+    assert (path / "calibration.json").stat().st_mtime_ns == written
+    calibrate(models[1], text, path, **options, force=True, reuse=True)
+    assert open_calibration(path).manifest.model == identity_of(models[1])

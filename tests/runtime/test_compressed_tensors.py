@@ -16,10 +16,12 @@ import pytest
 import make_golden_server as peers
 import phiconv
 from paths import ROOT
+from phiconv import Choices, ir
 from vllm_logits import PROMPTS
 
 pytestmark = pytest.mark.runtime
 
+TO = "compressed-tensors"
 PEER = os.environ.get("COMPRESSED_TENSORS", "")
 
 # In bfloat16 it is off by 1 part in 100; where it quantizes activations, too, by what that costs.
@@ -36,18 +38,42 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("recipe", CASES)
-def test_logits_are_those_of_the_numbers(make_model, tmp_path, recipe):
+@pytest.fixture
+def error(tmp_path):
+    """How far the peer's logits are from those of the numbers in a folder."""
     if not PEER:
         pytest.skip("no compressed-tensors: COMPRESSED_TENSORS does not name a Python that has it")
+
+    def compare(folder):
+        script = ROOT / "tests" / "helpers" / "transformers_logits.py"
+        settings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+        command = [PEER, script, folder, tmp_path / "logits.npy"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = np.load(tmp_path / "logits.npy")
+        wanted = np.stack([phiconv.logits(folder, [ids])[0, -1] for ids in PROMPTS])
+        return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+    return compare
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_logits_are_those_of_the_numbers(make_model, tmp_path, error, recipe):
     kind, settings = peers.MODELS["phi3"]
     source = make_model(tmp_path / "source", kind, seed=16, **settings)
     phiconv.convert(source, tmp_path / "o", to="compressed-tensors", quant=recipe)
-    script = ROOT / "tests" / "helpers" / "transformers_logits.py"
-    command = [PEER, script, tmp_path / "o", tmp_path / "logits.npy"]
-    settings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = np.load(tmp_path / "logits.npy")
-    wanted = np.stack([phiconv.logits(tmp_path / "o", [ids])[0, -1] for ids in PROMPTS])
-    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < CASES[recipe]
+    assert error(tmp_path / "o") < CASES[recipe]
+
+
+@pytest.mark.parametrize("kind", ["phi3", "llama"])
+def test_a_mixture_of_types(make_model, tmp_path, error, kind):
+    wide = {"hidden_size": 256, "intermediate_size": 384, "torch_dtype": "bfloat16"}
+    heads = {"head_dim": 64} if kind == "llama" else {}
+    source = make_model(tmp_path / "source", kind, seed=16, **wide, **heads)
+    sizes = [phiconv.plan(source, tmp_path / "o", to=TO, quant=quant).size for quant in ("w4a16", "w8a16")]
+    made = phiconv.convert(
+        source, tmp_path / "o", to=TO, choices=Choices(target_size=(3 * sizes[0] + sizes[1]) // 4)
+    )
+    types = {t.encoding for t in made.plan.tensors if isinstance(t.encoding, ir.BlockEncoding)}
+    assert len(types) > 1
+    assert error(tmp_path / "o") < 0.02

@@ -77,6 +77,21 @@ def test_gguf_to_mlx_and_back(llama, mlx_lm, tmp_path, name):
     assert relative_l2(before, logits) < 3e-2
 
 
+def test_a_folder_for_servers_to_gguf_and_back(llama, tmp_path):
+    """llama.cpp reads over the key of scales that were bfloat16."""
+    first, file, last = (tmp_path / name for name in ("a", "a.gguf", "b"))
+    choices = phiconv.Choices(dtype="bf16")
+    phiconv.convert(
+        FIXTURES / "tiny-phi3", first, to="compressed-tensors", quant="w4a16-g32", choices=choices
+    )
+    made = phiconv.convert(first, file, repack_only=True)
+    assert made.plan.recipe == "Q4_0"
+    phiconv.convert(file, last, to="compressed-tensors", quant="w4a16-g32", choices=choices)
+    check_blocks(first, last)
+    ids = np.arange(3, 40)
+    assert relative_l2(llama_logits(llama, file, ids), phiconv.logits(first, ids[None])[0]) < 3e-2
+
+
 @pytest.mark.parametrize(
     ("kind", "recipe", "form"),
     [

@@ -17,6 +17,7 @@ import phiconv
 from model_configs import CONFIGS, factors
 from paths import ROOT
 from phiconv.quantizers import decode, encode
+from phiconv.recipes import override
 from vllm_logits import PROMPTS
 
 pytestmark = pytest.mark.runtime
@@ -29,6 +30,7 @@ ROTARY = {"long_factor": factors(16, 7.5), "short_factor": factors(16, 1.6), "ty
 KINDS = {
     "phi3": WIDE,
     "phi4mini": WIDE | {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "llama": WIDE | {"head_dim": 64},
     "phimoe": WIDE
     | {"num_attention_heads": 8, "num_key_value_heads": 4}
     | {"rope_scaling": CONFIGS["phimoe"]["rope_scaling"] | ROTARY},
@@ -44,8 +46,21 @@ CASES = [
     ("phi3", "gptq", "4bit", 0.03),
     ("phi3", "awq", "4bit", 0.03),
     ("phi4mini", "compressed-tensors", "w4a16-g32", 0.03),
+    ("phi3", "compressed-tensors", "mixture", 0.03),
+    ("llama", "compressed-tensors", "mixture", 0.03),
     ("phimoe", "compressed-tensors", "w4a16", 0.15),
 ]
+
+
+MIXTURE = ("layers.0.*(q|k|v)_proj=w4a16-g64", "down_proj=w4a16-g32")
+"""Groups of config.json by the names of layers. (vLLM has 8 bits beside float activations on a GPU only.)"""
+
+
+def options(recipe):
+    """The arguments of a conversion."""
+    if recipe != "mixture":
+        return {"quant": recipe}
+    return {"quant": "w4a16", "choices": phiconv.Choices(tensor_types=tuple(map(override, MIXTURE)))}
 
 
 def decoded(make_models, source, plan, folder):
@@ -68,7 +83,7 @@ def test_logits_are_those_of_the_numbers(make_models, tmp_path, kind, target, re
     if not PEER:
         pytest.skip("no vLLM: VLLM does not name the Python of an environment that has it")
     source = make_models.make_model(tmp_path / "source", kind, seed=16, **KINDS[kind])
-    phiconv.convert(source, tmp_path / "o", to=target, quant=recipe)
+    phiconv.convert(source, tmp_path / "o", to=target, **options(recipe))
     script = ROOT / "tests" / "helpers" / "vllm_logits.py"
     command = [PEER, script, tmp_path / "o", tmp_path / "logits.npy"]
     settings = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | SETTINGS
@@ -76,7 +91,7 @@ def test_logits_are_those_of_the_numbers(make_models, tmp_path, kind, target, re
     if "No WNA16 MoE backend" in done.stdout + done.stderr:
         pytest.skip("vLLM has 4-bit experts on x86 processors with AMX only")
     assert done.returncode == 0, done.stderr[-3000:]
-    plan = phiconv.plan(source, tmp_path / "p", to=target, quant=recipe)
+    plan = phiconv.plan(source, tmp_path / "p", to=target, **options(recipe))
     numbers = decoded(make_models, source, plan, tmp_path / "numbers")
     found = np.load(tmp_path / "logits.npy")
     wanted = np.stack([phiconv.logits(numbers, [ids])[0, -1] for ids in PROMPTS])

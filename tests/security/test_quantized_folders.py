@@ -120,6 +120,7 @@ VARIANTS = {
         "planes": Variant("the layout gptq_p", ConfigError, settings={"checkpoint_format": "gptq_p"}),
         "marlin": Variant("Marlin", ConfigError, settings={"is_marlin_format": True}),
         "another method": Variant("has shape", settings=AWQ),
+        "stored twice": Variant("stored twice, quantized and not", changes={"weight": empty("F32", 0)}),
         "unread method": Variant(
             "quantized already, by hqq", Unsupported, settings={"quant_method": "hqq"}
         ),
@@ -135,6 +136,7 @@ VARIANTS = {
         "qweight cut": Variant("scales: has shape [4, 128]", changes={"qweight": cut(64)}),
         "zeros cut": Variant("qzeros: has shape", changes={"qzeros": cut(1)}),
         "another method": Variant("no zero points", settings=GPTQ),
+        "stored twice": Variant("stored twice, quantized and not", changes={"weight": empty("F32", 0)}),
         "bits": Variant("a number of bits that is 8", ConfigError, settings={"bits": 8}),
         "gemv": Variant("the layout", ConfigError, settings={"version": "gemv"}),
         "scale not a number": Variant("NaN or infinite", WeightError, {"scales": filled(NAN, 1, 1)}),

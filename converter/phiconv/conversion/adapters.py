@@ -57,7 +57,7 @@ def _with(model: Model, adapter: Adapter) -> Model:
             "an adapter is merged into a model, and these are plain tensors", path=model.path
         )
     architecture = architectures.ARCHITECTURES[model.architecture]
-    twice = {*model.replaced} & {*adapter.replaced}
+    twice = {name for other in model.adapters for name in other.replaced} & {*adapter.replaced}
     if twice:
         raise UsageError(
             f"two adapters replace {printable(min(twice))}", path=adapter.file, hint="merge one of them"
@@ -70,7 +70,7 @@ def _with(model: Model, adapter: Adapter) -> Model:
         tensors=tensors,
         hub=architectures.hub_tensors(architecture, hp, tensors),
         merged=(*model.merged, _sentence(adapter)),
-        replaced=model.replaced | {*adapter.replaced},
+        adapters=(*model.adapters, adapter),
     )
 
 

@@ -9,6 +9,7 @@ errors, and those of different matrices add up.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -23,7 +24,7 @@ from phiconv.ir.model import Role
 from phiconv.quantizers import best, decode, encode
 from phiconv.quantizers.coarse import coarse
 from phiconv.recipes import assign, find_recipe
-from phiconv.recipes.mixtures import NAMED_AFTER, ladder, tensor_type_lines, usual_worth
+from phiconv.recipes.mixtures import NAMED_AFTER, alike, ladder, tensor_type_lines, usual_worth
 from phiconv.units import size_text
 from phiconv_formats.shared.output import joined_roles, roles_of
 
@@ -69,6 +70,7 @@ class Planned(Protocol):
 
 
 P = TypeVar("P", bound=Planned)
+N = TypeVar("N", int, float)
 
 
 def plan_for_size(
@@ -111,12 +113,16 @@ def plan_for_size(
             f"the smallest that {target} can be is about {_amount(least, choices, weights)}",
             hint="give a larger size, or another model",
         )
-    losses = _all_losses(model, tensors, forms, bare)
+    roles = roles_of(tensors, model)
+    losses = _all_losses(model, tensors, roles, forms, bare)
+    groups = alike(target, roles, forms)
+    total_costs, total_losses = _sums(costs, groups), _sums(losses, groups)
     for attempt in range(_TRIES):
-        chosen = least_loss(costs, losses, budget)
+        chosen = least_loss(total_costs, total_losses, budget)
         if chosen is None:
             break
-        names = [[*some.values()][number] for some, number in zip(forms, chosen, strict=True)]
+        number_of = {n: number for group, number in zip(groups, chosen, strict=True) for n in group}
+        names = [[*some.values()][number_of[n]] for n, some in enumerate(forms)]
         lines = tensor_type_lines(tensors, names)
         plan = planned(recipe, replace(bare, tensor_types=(*bare.tensor_types, *lines)))
         over = _measure(plan, choices) - limit
@@ -124,6 +130,11 @@ def plan_for_size(
             return plan, tuple((pattern.pattern, name) for pattern, name in lines)
         budget -= over + (limit >> 14 << attempt)  # the next choice may take some more words again
     raise UsageError("nothing fits this size", hint="give a larger one")
+
+
+def _sums(values: Sequence[Sequence[N]], groups: Sequence[Sequence[int]]) -> list[list[N]]:
+    """What all tensors of a group come to in each form."""
+    return [[sum(each) for each in zip(*(values[n] for n in group), strict=True)] for group in groups]
 
 
 def _bytes(tensor: OutputTensor, encoding: Encoding) -> int:
@@ -159,11 +170,15 @@ def _nearest(target: str, model: Model, tensors: Sequence[OutputTensor], choices
 
 
 def _all_losses(
-    model: Model, tensors: Sequence[OutputTensor], forms: Sequence[dict[Encoding, str]], choices: Choices
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    roles: Sequence[Role | None],
+    forms: Sequence[dict[Encoding, str]],
+    choices: Choices,
 ) -> list[list[float]]:
     """The divergence that each form of each tensor is expected to make."""
-    losses = []
-    for tensor, role, some in zip(tensors, roles_of(tensors, model), forms, strict=True):
+    losses, parts = [], Counter(roles)  # experts may be tensors of their own
+    for tensor, role, some in zip(tensors, roles, forms, strict=True):
         if len(some) < 2:
             losses.append([0.0] * len(some))
             continue
@@ -171,7 +186,8 @@ def _all_losses(
         for number in _matrices(tensor.tensor):
             errors += _errors(model, tensor.tensor, role, number, [*some], choices)
         relative = errors[1:] / errors[0] if errors[0] > 0 else np.zeros(len(some))
-        losses.append((_worth(model, role, tensor.tensor, choices) * relative).tolist())
+        worth = _worth(model, role, tensor.tensor, choices) / (parts[role] if role is not None else 1)
+        losses.append((worth * relative).tolist())
     return losses
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from phiconv.ir.codebooks import MLX_MXFP8, MXFP4, CodebookEncoding
 from phiconv.ir.encodings import F32, BlockEncoding, FloatEncoding
+from phiconv.ir.server import runtime_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,19 +31,21 @@ def grouped_integers(
     *,
     symmetric: bool,
     signed: bool = False,
+    runtime: bool = False,
 ) -> BlockEncoding:
     """``group_size`` neighbours have a scale, and a zero point of their own unless symmetric.
 
     Args:
-        method: Who stores them so, for the name.
+        method: Who stores them so, for the name; ``gptq``, ``gptq-v2`` and ``awq`` are written, too.
         bits: Bits of a code.
         group_size: A multiple of 4; the whole row for a scale per output channel.
         scale_type: The type of the scales.
         symmetric: Whether all groups have the middle code as their zero point.
         signed: Whether the codes of symmetric groups are signed, and their zero point is 0.
+        runtime: Whether scales and codes are found as the method's own tool rounds to nearest.
     """
     kind = "sym" if symmetric else "asym"
-    name = f"{method}_int{bits}_{kind}_g{group_size}_{scale_type.name}"
+    name = f"{method}_int{bits}_{kind}_g{group_size}_{scale_type.name}{runtime_suffix(runtime=runtime)}"
     middle = 1 << (bits - 1) if symmetric and not signed else 0
     return BlockEncoding(name, group_size, bits, middle, scale_type=scale_type, has_zero_point=not symmetric)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.ir import Tensor
+    from phiconv.ir.adapter import Adapter
     from phiconv.ir.rope import Rope
     from phiconv.tokenization.tokenizer import Tokenizer
 
@@ -194,7 +195,7 @@ class Model:
         forward: What the decoder computes, see `phiconv.forward.ops.Forward`; None exactly where
             ``architecture`` is.
         merged: The adapters that are part of the weights, one sentence each.
-        replaced: The tensors, by the hub's names, that are an adapter's own.
+        adapters: These adapters themselves.
     """
 
     path: Path
@@ -209,7 +210,7 @@ class Model:
     hub: Mapping[str, HubTensor] = field(default_factory=dict)
     forward: Callable[[Any, Hyperparameters], object] | None = None
     merged: tuple[str, ...] = ()
-    replaced: frozenset[str] = frozenset()
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def size(self) -> int:

@@ -41,12 +41,15 @@ class ModelIdentity:
         shapes: SHA-256 of the shapes of its weights.
         norms: SHA-256 of its norms' weights, rounded to bfloat16: no format quantizes them, and any training
             changes them.
+        adapters: SHA-256 of what was merged into it while it was read, which leaves most norms as they are;
+            "" for nothing.
     """
 
     name: str
     architecture: str
     shapes: str
     norms: str
+    adapters: str = ""
 
 
 @dataclass(frozen=True, slots=True)

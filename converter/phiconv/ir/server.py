@@ -1,6 +1,6 @@
-"""Encodings of the quantized Hugging Face folders that servers run: compressed-tensors, GPTQ and AWQ.
+"""Encodings of compressed-tensors; see `phiconv.ir.hub_encodings` for those of other quantized folders.
 
-What an encoding of compressed-tensors is called begins with the scheme, which says how its blocks are stored:
+What an encoding is called begins with the scheme, which says how its blocks are stored:
 those of ``w8a16`` and ``w8a8`` mean the same and lie otherwise. Where the peer's rounding is asked for
 (``runtime``), the blocks are of the same meaning again, and only the way to them differs.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from phiconv.ir.codebooks import MLX_MXFP8, MXFP4, NVFP4, CodebookEncoding
-from phiconv.ir.encodings import F16, BlockEncoding, Encoding, FloatEncoding
+from phiconv.ir.encodings import BlockEncoding, Encoding, FloatEncoding
 
 __all__ = [
     "CT_MXFP4",
@@ -19,8 +19,8 @@ __all__ = [
     "FP8_BLOCK",
     "compressed_fp8",
     "compressed_int",
-    "gptq_int",
     "is_runtime",
+    "runtime_suffix",
     "scheme_of",
 ]
 
@@ -49,7 +49,7 @@ def compressed_int(
     """
     bits = int(scheme[1])
     kind = "" if symmetric else "_asym"
-    name = f"ct_{scheme}{kind}_g{group_size}_{scale_type.name}{_suffix(runtime)}"
+    name = f"ct_{scheme}{kind}_g{group_size}_{scale_type.name}{runtime_suffix(runtime=runtime)}"
     offset = 8 if symmetric and bits == 4 else 0  # codes of 4 bits are never negative in memory
     return BlockEncoding(name, group_size, bits, offset, scale_type=scale_type, has_zero_point=not symmetric)
 
@@ -68,7 +68,7 @@ def compressed_fp8(
     sharing = FP8_BLOCK * FP8_BLOCK if scheme == "fp8-block" else block_size
     return replace(
         MLX_MXFP8,
-        name=f"ct_{scheme}_c{block_size}_{scale_type.name}{_suffix(runtime)}",
+        name=f"ct_{scheme}_c{block_size}_{scale_type.name}{runtime_suffix(runtime=runtime)}",
         block_size=block_size,
         bits_per_weight=8 + scale_type.bits_per_weight / sharing,
         scale_dtype=scale_type.dtype,
@@ -79,24 +79,6 @@ def compressed_fp8(
 CT_NVFP4 = replace(NVFP4, name="ct_nvfp4a16", global_scale=0.0)
 CT_MXFP4 = replace(MXFP4, name="ct_mxfp4a16")
 CT_MXFP8 = replace(MLX_MXFP8, name="ct_mxfp8")
-
-
-def gptq_int(
-    bits: int, group_size: int, *, method: str = "gptq", symmetric: bool = True, runtime: bool = False
-) -> BlockEncoding:
-    """Integers of GPTQ and AWQ: ``group_size`` neighbours have a float16 scale and maybe a zero point.
-
-    Args:
-        bits: Bits of a code: 4 or 8.
-        group_size: A multiple of 8; the whole row for a scale per output channel.
-        method: ``gptq``, ``gptq-v2`` or ``awq``: who stores them how.
-        symmetric: Whether all blocks have the zero point in the middle.
-        runtime: Whether scales and codes are found as GPTQModel's round-to-nearest path finds them.
-    """
-    kind = "" if symmetric else "_asym"
-    name = f"{method}_int{bits}{kind}_g{group_size}{_suffix(runtime)}"
-    offset = 8 if symmetric and bits == 4 else 0
-    return BlockEncoding(name, group_size, bits, offset, scale_type=F16, has_zero_point=not symmetric)
 
 
 def scheme_of(encoding: Encoding) -> str:
@@ -110,5 +92,6 @@ def is_runtime(encoding: Encoding) -> bool:
     return encoding.name.endswith(_RUNTIME)
 
 
-def _suffix(runtime: bool) -> str:
+def runtime_suffix(*, runtime: bool) -> str:
+    """What the name of such an encoding ends with."""
     return _RUNTIME if runtime else ""

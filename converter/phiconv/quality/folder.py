@@ -231,7 +231,6 @@ def _run_of(model: Model, identity: ModelIdentity, texts: Texts) -> str:
     windows = [hashlib.sha256(part.astype("<i8").tobytes()).hexdigest() for part in (texts.fit, texts.check)]
     shape, entries = texts.fit.shape, [asdict(entry) for entry in texts.entries]
     what = [str(model.path.resolve()), asdict(identity), windows, shape[1], texts.bos, entries, BATCH_TOKENS]
-    what += model.merged
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 

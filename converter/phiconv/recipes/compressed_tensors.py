@@ -38,7 +38,9 @@ __all__ = ["KEPT", "OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "
 PRESETS = {"q4": "w4a16", "q8": "w8a8", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
 
-OPTIONS = frozenset("tensor_types allow_requantize dtype match_runtime effort calibration".split())
+OPTIONS = frozenset(
+    "tensor_types allow_requantize dtype match_runtime effort calibration target_size bits_per_weight".split()
+)
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
 KEPT = ("token_embedding", "output", "router")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError, printable
-from phiconv.ir import BF16, FloatEncoding
-from phiconv.ir.server import gptq_int
+from phiconv.ir import BF16, F16, FloatEncoding
+from phiconv.ir.hub_encodings import grouped_integers
 from phiconv.recipes.compressed_tensors import KEPT, refusal
 from phiconv.recipes.dtypes import folder_dtype
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
@@ -51,7 +51,7 @@ class Scheme:
 
     Attributes:
         kind: The stem of a recipe's name.
-        method: Who stores it how, see `phiconv.ir.server.gptq_int`.
+        method: Who stores it how, see `phiconv.ir.hub_encodings.grouped_integers`.
         group_size: Weights with one scale; 0 for a whole row.
     """
 
@@ -66,7 +66,8 @@ class Scheme:
         size, bits = self.group_size or tensor.tensor.columns, int(self.kind[0])
         if size % 8 or tensor.tensor.columns % size:
             return None
-        return gptq_int(bits, size, method=self.method, symmetric=self.method != "awq", runtime=runtime)
+        symmetric = self.method != "awq"
+        return grouped_integers(self.method, bits, size, F16, symmetric=symmetric, runtime=runtime)
 
 
 def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: Choices) -> list[Encoding]:

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from phiconv.recipes.choices import Choices
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["LADDERS", "NAMED_AFTER", "ladder", "tensor_type_lines", "usual_worth"]
+__all__ = ["LADDERS", "NAMED_AFTER", "alike", "ladder", "tensor_type_lines", "usual_worth"]
 
 LADDERS: dict[str, tuple[str, ...]] = {
     "gguf": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
     "mlx": ("2bit", "3bit", "4bit", "5bit", "6bit", "8bit"),
     "onnx": ("int4-g128", "int4", "int8"),
     "openvino": ("int4-asym", "int4-asym-g64", "int4-asym-g32", "int8-asym"),
+    "compressed-tensors": ("w4a16", "w4a16-g64", "w4a16-g32", "w8a16"),
 }
 """The types that each target's runtime multiplies with at full speed, the smallest first."""
 
@@ -36,8 +37,36 @@ NAMED_AFTER: dict[str, tuple[str, ...]] = {
     "mlx": ("2bit", "3bit", "4bit", "5bit", "6bit", "8bit"),
     "onnx": ("int4", "int8"),
     "openvino": ("int4-asym", "int8-asym"),
+    "compressed-tensors": ("w4a16", "w8a16"),
 }
 """The recipes that a mixture may be called by: that of the nearest size."""
+
+_ALIKE: dict[str, tuple[tuple[str, ...], ...]] = {
+    "compressed-tensors": (
+        ("attn_q", "attn_k", "attn_v"),
+        ("ffn_gate", "ffn_up"),
+        ("experts_gate", "experts_up", "experts_down"),
+    )
+}
+"""The matrices of a layer that a runtime multiplies as one, and so in one type: here vLLM."""
+
+
+def alike(target: str, roles: Sequence[Role | None], forms: Sequence[dict[Encoding, str]]) -> list[list[int]]:
+    """The numbers of the tensors that get one type together, in order.
+
+    Args:
+        target: Name of the format.
+        roles: What each tensor is for.
+        forms: What `ladder` gives for them.
+    """
+    found: dict[object, list[int]] = {}
+    for number, (role, some) in enumerate(zip(roles, forms, strict=True)):
+        own = role.name if role is not None and len(some) > 1 else None
+        group = next((names for names in _ALIKE.get(target, ()) if own in names), None)
+        key = number if role is None or group is None else (role.layer, group, *some.values())
+        found.setdefault(key, []).append(number)
+    return [*found.values()]
+
 
 _WORTHS = {
     "attn_q": 0.5, "attn_k": 0.5, "attn_v": 2.0, "attn_output": 1.0,
@@ -87,7 +116,10 @@ def ladder(
     pattern = _pattern([tensor.name for tensor, each in zip(tensors, open_, strict=True) if each])
     found: list[dict[Encoding, str]] = [{} for _ in tensors]
     for name in LADDERS[target]:
-        encodings = assign(replace(choices, tensor_types=(*choices.tensor_types, (pattern, name))))
+        try:
+            encodings = assign(replace(choices, tensor_types=(*choices.tensor_types, (pattern, name))))
+        except UsageError:  # rows that cannot be cut into its groups
+            continue
         for steps, encoding in zip(found, encodings, strict=True):
             steps.setdefault(encoding, name)
     return [

@@ -200,8 +200,8 @@ def read_manifest(path: Path) -> Manifest:
         raise UnsupportedModelError(
             "made by another version of phiconv", path=path, hint="make the calibration again"
         )
-    model = take.object(values, "model")
-    names = ("name", "architecture", "shapes", "norms")
+    model = {"adapters": ""} | take.object(values, "model")
+    names = ("name", "architecture", "shapes", "norms", "adapters")
     tokens = take.object(values, "tokens")
     inputs = tuple(input_from_json(each, path) for each in take.array(values, "inputs"))
     if len({(e.layer, role) for e in inputs for role in e.roles}) != sum(len(e.roles) for e in inputs):

@@ -15,6 +15,7 @@ from gguf.utility import size_label
 from phiconv.architectures import ARCHITECTURES
 from phiconv.ir.model import as_text, title_of
 from phiconv_formats.gguf.model_card import read_model_card
+from phiconv_formats.gguf.scale_types import BF16_SCALES
 from phiconv_formats.gguf.values import GgufValue
 from phiconv_formats.gguf.vocabulary import name_for_runtime, tokenizer_metadata
 from phiconv_formats.tokenizers.chat_templates import with_line_feeds
@@ -96,7 +97,8 @@ def file_metadata(
     """
     pairs: list[tuple[str, GgufValue]] = []
     if model.format == "gguf":  # another GGUF keeps what it says, but for what is written below
-        ours = {Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE, Keys.General.ALIGNMENT}
+        general = Keys.General
+        ours = {general.QUANTIZATION_VERSION, general.FILE_TYPE, general.ALIGNMENT, BF16_SCALES}
         pairs += [(key, _kept(key, value)) for key, value in model.metadata.items() if key not in ours]
     elif model.architecture is not None and model.hyperparameters is not None:
         architecture, hp = ARCHITECTURES[model.architecture], model.hyperparameters

@@ -7,7 +7,7 @@ and shape. The weights themselves are read when they are needed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phiconv import ir
@@ -15,6 +15,7 @@ from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedMode
 from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
 from phiconv_formats.gguf.packing import unpack
+from phiconv_formats.gguf.scale_types import with_scale_types
 from phiconv_formats.gguf.types import GGML_TYPES, GgmlType
 from phiconv_formats.gguf.values import GgufValue, HeaderReader, ValueType
 from phiconv_formats.shared.files import InputFile
@@ -120,13 +121,13 @@ def open_gguf(path: str | PathLike[str]) -> GgufFile:
     Raises:
         MalformedFileError: The file does not follow the format.
         MissingFileError: It is not there, or another part of it.
+        ConfigError: A key that says how tensors are to be read has a value of another type.
     """
     first = _open_part(InputFile(path))
     count = _integer(first, "split.count", 1)
-    if count <= 1:
-        return first
     with keeping(lambda found: _parts_there(first, found)):
-        return _open_parts(first, count)
+        whole = first if count <= 1 else _open_parts(first, count)
+        return replace(whole, tensors=with_scale_types(whole.tensors, whole.metadata, whole.path))
 
 
 def _parts_there(first: GgufFile, found: Checkpoint | None) -> Checkpoint:

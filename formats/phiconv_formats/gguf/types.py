@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -13,7 +13,7 @@ from phiconv import ir
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GGML_TYPES", "TYPE_OF_ENCODING", "GgmlType"]
+__all__ = ["GGML_TYPES", "TYPE_OF_ENCODING", "WITH_BF16_SCALES", "GgmlType"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +64,12 @@ def _make(kind: GGMLQuantizationType) -> GgmlType:
 GGML_TYPES: dict[int, GgmlType] = {kind.value: _make(kind) for kind in GGML_QUANT_SIZES}
 """Every type that the `gguf` package knows, by its number in a file."""
 
+WITH_BF16_SCALES: dict[ir.Encoding, ir.BlockEncoding] = {
+    encoding: replace(encoding, name=f"{encoding.name}_bf16", scale_type=ir.BF16)
+    for encoding in (ir.Q4_0, ir.Q5_0, ir.Q8_0)
+}
+"""Symmetric blocks, and the same whose float16 scales are numbers of bfloat16, too."""
+
 TYPE_OF_ENCODING: dict[ir.Encoding, GgmlType] = {t.encoding: t for t in GGML_TYPES.values()}
+TYPE_OF_ENCODING |= {marked: TYPE_OF_ENCODING[plain] for plain, marked in WITH_BF16_SCALES.items()}
 """The type that stores an encoding."""

@@ -16,6 +16,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv_formats.gguf.metadata import file_metadata
 from phiconv_formats.gguf.names import check_model, runtime_notes
 from phiconv_formats.gguf.packing import pack
+from phiconv_formats.gguf.scale_types import scale_types
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
 from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
 from phiconv_formats.gguf.vocabulary import tokenizer_notes
@@ -92,7 +93,7 @@ def package(
     check_model(model)
     check_bytes(model, "llama.cpp aborts at a text that needs it")
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
-    metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
+    metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance) + scale_types(tensors, encodings)
     shards = split(entries, split_max_size, 0xFFFF)
     name = next((value.value for key, value in metadata if key == Keys.General.NAME), "")
     notes = [*runtime_notes(model), *tokenizer_notes(model.tokenizer, name)] + [

@@ -14,7 +14,7 @@ from phiconv.errors import InputError, MissingFileError, UnsupportedModelError, 
 from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
-from phiconv_formats.huggingface.quantized import assembled
+from phiconv_formats.huggingface.quantized import assembled, is_named
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
 from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, only_adapter, what_folder_is
@@ -84,7 +84,9 @@ def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
         if config is None:
             return checkpoint
         whole = with_folder(checkpoint, config_path, config)
-        return as_checkpoint(whole) if is_mlx(checkpoint.stored, checkpoint.metadata) else assembled(whole)
+        theirs = "quantization" in config or not is_named(whole)
+        mlx = theirs and is_mlx(checkpoint.stored, checkpoint.metadata)
+        return as_checkpoint(whole) if mlx else assembled(whole)
 
 
 def _file(path: Path) -> Path:

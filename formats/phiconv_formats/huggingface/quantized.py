@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from phiconv.ir.model import Checkpoint
 
-__all__ = ["METHODS", "Assembler", "assembled"]
+__all__ = ["METHODS", "Assembler", "assembled", "is_named"]
 
 
 class Assembler(Protocol):
@@ -113,11 +113,19 @@ def assembled(folder: Checkpoint) -> Checkpoint:
         InputError: See `Assembler`.
     """
     path, said, method = _said(folder)
-    known = METHODS.get(folded(method)) if isinstance(method, str) else None
-    if known is None:
+    if (known := _known(method)) is None:
         return folder
     made = known()(replace(folder, config_path=path), said)
     return replace(made, config_path=folder.config_path)
+
+
+def is_named(folder: Checkpoint) -> bool:
+    """Whether a folder says that it is quantized by a known method."""
+    return _known(_said(folder)[2]) is not None
+
+
+def _known(method: object) -> Callable[[], Assembler] | None:
+    return METHODS.get(folded(method)) if isinstance(method, str) else None
 
 
 def _said(folder: Checkpoint) -> tuple[Path | None, dict[str, Any], object]:

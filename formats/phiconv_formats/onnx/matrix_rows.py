@@ -1,18 +1,16 @@
-"""Matrices that an ONNX file has by columns, as rows that are read when they are needed; narrowed scales."""
+"""Matrices that an ONNX file has by columns, as rows that are read when they are needed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv.errors import MalformedFileError
 from phiconv_formats.onnx.packing import unpack_columns
 from phiconv_formats.shared.rows import as_floats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from numpy.typing import NDArray
@@ -20,30 +18,7 @@ if TYPE_CHECKING:
     from phiconv import ir
     from phiconv_formats.shared.rows import FileRows
 
-__all__ = ["BlockColumns", "FloatColumns", "unpack_narrowed"]
-
-
-def unpack_narrowed(
-    encoding: ir.BlockEncoding, label: str, unpack: Callable[..., ir.Blocks], *parts: NDArray[np.uint8]
-) -> ir.Blocks:
-    """Blocks with scales of the type that the file says they had before they were widened.
-
-    Args:
-        encoding: With scales of that type.
-        label: File and tensor name, for messages.
-        unpack: Makes blocks with scales of the type that is stored.
-        parts: The bytes of codes, of scales, and of zero points if there are any.
-
-    Raises:
-        MalformedFileError: A scale is no number of that type.
-    """
-    blocks = unpack(*parts)
-    with np.errstate(over="ignore"):
-        scales = blocks.scales.astype(encoding.scale_type.dtype)
-    if not np.array_equal(scales.astype(np.float32), blocks.scales, equal_nan=True):
-        name = encoding.scale_type.name
-        raise MalformedFileError(f"says that its scales are {name} numbers, and they are not", path=label)
-    return replace(blocks, encoding=encoding, scales=scales)
+__all__ = ["BlockColumns", "FloatColumns"]
 
 
 @dataclass(frozen=True, slots=True)

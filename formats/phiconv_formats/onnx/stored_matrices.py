@@ -17,10 +17,10 @@ from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv_formats.onnx.initializers import FLOATS, INT4, INT8, UINT4, UINT8
 from phiconv_formats.onnx.integers import element_type, row_sizes, unpack_integers
-from phiconv_formats.onnx.matrix_rows import BlockColumns, FloatColumns, unpack_narrowed
+from phiconv_formats.onnx.matrix_rows import BlockColumns, FloatColumns
 from phiconv_formats.onnx.packing import row_bytes, unpack
 from phiconv_formats.onnx.store import SCALE_TYPE
-from phiconv_formats.shared.rows import AssembledRows, FileRows, HalfByteRows
+from phiconv_formats.shared.rows import AssembledRows, FileRows, HalfByteRows, NarrowScales
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -293,12 +293,11 @@ class _Finder:
             shown = ", ".join(str(list(part.shape)) for part in parts)
             message = f"tensors of shapes {shown} are no matrix of shape {list(shape)} in {stored.name}"
             raise self._tensors.error(parts[0], message)
-        encoding = stored
+        source: ir.Source = AssembledRows(stored, tuple(rows), unpack)
         narrow = next((t for t in (ir.F16, ir.BF16) if parts[1].notes.get(SCALE_TYPE) == t.name), None)
         if narrow is not None:
             encoding = ir.onnx_affine(stored.bits, stored.block_size, narrow, symmetric=len(parts) < 3)
-            unpack = partial(unpack_narrowed, encoding, rows[0].label, unpack)
-        source = AssembledRows(encoding, tuple(rows), unpack)
+            source = NarrowScales(source, encoding)
         return self._matrix(ir.Tensor.of(source, shape), parts, lookup=lookup)
 
     # ------------------------------------------------------------------------------------- DequantizeLinear

@@ -12,6 +12,7 @@ from phiconv import ir
 from phiconv.errors import UsageError, WeightError
 from phiconv_formats.openvino.graph import ELEMENT_BITS
 from phiconv_formats.shared.bit_stream import pack_halves, unpack_halves
+from phiconv_formats.shared.small_scales import exponents, powers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,9 +29,6 @@ _INTEGERS = {False: ("i4", "i8"), True: ("u4", "u8")}
 
 _MICROSCALING = {"f4e2m1": ir.OPENVINO_MXFP4, "f8e4m3": ir.OPENVINO_MXFP8}
 """Floats of 4 and 8 bits, with powers of two as scales."""
-
-_BIASES = {"f4e2m1": 128, "f8e4m3": 127}
-"""Of the exponents of scales: half the scale belongs to E2M1's table, which has doubled numbers."""
 
 _FLOATS = {ir.F32: "f32", ir.F16: "f16", ir.BF16: "bf16"}
 
@@ -171,11 +169,10 @@ def _bytes(values: NDArray[np.generic]) -> Bytes:
 
 
 def _exponents(blocks: ir.Blocks, kind: str) -> Bytes:
-    """E8M0 bytes of powers of two, ``2.0 ** (byte - bias)``; 255 of what is not finite."""
-    finite = np.isfinite(blocks.scales)
-    if kind == "f8e4m3" and np.any(finite & _has_no_number(blocks.codes)):
+    """E8M0 bytes of powers of two; half the scale belongs to E2M1's table, which has doubled numbers."""
+    if kind == "f8e4m3" and np.any(np.isfinite(blocks.scales) & _has_no_number(blocks.codes)):
         raise WeightError("a code that is +-480 in MLX is no number in OpenVINO", hint="choose another type")
-    return np.where(finite, np.frexp(blocks.scales)[1] + (_BIASES[kind] - 1), 255).astype(np.uint8)
+    return exponents(blocks.scales, doubled=kind == "f4e2m1")
 
 
 def _has_no_number(quads: NDArray[Any]) -> NDArray[np.bool_]:
@@ -189,14 +186,5 @@ def _codebook_scales(encoding: ir.CodebookEncoding, quads: Bytes, scales: Bytes)
     if encoding not in _MICROSCALING.values():
         return scales.view("<f2").copy()
     if encoding == ir.OPENVINO_MXFP4:
-        return _powers(_BIASES["f4e2m1"])[scales]
-    return np.where(_has_no_number(quads), np.float32(np.nan), _powers(_BIASES["f8e4m3"])[scales])
-
-
-@cache
-def _powers(bias: int) -> NDArray[np.float32]:
-    """The number of every E8M0 byte; 255 is no number."""
-    exponents = np.arange(256) - bias
-    powers: NDArray[np.float32] = np.ldexp(np.float32(1), exponents.clip(max=127))
-    powers[255] = np.nan
-    return powers
+        return powers(scales, doubled=True)
+    return np.where(_has_no_number(quads), np.float32(np.nan), powers(scales, doubled=False))

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.ir.hub_encodings import grouped_fp8
 from phiconv_formats.quantized_folders.arrays import put_together
-from phiconv_formats.quantized_folders.matrices import Shared, as_matrix
+from phiconv_formats.quantized_folders.matrices import as_matrix
 from phiconv_formats.quantized_folders.settings import read_settings, refuse
 from phiconv_formats.quantized_folders.small_floats import e4m3_numbers
+from phiconv_formats.shared.rows import SharedRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,5 +90,5 @@ def fp8_matrix(
     """
     height, width = block
     encoding = grouped_fp8(method, width, height)
-    parts = (bundle[name], Shared(scales, height))
+    parts = (bundle[name], SharedRows(scales, height))
     return as_matrix(encoding, bundle.matrix(name), parts, partial(e4m3_numbers, width))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 
 from phiconv import ir
+from phiconv_formats.shared.rows import RowsOf, SharedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     Stored: TypeAlias = ir.BlockEncoding | ir.CodebookEncoding
 
-__all__ = ["Numbers", "QuantizedRows", "RowPairs", "Shared", "Together", "as_matrix"]
+__all__ = ["Numbers", "QuantizedRows", "RowPairs", "Together", "as_matrix"]
 
 
 class Numbers(NamedTuple):
@@ -41,72 +42,27 @@ class Numbers(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class Together(RowsOf):
     """``count`` rows of an array belong to one row of the matrix."""
 
-    stored: ir.Tensor
     count: int
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.stored.label
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """What belongs to rows ``start`` to ``stop``."""
         rows: Any = self.stored.read(start * self.count, stop * self.count)
         return rows.reshape(stop - start, self.count * rows.shape[-1])  # type: ignore[no-any-return]
 
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
-        return self.stored.changed()
-
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """One row of an array belongs to ``count`` rows of the matrix."""
-
-    stored: Rows
-    count: int
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.stored.label
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """What belongs to rows ``start`` to ``stop``."""
-        first, last = start // self.count, -(-stop // self.count)
-        rows: Any = self.stored.read(first, last)
-        index = np.arange(start, stop) // self.count - first
-        return rows[index]  # type: ignore[no-any-return]
-
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
-        return self.stored.changed()
-
-
-@dataclass(frozen=True, slots=True)
-class RowPairs:
+class RowPairs(RowsOf):
     """Bytes of two rows of the matrix: the even one in the lower halves, the odd one in the upper."""
-
-    stored: ir.Tensor
-
-    @property
-    def label(self) -> str:
-        """File and tensor name, for messages."""
-        return self.stored.label
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Numbers of 4 bits of rows ``start`` to ``stop``, a byte each."""
-        both: NDArray[np.uint8] = Shared(self.stored, 2).read(start, stop)
+        both: NDArray[np.uint8] = SharedRows(self.stored, 2).read(start, stop)
         odd = np.arange(start, stop) % 2 == 1
         both[odd] >>= 4
         return both & np.uint8(15)
-
-    def changed(self) -> bool:
-        """Whether the file is no longer the one that was opened."""
-        return self.stored.changed()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -26,10 +26,11 @@ from phiconv import ir
 from phiconv.ir.hub_encodings import HUB_MXFP4, HUB_MXFP8, HUB_NVFP4, grouped_integers
 from phiconv_formats.quantized_folders.arrays import put_together
 from phiconv_formats.quantized_folders.fp8 import fp8_matrix
-from phiconv_formats.quantized_folders.matrices import Numbers, RowPairs, Shared, Together, as_matrix
+from phiconv_formats.quantized_folders.matrices import Numbers, RowPairs, Together, as_matrix
 from phiconv_formats.quantized_folders.settings import read_settings, refuse
 from phiconv_formats.quantized_folders.small_floats import e4m3_numbers, e4m3_values, mxfp4_numbers
 from phiconv_formats.shared.bit_stream import unpack_halves
+from phiconv_formats.shared.rows import SharedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -180,7 +181,7 @@ def _int8(bundle: Bundle) -> ir.Tensor:
     rows, columns = bundle.matrix("weight")
     scales: Rows = bundle["weight_scale"]
     if bundle["weight_scale"].size == 1:
-        scales = Shared(bundle["weight_scale"].reshape((1, 1)), rows)
+        scales = SharedRows(bundle["weight_scale"].reshape((1, 1)), rows)
     else:
         bundle.expect(weight_scale=(rows,))
     encoding = grouped_integers("modelopt", 8, columns, ir.F32, symmetric=True, signed=True)

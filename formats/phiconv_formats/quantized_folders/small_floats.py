@@ -10,13 +10,14 @@ import numpy as np
 from phiconv import ir
 from phiconv_formats.quantized_folders.matrices import Numbers
 from phiconv_formats.shared.bit_stream import unpack_halves
+from phiconv_formats.shared.small_scales import powers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["e4m3_numbers", "e4m3_values", "mxfp4_numbers", "powers"]
+__all__ = ["e4m3_numbers", "e4m3_values", "mxfp4_numbers"]
 
 
 @cache
@@ -33,23 +34,12 @@ def e4m3_values(stored: Bytes) -> ir.FloatArray:
     return numbers
 
 
-def powers(stored: Bytes, bias: int = 127) -> ir.FloatArray:
-    """E8M0 bytes as float32, ``2.0 ** (byte - bias)``; 255 is no number.
-
-    With a bias of 128 they are half as large, which the doubled table of MXFP4 makes good.
-    """
-    table = np.ldexp(np.float32(1), (np.arange(256) - bias).clip(max=127))
-    table[255] = np.nan
-    numbers: ir.FloatArray = table[stored]
-    return numbers
-
-
 def e4m3_numbers(group_size: int, codes: Bytes, scales: NDArray[Any]) -> Numbers:
     """E4M3 codes with a scale for each group of neighbours, a float or an E8M0 byte.
 
     A code that stands for no number makes the scale of its group none: tables have no such value.
     """
-    wide = powers(scales) if scales.dtype == np.uint8 else scales.astype(np.float32)
+    wide = powers(scales, doubled=False) if scales.dtype == np.uint8 else scales.astype(np.float32)
     row, column = np.nonzero((codes & 127) == 127)
     wide[row, column // group_size] = np.nan
     return Numbers(codes, wide)
@@ -57,4 +47,4 @@ def e4m3_numbers(group_size: int, codes: Bytes, scales: NDArray[Any]) -> Numbers
 
 def mxfp4_numbers(packed: Bytes, exponents: Bytes) -> Numbers:
     """E2M1 codes, the first in the lower half of a byte, with an E8M0 scale for each group."""
-    return Numbers(unpack_halves(packed), powers(exponents, 128))
+    return Numbers(unpack_halves(packed), powers(exponents, doubled=True))

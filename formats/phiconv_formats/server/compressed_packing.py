@@ -17,6 +17,7 @@ on; zero points lie in words down the rows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,6 +29,7 @@ from phiconv.ir.server import FP8_BLOCK, scheme_of
 from phiconv_formats.folders.shards import Entry, Part
 from phiconv_formats.server.schemes import SCHEMES
 from phiconv_formats.shared.bit_stream import pack_codes, unpack_codes
+from phiconv_formats.shared.rows import RowsOf
 from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING
 from phiconv_formats.shared.small_scales import e4m3_bytes, e4m3_halves, exponents, powers
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
     Bytes: TypeAlias = NDArray[np.uint8]
 
-__all__ = ["entry", "pack", "unpack", "unpack_zero_points"]
+__all__ = ["WordsOfRows", "entry", "pack", "unpack", "unpack_zero_points"]
 
 _WORD = 32
 """Bits."""
@@ -213,7 +215,6 @@ def unpack(encoding: ir.Encoding, codes: Bytes, scales: Bytes, *more: Bytes) -> 
         return ir.Blocks(encoding, floats, found, global_scales=rows.repeat(len(found) // max(len(rows), 1)))
     if scheme_of(encoding) in {"mxfp4a16", "mxfp8"}:
         found = powers(scales, doubled=scheme.bits == 4)
-        found[scales == 0xFF] = np.nan
     else:
         found = scales.view(encoding.scale_dtype).copy()
     if scheme.bits == 8 and (broken := ((floats & 0x7F) == _NO_NUMBER).any(axis=(0, 2))).any():
@@ -244,3 +245,22 @@ def unpack_zero_points(words: NDArray[Any], bits: int) -> Bytes:
     fields = words.view("<u4")[:, None] >> shifts & np.uint32((1 << bits) - 1)
     zero_points: Bytes = fields.astype(np.uint8).reshape(-1, words.shape[1])
     return zero_points
+
+
+@dataclass(frozen=True, slots=True)
+class WordsOfRows(RowsOf):
+    """Zero points that lie in words down the rows as a byte for every block of every row.
+
+    Attributes:
+        stored: The words, shape (rows * bits / 32, rounded up, blocks).
+        bits: Of a zero point.
+    """
+
+    bits: int
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Those of rows ``start`` to ``stop``, shape (rows, blocks)."""
+        count = _WORD // self.bits
+        first = start // count
+        words = self.stored.read(first, -(-stop // count))
+        return unpack_zero_points(words.view("<u4"), self.bits)[start - first * count :][: stop - start]

@@ -17,9 +17,8 @@ import numpy as np
 from phiconv import ir
 from phiconv.errors import MalformedFileError, UnsupportedModelError, printable
 from phiconv.ir.server import CT_MXFP4, CT_MXFP8, CT_NVFP4, FP8_BLOCK, compressed_fp8, compressed_int
-from phiconv_formats.server.compressed_packing import unpack
-from phiconv_formats.server.shared_rows import SharedScales, WordsOfRows
-from phiconv_formats.shared.rows import AssembledRows
+from phiconv_formats.server.compressed_packing import WordsOfRows, unpack
+from phiconv_formats.shared.rows import AssembledRows, SharedRows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,14 +228,14 @@ def _groups_of(group: _Group, columns: int) -> int:
 
 def _scale_parts(
     layer: _Layer, rows: int, columns: int, size: int, strategy: object
-) -> tuple[ir.FloatEncoding, ir.Tensor | SharedScales] | None:
+) -> tuple[ir.FloatEncoding, ir.Tensor | SharedRows] | None:
     """The type of the scales, and those of rows; None where they do not fit."""
     scales = layer.arrays.get("weight_scale")
     if scales is None or not isinstance(scales.encoding, ir.FloatEncoding) or scales.encoding == ir.F64:
         return None
     if strategy == "tensor":
         single = math.prod(scales.shape) == 1 and len(scales.shape) == 1
-        return (scales.encoding, SharedScales(scales, rows, 1, 1)) if single else None
+        return (scales.encoding, SharedRows(scales, rows)) if single else None
     if scales.shape != (rows, columns // size):
         return None
     return scales.encoding, scales
@@ -323,7 +322,7 @@ def _squares(layer: _Layer, group: _Group, codes: ir.Tensor) -> ir.Tensor | None
     expected = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
     if group.weights.get("block_structure") != [FP8_BLOCK, FP8_BLOCK] or scales.shape != expected or size % 8:
         return None
-    shared = SharedScales(scales, FP8_BLOCK, FP8_BLOCK // size, columns // size)
+    shared = SharedRows(scales, FP8_BLOCK, FP8_BLOCK // size, columns // size)
     return _assembled(compressed_fp8("fp8-block", size, scales.encoding), (codes, shared), (rows, columns))
 
 
@@ -342,7 +341,7 @@ def _nvfp4(layer: _Layer, group: _Group) -> ir.Tensor | None:
     number = float(np.asarray(whole.read(0, 1)).reshape(-1)[0])
     if not (math.isfinite(number) and number > 0):
         raise layer.refusal("has a scale of the whole tensor that is no positive number")
-    return _assembled(CT_NVFP4, (codes, scales, SharedScales(whole, rows, 1, 1)), (rows, columns))
+    return _assembled(CT_NVFP4, (codes, scales, SharedRows(whole, rows)), (rows, columns))
 
 
 def _mxfp4(layer: _Layer, group: _Group) -> ir.Tensor | None:

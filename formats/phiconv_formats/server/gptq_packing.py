@@ -73,10 +73,9 @@ def _entry(output: OutputTensor, encoding: ir.Encoding, found: tuple[Any, ...], 
 def pack_gptq(encoded: ir.Encoded, columns: int) -> tuple[Bytes, ...]:
     """The bytes of rows in each of the arrays of `gptq_entry`, a row of bytes for every line of an array."""
     blocks, encoding = _blocks(encoded)
-    stream = pack_codes(blocks.words(), encoding.bits)
-    if not encoding.offset:
-        stream ^= np.uint8(0x80)
-    words = stream.view("<u4").reshape(-1, columns * encoding.bits // _WORD)
+    words = (
+        pack_codes(blocks.words(), encoding.bits).view("<u4").reshape(-1, columns * encoding.bits // _WORD)
+    )
     together = _WORD // encoding.bits
     middle = (1 << (encoding.bits - 1)) - (0 if encoding.name.startswith("gptq-v2") else 1)
     word = sum(middle << (encoding.bits * k) for k in range(together))

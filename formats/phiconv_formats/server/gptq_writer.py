@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phiconv import ir
@@ -12,18 +13,25 @@ from phiconv_formats.server.folder import entries_of, lay_out, output_tensors, u
 from phiconv_formats.server.gptq_packing import awq_entry, gptq_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
     from phiconv_formats.folders.shards import Entry
     from phiconv_formats.shared.output import OutputTensor, Package, RuntimeSettings
 
-__all__ = ["AwqWriter", "GptqWriter"]
+__all__ = ["WordsWriter"]
 
 
-class GptqWriter:
-    """The writer of GPTQ folders (see `phiconv_formats.Writer`)."""
+@dataclass(frozen=True, slots=True)
+class WordsWriter:
+    """The writer of folders of one method (see `phiconv_formats.Writer`).
+
+    Attributes:
+        method: ``gptq`` or ``awq``.
+    """
+
+    method: str
 
     tensors = staticmethod(output_tensors)
 
@@ -44,40 +52,18 @@ class GptqWriter:
         Raises:
             UsageError: A split size that would make too many files.
         """
-        entries = entries_of(tensors, encodings, gptq_entry)
-        config = _gptq_config(entries)
-        others = {"quantize_config.json": json_bytes(config)} if config else {}
-        size = split_max_size
+        entry, config_of, beside = _METHODS[self.method]
+        entries = entries_of(tensors, encodings, entry)
+        config = config_of(entries)
         return lay_out(
-            model, entries, config, recipe=recipe, method="gptq", split_max_size=size, others=others
+            model,
+            entries,
+            config,
+            recipe=recipe,
+            method=self.method,
+            split_max_size=split_max_size,
+            others={name: json_bytes(config) for name in beside if config},
         )
-
-
-class AwqWriter:
-    """The writer of AWQ folders (see `phiconv_formats.Writer`)."""
-
-    tensors = staticmethod(output_tensors)
-
-    def package(
-        self,
-        model: Model,
-        tensors: Sequence[OutputTensor],
-        encodings: Sequence[ir.Encoding],
-        *,
-        file_name: str,  # noqa: ARG002 - the files of a folder have names of their own
-        recipe: str,
-        split_max_size: int | None = None,
-        importance: ImportanceMatrix | None = None,  # noqa: ARG002 - nothing here weighs errors
-        settings: RuntimeSettings | None = None,  # noqa: ARG002 - the file has no place for them
-    ) -> Package:
-        """Lays the whole output out; see `phiconv_formats.Writer`.
-
-        Raises:
-            UsageError: A split size that would make too many files.
-        """
-        entries = entries_of(tensors, encodings, awq_entry)
-        config, size = _awq_config(entries), split_max_size
-        return lay_out(model, entries, config, recipe=recipe, method="awq", split_max_size=size)
 
 
 def _integers(entries: Sequence[Entry]) -> tuple[ir.BlockEncoding, int] | None:
@@ -128,3 +114,11 @@ def _awq_config(entries: Sequence[Entry]) -> dict[str, Any]:
         "version": "gemm",
         "modules_to_not_convert": unquantized(entries) or None,
     }
+
+
+_METHODS: dict[str, tuple[Callable[..., Entry], Callable[[Sequence[Entry]], dict[str, Any]], tuple[str, ...]]]
+_METHODS = {
+    "gptq": (gptq_entry, _gptq_config, ("quantize_config.json",)),
+    "awq": (awq_entry, _awq_config, ()),
+}
+"""The arrays of a matrix, what config.json says, and files that say it once more."""

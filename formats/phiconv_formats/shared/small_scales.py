@@ -28,10 +28,16 @@ def exponents(scales: NDArray[np.float32], *, doubled: bool) -> NDArray[np.uint8
 
 
 def powers(exponents: NDArray[np.uint8], *, doubled: bool) -> NDArray[np.float32]:
-    """The inverse of `exponents`."""
-    bytes_ = np.arange(256)
-    with np.errstate(over="ignore"):  # 2.0 ** 128
-        return np.ldexp(np.float32(1), bytes_ - (127 + doubled))[exponents]
+    """The inverse of `exponents`: 255 is no number, with either table."""
+    numbers: NDArray[np.float32] = _powers(doubled)[exponents]
+    return numbers
+
+
+@cache
+def _powers(doubled: bool) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = np.ldexp(np.float32(1), (np.arange(256) - (127 + doubled)).clip(max=127))
+    numbers[255] = np.nan
+    return numbers
 
 
 def e4m3_halves() -> NDArray[np.float32]:

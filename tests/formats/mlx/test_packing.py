@@ -151,6 +151,13 @@ def test_refuses_tensors_of_different_lengths(sizes):
         unpack(ir.mlx_affine(4, 64, ir.F16), 64, *(bytes(size) for size in sizes))
 
 
+def test_the_power_of_two_that_is_no_number():
+    """MLX computes with infinity there."""
+    for encoding, size in ((ir.MLX_MXFP4, 16), (ir.MLX_MXFP8, 32)):
+        blocks = unpack(encoding, 32, bytes(3 * size), bytes([254, 255, 0]))
+        assert np.isfinite(blocks.scales).tolist() == [True, False, True]
+
+
 def test_what_is_not_finite_becomes_no_number():
     scales = np.array([np.inf, np.nan, 0.5], f32)
     for encoding, byte in ((ir.MLX_MXFP4, 255), (ir.MLX_MXFP8, 255), (ir.MLX_NVFP4, 127)):

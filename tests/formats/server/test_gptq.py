@@ -13,13 +13,17 @@ import phiconv
 from phiconv import ir
 from phiconv.conversion import pipeline
 from phiconv.errors import UsageError
-from phiconv.ir.server import gptq_int
+from phiconv.ir.hub_encodings import grouped_integers
 from phiconv.quantizers import decode, encode
 from phiconv.quantizers.best import supports
 from phiconv.recipes import Choices, override
 
 AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 DOWN = "model.layers.1.mlp.down_proj"
+
+
+def gptq_int(bits, group_size, method="gptq", symmetric=True, runtime=False):
+    return grouped_integers(method, bits, group_size, ir.F16, symmetric=symmetric, runtime=runtime)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def gptq(values: NDArray[Any], _importance: FloatArray | None = None, *, encodin
 
     Args:
         values: float32, float16 or bfloat16, shape (rows, columns); so for the next one.
-        encoding: One of `phiconv.ir.server.gptq_int`; so for the next one.
+        encoding: One of `phiconv.ir.hub_encodings.grouped_integers`; so for the next one.
     """
     last = np.float32((1 << encoding.bits) - 1)
     x = scratch_quads(values, encoding.block_size)
@@ -54,9 +54,6 @@ def gptq(values: NDArray[Any], _importance: FloatArray | None = None, *, encodin
     zero = np.full(low.shape, (last + 1) / 2)
     codes, scale = _codes(x, low, high, zero, last, _KINDS[values.dtype], runtime=runtime)
     np.clip(codes, np.float32(0), last, out=codes)
-    if not encoding.offset:  # 8 bits are signed in memory
-        codes -= zero[0] if len(zero) else 0
-        return Blocks(encoding, codes.astype(np.int8), scale)
     return Blocks(encoding, codes.astype(np.uint8), scale)
 
 
