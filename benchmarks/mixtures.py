@@ -22,10 +22,10 @@ _HERE = Path(__file__).resolve().parent
 _FIXTURES = _HERE.parent / "fixtures"
 
 RECIPES = {
-    "gguf": ("Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K"),
-    "mlx": ("4bit", "5bit", "6bit"),
-    "onnx": ("int4", "int4-asym"),
-    "openvino": ("int4-asym", "int4-asym-g64"),
+    "gguf": ("Q3_K_M", "Q4_K_M", "Q6_K"),
+    "mlx": ("4bit",),
+    "onnx": ("int4",),
+    "openvino": ("int4-asym",),
 }
 
 
