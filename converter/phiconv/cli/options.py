@@ -86,7 +86,15 @@ _OPTIONS = (
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
     click.option("--long-context", is_flag=True, help="LongRoPE: the long factors at every length."),
-    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
+    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu, qnn."),
+    click.option(
+        "--context",
+        type=click.IntRange(1, 1 << 30),
+        help="ONNX, --target qnn: the longest text in tokens, a multiple of 64.",
+    ),
+    click.option(
+        "--attention", metavar="NAME", help="ONNX, --target qnn: of which operators: gqa (default), standard."
+    ),
     click.option(
         "--layout", metavar="NAME", help="ONNX: whose folder DEST becomes: genai (default), transformers.js."
     ),

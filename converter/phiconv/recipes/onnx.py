@@ -33,7 +33,7 @@ PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32
 
 OPTIONS = frozenset(
     "tensor_types allow_requantize effort calibration match_runtime short_context long_context target layout "
-    "accuracy_level "
+    "accuracy_level context attention "
     "target_size bits_per_weight".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
@@ -41,8 +41,13 @@ OPTIONS = frozenset(
 _BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
 _ACCURACY_LEVELS = range(5)
 
-_TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16}
+_ATTENTION = ("gqa", "standard")
+
+_TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16, "qnn": F16}
 """What graphs for each target compute in."""
+
+_ALSO_F32 = {"qnn"}
+"""Those that take a graph in float32, too, and compute it in float16."""
 
 TYPES = Grammar(
     (
@@ -98,26 +103,42 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     Raises:
         UsageError: A target or an accuracy level that there is not.
     """
-    dtype, scheme = _float_type(choices), _scheme(RECIPES.read(recipe))
+    scheme = _scheme(RECIPES.read(recipe))
+    dtype = _float_type(recipe, choices)
     if isinstance(scheme.encoding, FloatEncoding) and dtype == F16 != scheme.encoding:
         raise UsageError(f"--target {choices.target} computes in float16", hint="give --f16, or quantize")
     if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
         raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
+    if choices.attention is not None:
+        _check_attention(choices)
     encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
     _match_experts(tensors, encodings)
-    _check_standard(tensors, encodings)
+    _check_standard(tensors, encodings, choices)
     return encodings
 
 
-def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> None:
-    """Refuses what ONNX's own operators have no form for.
+def _check_attention(choices: Choices) -> None:
+    if choices.target != "qnn":
+        raise UsageError("--attention means nothing here", hint="it goes with --target qnn")
+    if choices.attention not in _ATTENTION:
+        hint = f"one of {', '.join(_ATTENTION)}"
+        raise UsageError(f"--attention {choices.attention}: there is no such attention", hint=hint)
+
+
+def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:
+    """Refuses what ONNX's own operators have no form for, or a target no such operator.
 
     Raises:
-        UsageError: An embedding of 4 bits.
+        UsageError: An embedding of 4 bits; Qualcomm's processors.
     """
     for tensor, encoding in zip(tensors, encodings, strict=True):
         if tensor.role is None or not isinstance(encoding, BlockEncoding) or _method(encoding) != "qdq":
             continue
+        if choices.target == "qnn":
+            raise UsageError(
+                "--target qnn multiplies no floats with blocks in ONNX's own operators",
+                hint="give int4 or int8 without qdq",
+            )
         if tensor.role.name == "token_embedding" and encoding.bits < 8:
             raise UsageError(
                 f"{tensor.name}: ONNX's own operators look no rows of 4 bits up",
@@ -148,7 +169,7 @@ def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -
                 )
 
 
-def _float_type(choices: Choices) -> FloatEncoding:
+def _float_type(recipe: str, choices: Choices) -> FloatEncoding:
     """What the graph computes in.
 
     Raises:
@@ -158,7 +179,7 @@ def _float_type(choices: Choices) -> FloatEncoding:
     if target not in _TARGETS:
         hint = did_you_mean(target, _TARGETS, f"one of {', '.join(_TARGETS)}")
         raise UsageError(f"--target {target}: no such target", hint=hint)
-    return _TARGETS[target]
+    return F32 if recipe == "f32" and target in _ALSO_F32 else _TARGETS[target]
 
 
 def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
@@ -168,9 +189,9 @@ def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
     return _changed(encoding, dtype=dtype) if isinstance(encoding, BlockEncoding) else dtype
 
 
-def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
+def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001 - as others
     """Weights are quantized as they are, or in what the graph computes in where that is less."""
-    dtype = _float_type(choices)
+    dtype = _float_type(recipe, choices)
     return None if dtype == F32 else dtype
 
 

@@ -126,6 +126,23 @@ class Graph:
         self._outputs[name] = helper.make_tensor_value_info(name, data_type, shape)
         return name
 
+    def rename(self, value: str, name: str) -> str:
+        """Gives what a node computes another name."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                names[:] = [name if each == value else each for each in names]
+        return name
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs, in their order."""
+        return [value.name for value in _ordered(self._inputs)]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs, in their order."""
+        return [value.name for value in _ordered(self._outputs)]
+
     def branch(
         self, name: str, values: Sequence[str], data_type: int, rows: Sequence[str] = ()
     ) -> onnx.GraphProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from phiconv import ir
@@ -25,13 +26,15 @@ class Products:
         graph: Where nodes go.
         store: The weights.
         accuracy: The attribute of quantized products; {} for float32.
+        fused: Whether an operator multiplies with floats as they are stored, and one takes a bias along.
         float_type: ONNX's number of the type that the graph computes in.
     """
 
-    def __init__(self, graph: Graph, store: Store, accuracy: dict[str, int]) -> None:
+    def __init__(self, graph: Graph, store: Store, accuracy: dict[str, int], *, fused: bool = True) -> None:
         self.graph = graph
         self.store = store
         self.accuracy = accuracy
+        self.fused = fused and not store.standard
         self.float_type = DATA_TYPES[store.float_type]
 
     def matrix(
@@ -43,9 +46,11 @@ class Products:
         bias = bias_name(name, layer) if bias is None else bias
         has_bias = bias in self.store
         encoding = self.store[weight].encoding
-        if not (isinstance(encoding, ir.FloatEncoding) or is_standard(encoding)):
+        blocks = not (isinstance(encoding, ir.FloatEncoding) or is_standard(encoding))
+        if blocks and self.fused:
             return self._quantized(x, weight, path, bias if has_bias else "", output)
-        y = self._product(x, weight, path, "" if has_bias else output)
+        product = partial(self._quantized, bias="") if blocks else self._product
+        y = product(x, weight, path, output="" if has_bias else output)
         if has_bias:
             name, addend = f"{path}/Add", self.store.floats(self.graph, bias)
             (y,) = self.graph.node("Add", name, y, addend, outputs=(output or f"{name}/output_0",))
@@ -82,7 +87,7 @@ class Products:
         if not isinstance(self.store[weight].encoding, ir.FloatEncoding):
             return product(self.graph, self.store, x, weight, path, output)
         values = self.float_weight(weight)
-        if self.store.standard:
+        if not self.fused:
             return float_product(self.graph, x, values, path, output)
         # Unlike MatMul it takes the rows as they are stored.
         (y,) = self.graph.node(
@@ -97,6 +102,7 @@ class Products:
         return y
 
     def _quantized(self, x: str, weight: str, path: str, bias: str, output: str) -> str:
+        """``x @ weight.T + bias`` of blocks."""
         encoding, (rows, columns) = self.store.block_encoding(weight), self.store[weight].shape
         node = f"{path}/MatMul_Q{encoding.bits}"
         (y,) = self.graph.node(

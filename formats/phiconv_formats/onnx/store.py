@@ -129,6 +129,11 @@ class Store:
     def __getitem__(self, name: str) -> Stored:
         return self._stored[name]
 
+    def nbytes(self, prefix: str) -> int:
+        """Bytes of all tensors whose names begin so."""
+        found = (stored.places for name, stored in self._stored.items() if name.startswith(prefix))
+        return sum(length for places in found for _, _, length in places)
+
     @property
     def float_type(self) -> ir.FloatEncoding:
         """The type of the vectors, which is the one that a graph computes in."""

@@ -40,11 +40,13 @@ class RuntimeSettings:
         target: The kind of processor; None for the runtime's usual one.
         accuracy_level: How precisely it multiplies; None for its usual way.
         layout: Whose folder the files are laid out for; None for the format's usual one.
+        attention: Of which operators attention is made; None for the usual ones.
     """
 
     target: str | None = None
     accuracy_level: int | None = None
     layout: str | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
