@@ -25,7 +25,7 @@ from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from phiconv.conversion.adapters import Lora
     from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
+    from phiconv_formats.onnx.compilation import Compiled
 
 __all__ = [
     "Choices",
@@ -44,6 +45,7 @@ __all__ = [
     "Result",
     "calibrate",
     "compare",
+    "compile_qnn",
     "convert",
     "evaluate",
     "evaluate_all",
@@ -221,6 +223,37 @@ def convert(
             note=notes.append,
         )
     return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
+
+
+def compile_qnn(
+    source: str | PathLike[str],
+    destination: str | PathLike[str] | None = None,
+    *,
+    soc: str,
+    share: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Compiled:
+    """Compiles a folder of ``--target qnn`` for one of Qualcomm's processors, with onnxruntime-qnn.
+
+    Args:
+        source: The folder.
+        destination: A new folder; by default it has the processor's name behind that of the source.
+        soc: The processor, by name or number: "SC8380XP", "60", "x-elite".
+        share: Store weights once for prompts and single tokens. Qualcomm's simulator loads no
+            such binary.
+        progress: Is told the name of each graph before it is compiled.
+
+    Raises:
+        UnsupportedModelError: The source is no such folder, or the compiler refuses it.
+        UsageError: There is no such processor, or no compiler.
+        OutputError: The destination is there, or cannot be written.
+    """
+    from phiconv_formats.onnx.compilation import SOCS, compile_folder, find_soc
+
+    folder, number = expanded(source), find_soc(soc)
+    name = f"{folder.resolve().name}-{SOCS[number]}"
+    place = folder.resolve().with_name(name) if destination is None else expanded(destination)
+    return compile_folder(folder, place, number, share=share, progress=progress)
 
 
 def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:

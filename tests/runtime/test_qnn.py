@@ -1,7 +1,7 @@
 """Folders for Qualcomm's processors: right on the CPU, in GenAI's pipeline, and on Qualcomm's simulator.
 
-The simulator comes with onnxruntime-qnn, which does not go with the ONNX Runtime of the other tests:
-``QNN_PYTHON`` in the environment names a Python that has it (and onnxruntime, onnxruntime-genai, NumPy).
+The simulator comes with onnxruntime-qnn, which is large: ``QNN_PYTHON`` in the environment names a Python
+that has it, onnxruntime-genai, and what phiconv needs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import pytest
 
 import phiconv
 import qnn_pipeline
-from paths import FIXTURES
+from paths import FIXTURES, ROOT
 from qnn_pipeline import Pipeline
 from references import RANDOM, open_reference, random_model, relative_l2
 
 pytestmark = pytest.mark.runtime
 
+SOURCES = os.pathsep.join(str(ROOT / name) for name in ("converter", "formats"))
 PEER = os.environ.get("QNN_PYTHON", sys.executable)
 DENSE = [name for name in RANDOM if not name.startswith("phimoe")]
 
@@ -129,7 +130,7 @@ def simulated(tmp_path_factory):
     if subprocess.run([PEER, "-c", probe], capture_output=True, check=False).returncode:
         pytest.skip("onnxruntime-qnn is not installed: QNN_PYTHON names a Python that has it")
 
-    def run(folder, ids, steps):
+    def run(folder, ids, steps=2):
         work = tmp_path_factory.mktemp("simulated")
         np.save(work / "ids.npy", ids)
         command = [PEER, qnn_pipeline.__file__, folder, work / "ids.npy", work / "logits.npy", "--simulator"]
@@ -158,3 +159,56 @@ def test_biases_and_partly_rotated_heads_on_the_simulator(ort, simulated, model_
     ids = np.arange(66) * 37 % 500
     expected = Pipeline(ort, tmp_path / "m").run(ids, 2)
     assert relative_l2(simulated(tmp_path / "m", ids, 2), expected) < 5e-3
+
+
+def compiled(source, folder, *options):
+    """Compiles as the command does, where the compiler is."""
+    command = [PEER, "-m", "phiconv", "compile", source, folder, *options]
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["gqa", "standard"])
+@pytest.mark.parametrize("soc", ["SC8380XP", "SM8850"])
+def test_the_compiler_takes_every_graph(simulated, tmp_path, soc, attention):
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "q4", attention=attention, context=256)
+    folder = compiled(tmp_path / "m", tmp_path / "c", "--soc", soc)
+    (binary,) = folder.glob("*.bin")
+    assert f"soc_type={soc}".encode() in binary.read_bytes()
+
+
+def test_the_simulator_computes_what_was_compiled(simulated, tmp_path):
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "q4", attention="standard", context=256)
+    ids = open_reference("tiny-phi4mini/reference.npz")["input_ids"][0, :66]
+    folder = compiled(tmp_path / "m", tmp_path / "c", "--soc", "60", "--no-share")
+    assert (simulated(folder, ids) == simulated(tmp_path / "m", ids)).all()
+
+
+GENERATE = """
+import json, sys
+import onnxruntime_genai as genai, onnxruntime_qnn
+genai.register_execution_provider_library("QNNExecutionProvider", onnxruntime_qnn.get_library_path())
+model = genai.Model(sys.argv[1])
+options = genai.GeneratorParams(model)
+options.set_search_options(max_length=68, do_sample=False)
+generator = genai.Generator(model, options)
+generator.append_tokens(json.loads(sys.argv[2]))
+tokens = []
+while len(tokens) < 3 and not generator.is_done():
+    generator.generate_next_token()
+    tokens.append(int(generator.get_next_tokens()[0]))
+print(json.dumps(tokens))
+"""
+
+
+@pytest.mark.parametrize("attention", ["gqa", "standard"])
+def test_genai_generates_the_same_on_the_simulator(simulated, tmp_path, attention):
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    convert(FIXTURES / "tiny-phi4mini", tmp_path / "m", "q4", attention=attention, context=128)
+    ids = [374, 457, 999, 12, 55]
+    command = [PEER, "-c", GENERATE, str(tmp_path / "m"), json.dumps(ids)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == generate(genai, tmp_path / "m", ids, 3)

@@ -12,6 +12,7 @@ from phiconv._version import __version__
 from phiconv.cli import quality as cli_quality
 from phiconv.cli.common import CONFIG, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
+from phiconv.cli.compile import compile_
 from phiconv.cli.group import Command, Group
 from phiconv.cli.options import conversion_options
 from phiconv.cli.voice import tell
@@ -213,5 +214,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, *cli_quality.COMMANDS, help_):
+for _command in (compare, compile_, *cli_quality.COMMANDS, help_):
     main.add_command(_command)

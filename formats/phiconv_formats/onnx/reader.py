@@ -67,6 +67,10 @@ def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
     graph = read_graph(file)
     for other in files[1:]:
         _add(graph, read_graph(InputFile(other)))
+    if any(node.operator == "EPContext" for node in graph.nodes):
+        raise UnsupportedModelError(
+            "is compiled for one kind of processor", path=path, hint="take the folder that it was made from"
+        )
     tensors = Initializers(graph, file)
     matrices = find_matrices(graph, tensors)
     weights = find_weights(matrices, tensors)
