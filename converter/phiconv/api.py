@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv.conversion import pipeline
 from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
+from phiconv.conversion.identity import check_identity
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.source import Examination, examine, open_model
@@ -21,6 +22,7 @@ from phiconv.quality.comparison import Comparison, compare
 from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
+from phiconv_formats.calibration.ranges import read_ranges
 from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
 
@@ -90,6 +92,7 @@ def plan(
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | None = None,
+    ranges: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
     lora: Sequence[Lora] = (),
     base: str | PathLike[str] | Model | None = None,
@@ -113,6 +116,10 @@ def plan(
         choices = replace(choices, importance=read_imatrix(imatrix))
     if calibration is not None:
         choices = replace(choices, calibration=open_calibration(expanded(calibration)))
+    if ranges is not None:
+        measured = read_ranges(expanded(ranges))
+        check_identity(measured.model, model, measured.path)
+        choices = replace(choices, ranges=measured.ranges)
     return make_plan(
         model,
         expanded(destination),
@@ -153,6 +160,7 @@ def convert(
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | None = None,
+    ranges: str | PathLike[str] | None = None,
     text: str | Sequence[str] | None = None,
     calibration_tokens: int | None = None,
     config: str | PathLike[str] | None = None,
@@ -181,6 +189,7 @@ def convert(
         calibration: A folder that `calibrate` wrote, for an effort of "best" (see `Choices`). Without one the
             model is measured first, in a folder beside the destination, which is removed at the end. If the
             conversion is interrupted it stays, and the next one goes on from there.
+        ranges: A .json that `calibrate` wrote, for recipes that quantize activations (w8a16, w4a16).
         text: What to measure that on: a text or several. By default the texts that come with phiconv.
         calibration_tokens: About how many tokens of it; 8192 by default.
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
@@ -204,6 +213,7 @@ def convert(
     """
     started = time.perf_counter()
     planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config)
+    planned = partial(planned, ranges=ranges)
     planned = partial(planned, to=to, quant=quant, choices=choices, repack_only=repack_only)
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
     first = planned(source, destination, calibration=calibration, **adapters)

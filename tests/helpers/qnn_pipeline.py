@@ -40,6 +40,8 @@ class Pipeline:
         for name, stage in self.stages.items():
             settings = ort.SessionOptions()
             settings.log_severity_level = 3
+            # Products of integers as they are written, and not of activations in 8 bits.
+            settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
             path = str(folder / stage["filename"])
             if options is None or "session_options" not in stage:
                 self.sessions[name] = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])

@@ -120,6 +120,25 @@ def test_genai_generates_what_numpy_does(tmp_path, name, attention):
         assert generate(genai, tmp_path / "m", ids, 32) == list(phiconv.generate(FIXTURES / name, ids, 32))
 
 
+@pytest.fixture(scope="session")
+def ranges(tmp_path_factory):
+    """Of tiny-phi4mini, on the end of the text that other tests use from its beginning."""
+    text = (FIXTURES / "test.txt").read_text(encoding="utf-8")[-60_000:]
+    path = tmp_path_factory.mktemp("ranges") / "ranges.json"
+    return phiconv.calibrate(FIXTURES / "tiny-phi4mini", text, path, context=256, tokens=4096)
+
+
+@pytest.mark.parametrize("attention", ["gqa", "standard"])
+def test_products_of_integers_are_near_floats(ort, ranges, tmp_path, attention):
+    options = phiconv.Choices(target="qnn", context=128, attention=attention)
+    phiconv.convert(
+        FIXTURES / "tiny-phi4mini", tmp_path / "m", to="onnx", quant="w8a16", ranges=ranges, choices=options
+    )
+    kept = open_reference("tiny-phi4mini/reference.npz")
+    logits = Pipeline(ort, tmp_path / "m").run(kept["input_ids"][0], 4)
+    assert relative_l2(logits, kept["logits_f32"][0]) < 0.01
+
+
 # ------------------------------------------------------------------------------------------- on the simulator
 
 
@@ -184,6 +203,19 @@ def test_the_simulator_computes_what_was_compiled(simulated, tmp_path):
     ids = open_reference("tiny-phi4mini/reference.npz")["input_ids"][0, :66]
     folder = compiled(tmp_path / "m", tmp_path / "c", "--soc", "60", "--no-share")
     assert (simulated(folder, ids) == simulated(tmp_path / "m", ids)).all()
+
+
+@pytest.mark.parametrize("quant", ["w8a16", "w4a16"])
+def test_the_simulator_multiplies_integers(ort, simulated, ranges, tmp_path, quant):
+    options = phiconv.Choices(target="qnn", context=128, attention="standard", accuracy_level=0)
+    phiconv.convert(
+        FIXTURES / "tiny-phi4mini", tmp_path / "m", to="onnx", quant=quant, ranges=ranges, choices=options
+    )
+    ids = open_reference("tiny-phi4mini/reference.npz")["input_ids"][0, :66]
+    expected = Pipeline(ort, tmp_path / "m").run(ids, 2)
+    logits = simulated(tmp_path / "m", ids)
+    assert relative_l2(logits, expected) < (1e-3 if quant == "w8a16" else 3e-3)
+    assert (logits.argmax(axis=-1) == expected.argmax(axis=-1)).mean() >= 0.98
 
 
 GENERATE = """

@@ -134,6 +134,7 @@ _OPTIONS = (
     click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=PATH, help="An importance matrix."),
+    click.option("--ranges", type=PATH, help="ONNX, w8a16 and w4a16: a .json that calibrate wrote."),
     click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
     JSON,
 )

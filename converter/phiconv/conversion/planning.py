@@ -200,7 +200,9 @@ def _planned(
         recipe=recipe,
         split_max_size=split_max_size,
         importance=choices.importance,
-        settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout, choices.attention),
+        settings=RuntimeSettings(
+            choices.target, choices.accuracy_level, choices.layout, choices.attention, choices.ranges
+        ),
     )
     check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))

@@ -13,6 +13,7 @@ from phiconv.spelling import known_as
 
 if TYPE_CHECKING:
     from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.ranges import Ranges
     from phiconv_formats.calibration.reader import Calibration
 
 __all__ = ["Choices", "override", "spelled"]
@@ -55,6 +56,7 @@ class Choices:
         layout: Whose folder it is, where an output can stand in more than one: "genai" or "transformers.js".
         context: The longest text in tokens, where graphs have fixed sizes.
         attention: Of which operators, where there are several ways: "gqa" (ONNX Runtime's own) or "standard".
+        ranges: Between which numbers activations lie, for recipes that quantize them.
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
             all of them.
@@ -82,6 +84,7 @@ class Choices:
     layout: str | None = None
     context: int | None = None
     attention: str | None = None
+    ranges: Ranges | None = None
     accuracy_level: int | None = None
     ratio: float | None = None
     all_layers: bool = False

@@ -8,11 +8,13 @@ a float32 embedding, or gives both 4 bits where they are one. The runtime's own 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UsageError
-from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
+from phiconv.forward.ops import ATTENTION_ROLES
+from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine, onnx_channel
+from phiconv.ir.model import Role
 from phiconv.quantizers.repack import stays
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
 from phiconv.spelling import did_you_mean
@@ -33,7 +35,7 @@ PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32
 
 OPTIONS = frozenset(
     "tensor_types allow_requantize effort calibration match_runtime short_context long_context target layout "
-    "accuracy_level context attention "
+    "accuracy_level context attention ranges "
     "target_size bits_per_weight".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
@@ -46,14 +48,15 @@ _ATTENTION = ("gqa", "standard")
 _TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16, "qnn": F16}
 """What graphs for each target compute in."""
 
-_ALSO_F32 = {"qnn"}
-"""Those that take a graph in float32, too, and compute it in float16."""
+_IN_F32 = {"qnn": ("f32", "w4a16", "w8a16")}
+"""Recipes whose graphs are in float32 all the same; the processor computes in float16."""
 
 TYPES = Grammar(
     (
         Family(tuple(FLOATS)),
         Family(("int4", "int8"), (("", "rtn", "qdq"), ("", "asym")), _BLOCK_SIZES),
         Family(("int4", "int8"), (("k_quant",),), _BLOCK_SIZES),
+        Family(("w4a16", "w8a16")),
     ),
     FLOAT_ALIASES,
 )
@@ -83,6 +86,9 @@ class Scheme:
 def _scheme(name: Name) -> Scheme:
     if dtype := FLOATS.get(name.stem):
         return Scheme(dtype, dtype, dtype)
+    if name.stem.startswith("w"):
+        channels = onnx_channel(int(name.stem[1]), 4)  # as wide as its matrix, later
+        return Scheme(channels, channels, onnx_affine(8, _BLOCK_SIZES[0], F32))
     bits, size = int(name.stem[-1]), name.group
     method = name.variants[0].removesuffix("_mixed") or "default"
     symmetric = method != "k_quant" and "asym" not in name.variants
@@ -112,6 +118,7 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     if choices.attention is not None:
         _check_attention(choices)
     encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
+    _check_channels(tensors, encodings, choices)
     _match_experts(tensors, encodings)
     _check_standard(tensors, encodings, choices)
     return encodings
@@ -123,6 +130,36 @@ def _check_attention(choices: Choices) -> None:
     if choices.attention not in _ATTENTION:
         hint = f"one of {', '.join(_ATTENTION)}"
         raise UsageError(f"--attention {choices.attention}: there is no such attention", hint=hint)
+
+
+def _check_channels(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:
+    """Refuses quantized activations where no range is known, or where nobody computes with them.
+
+    Raises:
+        UsageError: There are no ranges, or they are not needed; another target; an end of the model.
+    """
+    found = [t for t, e in zip(tensors, encodings, strict=True) if _has_channels(e)]
+    if not found:
+        if choices.ranges is not None:
+            raise UsageError("--ranges means nothing here", hint="it goes with --quant w8a16 or w4a16")
+        return
+    if choices.target != "qnn":
+        raise UsageError("activations of 16 bits are for Qualcomm's processors", hint="give --target qnn")
+    if end := next((t.name for t in found if t.role is None or t.role.layer is None), ""):
+        raise UsageError(f"{end}: no activations are quantized there", hint="give it int8 or int4")
+    if choices.ranges is None:
+        raise UsageError(
+            "activations of 16 bits need ranges",
+            hint="phiconv calibrate MODEL -o ranges.json, then --ranges ranges.json",
+        )
+    roles = (Role(role, t.role.layer) for t in found if t.role for role in _joined(t))
+    if missing := next((role for role in roles if role not in choices.ranges.matrices), None):
+        raise UsageError(f"the ranges have none of {missing}", hint="measure them on this model")
+
+
+def _joined(tensor: OutputTensor) -> tuple[str, ...]:
+    assert tensor.role is not None  # noqa: S101 - a matrix has one
+    return ATTENTION_ROLES if "qkv_proj" in tensor.name else (tensor.role.name,)
 
 
 def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:
@@ -179,7 +216,7 @@ def _float_type(recipe: str, choices: Choices) -> FloatEncoding:
     if target not in _TARGETS:
         hint = did_you_mean(target, _TARGETS, f"one of {', '.join(_TARGETS)}")
         raise UsageError(f"--target {target}: no such target", hint=hint)
-    return F32 if recipe == "f32" and target in _ALSO_F32 else _TARGETS[target]
+    return F32 if recipe in _IN_F32.get(target, ()) else _TARGETS[target]
 
 
 def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
@@ -216,6 +253,8 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choic
 
 def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
     """The encoding with the largest blocks, up to its own, that rows can be cut into, or a float."""
+    if _has_channels(encoding):
+        return onnx_channel(encoding.bits, tensor.columns) if tensor.columns % 4 == 0 else F32
     size = encoding.block_size
     while tensor.columns % size and size > min(_BLOCK_SIZES):
         size //= 2
@@ -226,7 +265,7 @@ def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
 
 def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncoding | None = None) -> Encoding:
     """The same scheme with blocks of another size, or scales of another type."""
-    if not isinstance(encoding, BlockEncoding):
+    if not isinstance(encoding, BlockEncoding) or _has_channels(encoding):
         return encoding
     return onnx_affine(
         encoding.bits,
@@ -237,8 +276,17 @@ def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncodin
     )
 
 
+def _has_channels(encoding: Encoding) -> TypeGuard[BlockEncoding]:
+    """Whether each row of a matrix has one scale."""
+    return isinstance(encoding, BlockEncoding) and encoding == onnx_channel(
+        encoding.bits, encoding.block_size
+    )
+
+
 def _method(encoding: BlockEncoding) -> str:
     """The quantizer of a matrix, which is in nothing but the encoding's name."""
+    if _has_channels(encoding):
+        return "channel"
     return next(name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
 
 

@@ -82,7 +82,8 @@ class OnnxOps:
         level = accuracy_level if level is None else level
         self.graph = Graph(self.target.opset, self.target.ir_version)
         accuracy = {"accuracy_level": level} if level else {}
-        self._products = Products(self.graph, self.store, accuracy, fused=self.target.fused)
+        ranges = self._settings.ranges
+        self._products = Products(self.graph, self.store, accuracy, fused=self.target.fused, ranges=ranges)
 
     # ---------------------------------------------------------------------------------------- the vocabulary
 
@@ -156,6 +157,7 @@ class OnnxOps:
             for i, (part, heads) in enumerate((("q", spec.heads), ("k", spec.kv_heads))):
                 projected[i] = self._rotate(projected[i], f"{path}/{part}_rotary", heads, spec, tables)
         window = spec.window if spec.window is not None and spec.window < self._context else -1
+        projected = [self._for_cache(x) for x in projected]
         result, *_ = self.graph.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
@@ -163,7 +165,7 @@ class OnnxOps:
             *([""] * (3 - len(projected))),
             *self._cache("past_key_values", layer, spec),
             *lengths,
-            *(tables if inside else ()),
+            *(map(self._for_cache, tables) if inside else ()),
             outputs=(f"{path}/GroupQueryAttention/output_0", *self._cache("present", layer, spec)),
             domain=CONTRIB,
             num_heads=spec.heads,
@@ -173,7 +175,7 @@ class OnnxOps:
             do_rotary=int(inside),
             rotary_interleaved=0,
         )
-        return result
+        return self._from_cache(result)
 
     def _rotates(self, spec: Attention) -> bool:
         """Whether the attention operator rotates."""
@@ -252,6 +254,14 @@ class OnnxOps:
                 g.value("Cast", f"{path}/total/Cast", self._total, to=TensorProto.INT32),
             )
         return self._int32_lengths
+
+    def _for_cache(self, x: str) -> str:
+        """A value in the type of the cache, which attention computes in."""
+        return x
+
+    def _from_cache(self, x: str) -> str:
+        """A value of attention in the type of the rest of the graph."""
+        return x
 
     def _cache(self, name: str, layer: int, spec: Attention) -> tuple[str, str]:
         """Keys and values of a layer: those of the past come in, those of all positions go out."""

@@ -18,7 +18,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from phiconv_formats.onnx.emitter import OnnxOps, Sum
 from phiconv_formats.onnx.targets import TARGETS
@@ -82,6 +82,8 @@ class StaticOps(OnnxOps):
         self._cuts = cuts
         self._standard = settings.attention == "standard"
         self._shared: dict[str, str] = {}
+        # Beside integers float32 would double the cache, which the processor computes in float16 with anyway.
+        self._cache_type = TensorProto.FLOAT16 if store.has_channels else self._float
 
     # ---------------------------------------------------------------------------------------- the vocabulary
 
@@ -106,6 +108,7 @@ class StaticOps(OnnxOps):
         queries = self._by_head(queries, f"{path}/q", spec.heads, spec, rotated=True)
         new_keys = self._by_head(new_keys, f"{path}/k", spec.kv_heads, spec, rotated=True)
         new_values = self._by_head(new_values, f"{path}/v", spec.kv_heads, spec, rotated=False)
+        queries, new_keys, new_values = map(self._for_cache, (queries, new_keys, new_values))
         places = self._places(spec)
         cache = [
             g.node(
@@ -129,6 +132,7 @@ class StaticOps(OnnxOps):
             self._mask(spec),
             scale=1 / math.sqrt(spec.head_dim),
         )
+        attended = self._from_cache(attended)
         by_token = g.value("Transpose", f"{path}/Transpose", attended, perm=[0, 2, 1, 3])
         return g.value("Reshape", f"{path}/Reshape", by_token, _shape(g, 1, self._length, -1))
 
@@ -184,8 +188,23 @@ class StaticOps(OnnxOps):
         """Keys and values of a layer, those of positions that are still to come included."""
         shape = (1, spec.kv_heads, self._context, spec.head_dim)
         declare = self.graph.input if name == "past_key_values" else self.graph.output
-        key, value = (declare(f"{name}.{layer}.{part}", self._float, shape) for part in ("key", "value"))
+        key, value = (declare(f"{name}.{layer}.{part}", self._cache_type, shape) for part in ("key", "value"))
         return key, value
+
+    def _for_cache(self, x: str) -> str:
+        """See `OnnxOps`; of one value once."""
+        if self._cache_type == self._float:
+            return x
+        if x not in self._shared:
+            name = f"{x.removesuffix('/output_0')}/ForCache"
+            self._shared[x] = self.graph.value("Cast", name, x, to=self._cache_type)
+        return self._shared[x]
+
+    def _from_cache(self, x: str) -> str:
+        """See `OnnxOps`."""
+        if self._cache_type == self._float:
+            return x
+        return self.graph.value("Cast", f"{x.removesuffix('/output_0')}/FromCache", x, to=self._float)
 
     def _positions_row(self) -> str:
         """The positions of the tokens that come in: int32 of shape (length,)."""
@@ -246,7 +265,7 @@ class StaticOps(OnnxOps):
                 first = g.value("Sub", f"{path}/Sub", rows, g.constant(np.array([spec.window], np.int32)))
                 near = g.value("Greater", f"{path}/Greater", columns, first)
                 seen = g.value("And", f"{path}/And", seen, near)
-            dtype = self.store.float_type.dtype
+            dtype = helper.tensor_dtype_to_np_dtype(self._cache_type)
             numbers = (g.constant(np.array(number, dtype)) for number in (0, _HIDDEN_PLACE))
             self._shared["mask"] = g.value("Where", f"{path}/Where", seen, *numbers)
         return self._shared["mask"]
