@@ -78,6 +78,7 @@ _ALIASES = {
 }
 """What some of them are sold as."""
 
+_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 _WEIGHTS = "model.onnx.data"
 _ALIGNMENT = 4096
 _TILE = 1 << 22
@@ -203,12 +204,17 @@ def compile_folder(
                 section["filename"] = file
                 section["session_options"]["provider_options"] = [_with_soc(section, soc)]
         _copy_ends(stages, folder)
-        for path in sorted(source.iterdir()):
-            if path.suffix in {".json", ".jinja", ".txt", ".model"} and not path.name.startswith("."):
-                shutil.copyfile(path, folder / path.name)
+        for path in _companions(source):
+            shutil.copyfile(path, folder / path.name)
         (folder / "genai_config.json").write_text(json.dumps(stages.config, indent=4), encoding="utf-8")
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Compiled(destination, soc, sizes)
+
+
+def _companions(folder: Path) -> list[Path]:
+    """The tokenizer's files and what else is beside the graphs; no link out of the folder."""
+    found = (path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES)
+    return [p for p in found if p.name[0] != "." and p.resolve().parent == folder.resolve() and p.is_file()]
 
 
 def _groups(stages: Stages) -> list[list[str]]:

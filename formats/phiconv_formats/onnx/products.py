@@ -45,7 +45,7 @@ class Products:
         self.graph = graph
         self.store = store
         self.accuracy = accuracy
-        self.fused = fused and not store.standard
+        self.fused = fused
         self.float_type = DATA_TYPES[store.float_type]
         self.activations = None if ranges is None else Activations(graph, ranges)
 
@@ -102,7 +102,7 @@ class Products:
         if not isinstance(self.store[weight].encoding, ir.FloatEncoding):
             return product(self.graph, self.store, x, weight, path, output)
         values = self.float_weight(weight)
-        if not self.fused:
+        if not self.fused or self.store.standard:
             return float_product(self.graph, x, values, path, output)
         # Unlike MatMul it takes the rows as they are stored.
         (y,) = self.graph.node(

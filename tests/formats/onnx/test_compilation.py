@@ -152,6 +152,15 @@ def test_names_that_lead_elsewhere_are_refused(source, tmp_path, runtime, name):
         compile_folder(tmp_path / "m", tmp_path / "c", 60)
 
 
+def test_links_out_of_the_folder_are_not_followed(source, tmp_path, runtime):
+    shutil.copytree(source, tmp_path / "m")
+    (tmp_path / "secret").write_text("{}")
+    (tmp_path / "m" / "more.json").symlink_to(tmp_path / "secret")
+    made = phiconv.compile_qnn(tmp_path / "m", tmp_path / "c", soc="60")
+    assert "tokenizer.json" in made.sizes
+    assert "more.json" not in made.sizes
+
+
 def test_without_the_compiler_it_says_what_to_install(source, tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
