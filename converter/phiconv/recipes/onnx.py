@@ -147,6 +147,11 @@ def _check_channels(tensors: Sequence[OutputTensor], encodings: Sequence[Encodin
         raise UsageError("activations of 16 bits are for Qualcomm's processors", hint="give --target qnn")
     if end := next((t.name for t in found if t.role is None or t.role.layer is None), ""):
         raise UsageError(f"{end}: no activations are quantized there", hint="give it int8 or int4")
+    if any(e == F16 or (isinstance(e, BlockEncoding) and e.scale_type == F16) for e in encodings):
+        raise UsageError(
+            "products of integers stand in graphs of float32",
+            hint="give --quant w4a16 or w8a16, and blocks to single matrices with --tensor-type",
+        )
     if choices.ranges is None:
         raise UsageError(
             "activations of 16 bits need ranges",

@@ -278,7 +278,7 @@ def _runtime() -> ModuleType:
     except ImportError:
         raise UsageError(
             f"compiling takes {_PACKAGE}, which is not installed",
-            hint="pip install phiconv[qnn]; there is one for Linux on x86-64 and for Windows",
+            hint="pip install phiconv[qnn]; there are packages for Linux on x86-64 and Windows on ARM64",
         ) from None
     if not any(device.ep_name == "QNN" for device in found.get_ep_devices()):
         try:

@@ -69,6 +69,7 @@ def test_single_matrices_may_have_more_bits(tmp_path, ranges):
         ("w8a16", {}, False, "phiconv calibrate"),
         ("w8a16", {"target": None, "context": None}, True, "--target qnn"),
         ("int4", {}, True, "--ranges means nothing"),
+        ("int4", {"tensor_types": (override("v_proj=w8a16"),)}, True, "graphs of float32"),
         ("w8a16", {"tensor_types": (override("lm_head|embed=w8a16"),)}, True, "no activations"),
     ],
 )
