@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv.conversion import pipeline
 from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
+from phiconv.conversion.identity import check_identity
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import Plan, make_plan
 from phiconv.conversion.sequential import sequenced
@@ -23,11 +24,12 @@ from phiconv.quality.comparison import Comparison, compare
 from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
+from phiconv_formats.calibration.ranges import read_ranges
 from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from phiconv.conversion.adapters import Lora
     from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
+    from phiconv_formats.onnx.compilation import Compiled
 
 __all__ = [
     "Choices",
@@ -46,6 +49,7 @@ __all__ = [
     "Result",
     "calibrate",
     "compare",
+    "compile_qnn",
     "convert",
     "evaluate",
     "evaluate_all",
@@ -90,6 +94,7 @@ def plan(
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | None = None,
+    ranges: str | PathLike[str] | None = None,
     config: str | PathLike[str] | None = None,
     lora: Sequence[Lora] = (),
     base: str | PathLike[str] | Model | None = None,
@@ -113,6 +118,10 @@ def plan(
         choices = replace(choices, importance=read_imatrix(imatrix))
     if calibration is not None:
         choices = replace(choices, calibration=open_calibration(expanded(calibration)))
+    if ranges is not None:
+        measured = read_ranges(expanded(ranges))
+        check_identity(measured.model, model, measured.path)
+        choices = replace(choices, ranges=measured.ranges)
     return make_plan(
         model,
         expanded(destination),
@@ -153,6 +162,7 @@ def convert(
     choices: Choices | None = None,
     imatrix: str | PathLike[str] | None = None,
     calibration: str | PathLike[str] | None = None,
+    ranges: str | PathLike[str] | None = None,
     text: str | Sequence[str] | None = None,
     calibration_tokens: int | None = None,
     config: str | PathLike[str] | None = None,
@@ -181,6 +191,7 @@ def convert(
         calibration: A folder that `calibrate` wrote, for an effort of "best" (see `Choices`). Without one the
             model is measured first, in a folder beside the destination, which is removed at the end. If the
             conversion is interrupted it stays, and the next one goes on from there.
+        ranges: A .json that `calibrate` wrote, for recipes that quantize activations (w8a16, w4a16).
         text: What to measure that on: a text or several. By default the texts that come with phiconv.
         calibration_tokens: About how many tokens of it; 8192 by default.
         config: A folder with config.json and the tokenizer's files, where they are not with the weights.
@@ -204,6 +215,7 @@ def convert(
     """
     started = time.perf_counter()
     planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config)
+    planned = partial(planned, ranges=ranges)
     planned = partial(planned, to=to, quant=quant, choices=choices, repack_only=repack_only)
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
     first = planned(source, destination, calibration=calibration, **adapters)
@@ -226,6 +238,37 @@ def convert(
             **options,
         )
     return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
+
+
+def compile_qnn(
+    source: str | PathLike[str],
+    destination: str | PathLike[str] | None = None,
+    *,
+    soc: str,
+    share: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Compiled:
+    """Compiles a folder of ``--target qnn`` for one of Qualcomm's processors, with onnxruntime-qnn.
+
+    Args:
+        source: The folder.
+        destination: A new folder; by default it has the processor's name behind that of the source.
+        soc: The processor, by name or number: "SC8380XP", "60", "x-elite".
+        share: Store weights once for prompts and single tokens. Qualcomm's simulator loads no
+            such binary.
+        progress: Is told the name of each graph before it is compiled.
+
+    Raises:
+        UnsupportedModelError: The source is no such folder, or the compiler refuses it.
+        UsageError: There is no such processor, or no compiler.
+        OutputError: The destination is there, or cannot be written.
+    """
+    from phiconv_formats.onnx.compilation import SOCS, compile_folder, find_soc
+
+    folder, number = expanded(source), find_soc(soc)
+    name = f"{folder.resolve().name}-{SOCS[number]}"
+    place = folder.resolve().with_name(name) if destination is None else expanded(destination)
+    return compile_folder(folder, place, number, share=share, progress=progress)
 
 
 def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:

@@ -24,6 +24,7 @@ BEFORE = {
         mixed_2_6-g32 mixed_2_6-g128 mixed_3_4 mixed_3_4-g32 mixed_3_4-g128 mixed_3_6 mixed_3_6-g32
         mixed_3_6-g128 mixed_4_6 mixed_4_6-g32 mixed_4_6-g128""",
     "onnx": """
+        w4a16 w8a16
         f16 bf16 f32 int4 int4-g16 int4-g64 int4-g128 int4-g256 int4-asym int4-asym-g16 int4-asym-g64
         int4-asym-g128 int4-asym-g256 int4-rtn int4-rtn-g16 int4-rtn-g64 int4-rtn-g128 int4-rtn-g256
         int4-rtn-asym int4-rtn-asym-g16 int4-rtn-asym-g64 int4-rtn-asym-g128 int4-rtn-asym-g256 int4-qdq

@@ -235,7 +235,7 @@ def wide(make_model, tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("wide") / "m", "phi3", seed=7, **sizes)
 
 
-@pytest.mark.parametrize("quant", RECIPES.names())
+@pytest.mark.parametrize("quant", [name for name in RECIPES.names() if "a16" not in name])
 def test_every_recipe(load, wide, tmp_path, quant):
     result = check_as_written(load, wide, tmp_path / "m", quant, 5e-6)
     sizes = {e.block_size for e in (s.encoding for s in result.plan.package.streams)}

@@ -12,6 +12,7 @@ from phiconv._version import __version__
 from phiconv.cli import quality as cli_quality
 from phiconv.cli.common import CONFIG, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
+from phiconv.cli.compile import compile_
 from phiconv.cli.group import Command, Group
 from phiconv.cli.options import conversion_options
 from phiconv.cli.voice import tell
@@ -112,6 +113,7 @@ def _wishes(
     split_max_size: int | None,
     imatrix: Path | None,
     calibration: Path | None,
+    ranges: Path | None,
     config: Path | None,
     lora: list[Lora],
     base: Path | None,
@@ -129,6 +131,7 @@ def _wishes(
         "split_max_size": split_max_size,
         "imatrix": imatrix,
         "calibration": calibration,
+        "ranges": ranges,
         "config": config,
         "lora": lora,
         "base": base,
@@ -213,5 +216,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, *cli_quality.COMMANDS, help_):
+for _command in (compare, compile_, *cli_quality.COMMANDS, help_):
     main.add_command(_command)

@@ -89,7 +89,15 @@ _OPTIONS = (
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
     click.option("--long-context", is_flag=True, help="LongRoPE: the long factors at every length."),
-    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
+    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu, qnn."),
+    click.option(
+        "--context",
+        type=click.IntRange(1, 1 << 30),
+        help="ONNX, --target qnn: the longest text in tokens, a multiple of 64.",
+    ),
+    click.option(
+        "--attention", metavar="NAME", help="ONNX, --target qnn: of which operators: gqa (default), standard."
+    ),
     click.option(
         "--layout", metavar="NAME", help="ONNX: whose folder DEST becomes: genai (default), transformers.js."
     ),
@@ -129,6 +137,7 @@ _OPTIONS = (
     click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=PATH, help="An importance matrix."),
+    click.option("--ranges", type=PATH, help="ONNX, w8a16 and w4a16: a .json that calibrate wrote."),
     click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
     JSON,
 )

@@ -102,13 +102,14 @@ def evaluate(
     "-o",
     type=PATH,
     required=True,
-    help="A .gguf to write an importance matrix, or a folder for all that --effort best needs.",
+    help="A .gguf for an importance matrix, a folder for all that --effort best needs, or a .json for the "
+    "ranges that w8a16 and w4a16 need.",
 )
 @click.option(
     "--calibration-tokens",
     "tokens",
     type=click.IntRange(1, 1 << 30),
-    help="About how many tokens to compute, evenly from all texts: 8192 for a folder, all for a .gguf.",
+    help="About how many tokens to compute, evenly from all texts: all for a .gguf, else 8192.",
 )
 @_CONTEXT
 @click.option(
@@ -156,7 +157,8 @@ def calibrate(
             click.echo(f"{kept} keeps what is done: the same command goes on from there", err=True)
         raise
     if not quiet:
-        what = "the calibration" if found.is_dir() else "the importance matrix"
+        file = "the ranges" if found.suffix.lower() == ".json" else "the importance matrix"
+        what = "the calibration" if found.is_dir() else file
         of = f"{found}: {what} of {path} on {', '.join(names) or 'the texts of phiconv'}"
         click.echo(printable(of, 4096), err=True)
 

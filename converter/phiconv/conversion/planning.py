@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from phiconv.conversion.effort import with_moments
 from phiconv.conversion.mixing import plan_for_size
 from phiconv.conversion.names import check_names, shortened
-from phiconv.conversion.requirements import check_calibration, check_source, for_one_context
+from phiconv.conversion.requirements import (
+    check_calibration,
+    check_source,
+    for_fixed_sizes,
+    for_one_context,
+)
 from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding, plain_name
 from phiconv.ir.model import Model, name_of
@@ -162,8 +167,9 @@ def make_plan(
     check_calibration(model, choices)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)
+    model, notes = for_fixed_sizes(model, target.name, choices)
     tensors = writer.tensors(model)
-    planned = partial(_planned, model, destination, target, tensors, split_max_size)
+    planned = partial(_planned, model, destination, target, tensors, split_max_size, notes)
     if choices.target_size is None and choices.bits_per_weight is None:
         plan = planned(quant, choices)
     else:
@@ -181,10 +187,11 @@ def _planned(
     target: Format,
     tensors: list[OutputTensor],
     split_max_size: int | None,
+    sizes: tuple[str, ...],
     quant: str | None,
     choices: Choices,
 ) -> Plan:
-    """The plan for a recipe and choices that say the type of each tensor."""
+    """The plan for a recipe and choices that say the type of each tensor; ``sizes`` are notes on those."""
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
@@ -198,13 +205,20 @@ def _planned(
         recipe=recipe,
         split_max_size=split_max_size,
         importance=choices.importance,
-        settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout),
+        settings=RuntimeSettings(
+            choices.target, choices.accuracy_level, choices.layout, choices.attention, choices.ranges
+        ),
     )
     check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     if choices.calibration is not None:
         package = with_moments(package, tensors, model, choices.calibration)
-    notes = [*package.notes, *_source_notes(model, target.name), *_choice_notes(tensors, choices, again)]
+    notes = [
+        *package.notes,
+        *sizes,
+        *_source_notes(model, target.name),
+        *_choice_notes(tensors, choices, again),
+    ]
     plans = tensor_plans(tensors, package)
     if quant is None:
         notes += _growth(plans, target.name)

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.recipes import Choices
 
-__all__ = ["check_calibration", "check_source", "for_one_context"]
+__all__ = ["check_calibration", "check_source", "for_fixed_sizes", "for_one_context"]
+
+_FIXED_SIZES = ("onnx", "qnn")
+"""The format and the target of graphs that hold texts of one length."""
+
+_STEP = 64
+"""Such a graph takes so many tokens of a prompt at once; a text is padded to a multiple of it."""
+
+_USUAL_CONTEXT = 4096
 
 _HOLD_PLAIN_TENSORS = {"gguf", "safetensors"}
 
@@ -108,3 +116,37 @@ def for_one_context(model: Model, target: str, choices: Choices) -> Model:
     else:
         rope = replace(hp.rope, long_factor=hp.rope.short_factor, long_mscale=hp.rope.short_mscale)
     return replace(model, hyperparameters=replace(hp, rope=rope))
+
+
+def for_fixed_sizes(model: Model, target: str, choices: Choices) -> tuple[Model, tuple[str, ...]]:
+    """The model for texts of the length that a graph of fixed sizes holds, and notes on it.
+
+    The usual length is the original context, up to 4096 tokens. With LongRoPE a longer one takes the long
+    factors, for all of its texts.
+
+    Raises:
+        UsageError: A length that there cannot be, or an output whose sizes are not fixed.
+    """
+    hp = model.hyperparameters
+    if (target, choices.target) != _FIXED_SIZES:
+        if choices.context is not None:
+            raise UsageError("--context means nothing here", hint="it goes with --to onnx --target qnn")
+        return model, ()
+    if hp is None:  # which is refused later
+        return model, ()
+    longest = hp.max_position_embeddings // _STEP * _STEP
+    usual = min(_USUAL_CONTEXT, hp.rope.original_context // _STEP * _STEP, longest) or _STEP
+    context = choices.context or usual
+    if context % _STEP or context > longest:
+        hint = f"give a multiple of {_STEP}, up to {longest}"
+        raise UsageError(f"--context {context}: no such length", hint=hint)
+    notes: tuple[str, ...] = ()
+    one_table = (hp.rope.short_factor, hp.rope.short_mscale) == (hp.rope.long_factor, hp.rope.long_mscale)
+    if hp.rope.long_factor and not one_table:
+        long = context > hp.rope.original_context
+        model = for_one_context(model, target, replace(choices, short_context=not long, long_context=long))
+        which = "long" if long else "short"
+        notes = (f"LongRoPE's {which} factors at every length, since the graphs hold {context} tokens",)
+        hp = model.hyperparameters
+        assert hp is not None  # noqa: S101 - it had some
+    return replace(model, hyperparameters=replace(hp, max_position_embeddings=context)), notes

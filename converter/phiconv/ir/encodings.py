@@ -37,6 +37,7 @@ __all__ = [
     "SuperBlockEncoding",
     "mlx_affine",
     "onnx_affine",
+    "onnx_channel",
     "openvino_affine",
     "plain_name",
     "same_meaning",
@@ -261,6 +262,16 @@ ONNX_AFFINE = {
     "k_quant": _onnx_affine("k_quant", symmetric=(False,)),
 }
 """Every affine quantization of ONNX Runtime's tools that phiconv has, by its method."""
+
+
+def onnx_channel(bits: int, columns: int) -> BlockEncoding:
+    """A scale for each row: ``weight = scale * (code - offset)``, the offset being the middle code.
+
+    Args:
+        bits: Bits of a code: 4 or 8.
+        columns: Weights of a row, a multiple of 4.
+    """
+    return BlockEncoding(f"onnx_int{bits}_channel_g{columns}", columns, bits, 1 << (bits - 1), scale_type=F32)
 
 
 def openvino_affine(bits: int, group_size: int, *, symmetric: bool) -> BlockEncoding:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phiconv.conversion.identity import identity_of
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.source import open_model
@@ -16,9 +17,11 @@ from phiconv.ir.model import Model
 from phiconv.quality import calibration, evaluation
 from phiconv.quality.documents import Document, chosen, chosen_apart
 from phiconv.quality.folder import Texts, is_measured, measure_folder
+from phiconv.quality.ranges import measure_ranges
 from phiconv.quality.scores import Evaluation
 from phiconv.quality.texts import supplied_texts
 from phiconv_formats.calibration.manifest import TextEntry
+from phiconv_formats.calibration.ranges import ranges_file
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
@@ -148,7 +151,8 @@ def calibrate(
         text: A text or several, or the token ids of one; None for the texts that come with phiconv. Each is
             cut into windows, and the tail is dropped.
         destination: Where the name ends in ``.gguf`` or ``.dat``, a file: an importance matrix as
-            llama-imatrix writes it, a GGUF. Otherwise a folder: an importance matrix and second moments.
+            llama-imatrix writes it, a GGUF; in ``.json``, the ranges of activations (see `convert`).
+            Otherwise a folder: an importance matrix and second moments.
         tokens: About how many to compute, evenly from all texts: by default all for a file, 8192 for a
             folder.
         context: Tokens of a window.
@@ -168,7 +172,7 @@ def calibrate(
         UsageError: The text is shorter than a window, or a text or the tokens than two where it is a folder.
     """
     model, path = _opened(source), expanded(destination)
-    is_file = path.suffix.lower() in {".gguf", ".dat"}
+    is_file = path.suffix.lower() in {".gguf", ".dat", ".json"}
     if is_file and not force and path.exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
     bos = _bos(model)
@@ -180,6 +184,8 @@ def calibrate(
         if not (reuse and is_measured(model, texts, path)):
             measure_folder(model, texts, path, force=force, progress=progress)
         return path
+    if path.suffix.lower() == ".json":
+        return _calibrate_ranges(model, path, documents, tokens, context, force=force, progress=progress)
     names = measured_matrices(model)
     ids = chosen(documents, context, tokens)
     sums, chunks = calibration.column_sums(
@@ -188,6 +194,24 @@ def calibrate(
     by_name = {name: sums[role] for name, role in names.items()}
     datasets = [each.name for each in documents]
     file = imatrix_file(path.name, by_name, datasets=datasets, chunks=chunks, chunk_size=context)
+    with partial_files(path.parent, (file,), force=force):
+        return path
+
+
+def _calibrate_ranges(
+    model: Model,
+    path: Path,
+    documents: list[Document],
+    tokens: int | None,
+    context: int,
+    *,
+    force: bool,
+    progress: Progress | None,
+) -> Path:
+    ids = chosen(documents, context, 8192 if tokens is None else tokens)
+    found = measure_ranges(model, ids, context=context, progress=progress)
+    texts = [each.name for each in documents]
+    file = ranges_file(path.name, found, identity_of(model), texts=texts, tokens=np.size(ids))
     with partial_files(path.parent, (file,), force=force):
         return path
 

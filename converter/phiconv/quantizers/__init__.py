@@ -16,6 +16,7 @@ from phiconv.quantizers.mlx import affine as mlx_affine
 from phiconv.quantizers.mlx import microscaling
 from phiconv.quantizers.numerics.floats import narrow, widen
 from phiconv.quantizers.onnxruntime import least_squares, matmul_nbits, python_tools
+from phiconv.quantizers.onnxruntime.channels import channels
 from phiconv.quantizers.openvino import nncf
 from phiconv.quantizers.server import quantizer_of
 
@@ -123,7 +124,11 @@ def encode(
 
 
 def _quantizer(encoding: ir.AnyBlockEncoding) -> Quantizer | None:
-    """Of `QUANTIZERS`; or OpenVINO's and servers', whose groups may be rows of any length."""
+    """Of `QUANTIZERS`; or one whose groups may be rows of any length."""
+    if isinstance(encoding, ir.BlockEncoding) and encoding == ir.onnx_channel(
+        encoding.bits, encoding.block_size
+    ):
+        return partial(channels, encoding=encoding)
     if isinstance(encoding, ir.BlockEncoding) and encoding == ir.openvino_affine(
         encoding.bits, encoding.block_size, symmetric=not encoding.has_zero_point
     ):

@@ -13,6 +13,7 @@ from phiconv.spelling import known_as
 
 if TYPE_CHECKING:
     from phiconv.ir.importance import ImportanceMatrix
+    from phiconv.ir.ranges import Ranges
     from phiconv_formats.calibration.reader import Calibration
 
 __all__ = ["Choices", "override", "spelled"]
@@ -22,9 +23,10 @@ _WORDS = {
     "dtype": (FLOATS, FLOAT_ALIASES),
     "effort": (get_args(Effort), {}),
     "layout": (("genai", "transformers.js"), {"transformersjs": "transformers.js", "js": "transformers.js"}),
+    "attention": (("gqa", "standard"), {"group-query": "gqa", "groupqueryattention": "gqa"}),
     "target": (
-        ("cpu", "cuda", "dml", "webgpu"),
-        {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu"},
+        ("cpu", "cuda", "dml", "webgpu", "qnn"),
+        {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu", "qualcomm": "qnn", "hexagon": "qnn"},
     ),
 }
 
@@ -52,6 +54,9 @@ class Choices:
             text, as where a prompt is computed in chunks.
         target: The kind of processor that the output is for, where the runtime has more than one.
         layout: Whose folder it is, where an output can stand in more than one: "genai" or "transformers.js".
+        context: The longest text in tokens, where graphs have fixed sizes.
+        attention: Of which operators, where there are several ways: "gqa" (ONNX Runtime's own) or "standard".
+        ranges: Between which numbers activations lie, for recipes that quantize them.
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
             all of them.
@@ -77,6 +82,9 @@ class Choices:
     long_context: bool = False
     target: str | None = None
     layout: str | None = None
+    context: int | None = None
+    attention: str | None = None
+    ranges: Ranges | None = None
     accuracy_level: int | None = None
     ratio: float | None = None
     all_layers: bool = False

@@ -8,11 +8,13 @@ a float32 embedding, or gives both 4 bits where they are one. The runtime's own 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UsageError
-from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine
+from phiconv.forward.ops import ATTENTION_ROLES
+from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine, onnx_channel
+from phiconv.ir.model import Role
 from phiconv.quantizers.repack import stays
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS, Family, Grammar
 from phiconv.spelling import did_you_mean
@@ -33,7 +35,7 @@ PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32
 
 OPTIONS = frozenset(
     "tensor_types allow_requantize effort calibration match_runtime short_context long_context target layout "
-    "accuracy_level "
+    "accuracy_level context attention ranges "
     "target_size bits_per_weight".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
@@ -41,14 +43,20 @@ OPTIONS = frozenset(
 _BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
 _ACCURACY_LEVELS = range(5)
 
-_TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16}
+_ATTENTION = ("gqa", "standard")
+
+_TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16, "qnn": F16}
 """What graphs for each target compute in."""
+
+_IN_F32 = {"qnn": ("f32", "w4a16", "w8a16")}
+"""Recipes whose graphs are in float32 all the same; the processor computes in float16."""
 
 TYPES = Grammar(
     (
         Family(tuple(FLOATS)),
         Family(("int4", "int8"), (("", "rtn", "qdq"), ("", "asym")), _BLOCK_SIZES),
         Family(("int4", "int8"), (("k_quant",),), _BLOCK_SIZES),
+        Family(("w4a16", "w8a16")),
     ),
     FLOAT_ALIASES,
 )
@@ -78,6 +86,9 @@ class Scheme:
 def _scheme(name: Name) -> Scheme:
     if dtype := FLOATS.get(name.stem):
         return Scheme(dtype, dtype, dtype)
+    if name.stem.startswith("w"):
+        channels = onnx_channel(int(name.stem[1]), 4)  # as wide as its matrix, later
+        return Scheme(channels, channels, onnx_affine(8, _BLOCK_SIZES[0], F32))
     bits, size = int(name.stem[-1]), name.group
     method = name.variants[0].removesuffix("_mixed") or "default"
     symmetric = method != "k_quant" and "asym" not in name.variants
@@ -98,26 +109,78 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     Raises:
         UsageError: A target or an accuracy level that there is not.
     """
-    dtype, scheme = _float_type(choices), _scheme(RECIPES.read(recipe))
+    scheme = _scheme(RECIPES.read(recipe))
+    dtype = _float_type(recipe, choices)
     if isinstance(scheme.encoding, FloatEncoding) and dtype == F16 != scheme.encoding:
         raise UsageError(f"--target {choices.target} computes in float16", hint="give --f16, or quantize")
     if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
         raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
+    if choices.attention is not None:
+        _check_attention(choices)
     encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
+    _check_channels(tensors, encodings, choices)
     _match_experts(tensors, encodings)
-    _check_standard(tensors, encodings)
+    _check_standard(tensors, encodings, choices)
     return encodings
 
 
-def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> None:
-    """Refuses what ONNX's own operators have no form for.
+def _check_attention(choices: Choices) -> None:
+    if choices.target != "qnn":
+        raise UsageError("--attention means nothing here", hint="it goes with --target qnn")
+    if choices.attention not in _ATTENTION:
+        hint = f"one of {', '.join(_ATTENTION)}"
+        raise UsageError(f"--attention {choices.attention}: there is no such attention", hint=hint)
+
+
+def _check_channels(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:
+    """Refuses quantized activations where no range is known, or where nobody computes with them.
 
     Raises:
-        UsageError: An embedding of 4 bits.
+        UsageError: There are no ranges, or they are not needed; another target; an end of the model.
+    """
+    found = [t for t, e in zip(tensors, encodings, strict=True) if _has_channels(e)]
+    if not found:
+        if choices.ranges is not None:
+            raise UsageError("--ranges means nothing here", hint="it goes with --quant w8a16 or w4a16")
+        return
+    if choices.target != "qnn":
+        raise UsageError("activations of 16 bits are for Qualcomm's processors", hint="give --target qnn")
+    if end := next((t.name for t in found if t.role is None or t.role.layer is None), ""):
+        raise UsageError(f"{end}: no activations are quantized there", hint="give it int8 or int4")
+    if any(e == F16 or (isinstance(e, BlockEncoding) and e.scale_type == F16) for e in encodings):
+        raise UsageError(
+            "products of integers stand in graphs of float32",
+            hint="give --quant w4a16 or w8a16, and blocks to single matrices with --tensor-type",
+        )
+    if choices.ranges is None:
+        raise UsageError(
+            "activations of 16 bits need ranges",
+            hint="phiconv calibrate MODEL -o ranges.json, then --ranges ranges.json",
+        )
+    roles = (Role(role, t.role.layer) for t in found if t.role for role in _joined(t))
+    if missing := next((role for role in roles if role not in choices.ranges.matrices), None):
+        raise UsageError(f"the ranges have none of {missing}", hint="measure them on this model")
+
+
+def _joined(tensor: OutputTensor) -> tuple[str, ...]:
+    assert tensor.role is not None  # noqa: S101 - a matrix has one
+    return ATTENTION_ROLES if "qkv_proj" in tensor.name else (tensor.role.name,)
+
+
+def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:
+    """Refuses what ONNX's own operators have no form for, or a target no such operator.
+
+    Raises:
+        UsageError: An embedding of 4 bits; Qualcomm's processors.
     """
     for tensor, encoding in zip(tensors, encodings, strict=True):
         if tensor.role is None or not isinstance(encoding, BlockEncoding) or _method(encoding) != "qdq":
             continue
+        if choices.target == "qnn":
+            raise UsageError(
+                "--target qnn multiplies no floats with blocks in ONNX's own operators",
+                hint="give int4 or int8 without qdq",
+            )
         if tensor.role.name == "token_embedding" and encoding.bits < 8:
             raise UsageError(
                 f"{tensor.name}: ONNX's own operators look no rows of 4 bits up",
@@ -148,7 +211,7 @@ def _match_experts(tensors: Sequence[OutputTensor], encodings: list[Encoding]) -
                 )
 
 
-def _float_type(choices: Choices) -> FloatEncoding:
+def _float_type(recipe: str, choices: Choices) -> FloatEncoding:
     """What the graph computes in.
 
     Raises:
@@ -158,7 +221,7 @@ def _float_type(choices: Choices) -> FloatEncoding:
     if target not in _TARGETS:
         hint = did_you_mean(target, _TARGETS, f"one of {', '.join(_TARGETS)}")
         raise UsageError(f"--target {target}: no such target", hint=hint)
-    return _TARGETS[target]
+    return F32 if recipe in _IN_F32.get(target, ()) else _TARGETS[target]
 
 
 def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
@@ -168,9 +231,9 @@ def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
     return _changed(encoding, dtype=dtype) if isinstance(encoding, BlockEncoding) else dtype
 
 
-def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001
+def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001 - as others
     """Weights are quantized as they are, or in what the graph computes in where that is less."""
-    dtype = _float_type(choices)
+    dtype = _float_type(recipe, choices)
     return None if dtype == F32 else dtype
 
 
@@ -195,6 +258,8 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choic
 
 def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
     """The encoding with the largest blocks, up to its own, that rows can be cut into, or a float."""
+    if _has_channels(encoding):
+        return onnx_channel(encoding.bits, tensor.columns) if tensor.columns % 4 == 0 else F32
     size = encoding.block_size
     while tensor.columns % size and size > min(_BLOCK_SIZES):
         size //= 2
@@ -205,7 +270,7 @@ def _fitting(encoding: Encoding, tensor: Tensor) -> Encoding:
 
 def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncoding | None = None) -> Encoding:
     """The same scheme with blocks of another size, or scales of another type."""
-    if not isinstance(encoding, BlockEncoding):
+    if not isinstance(encoding, BlockEncoding) or _has_channels(encoding):
         return encoding
     return onnx_affine(
         encoding.bits,
@@ -216,8 +281,17 @@ def _changed(encoding: Encoding, *, size: int | None = None, dtype: FloatEncodin
     )
 
 
+def _has_channels(encoding: Encoding) -> TypeGuard[BlockEncoding]:
+    """Whether each row of a matrix has one scale."""
+    return isinstance(encoding, BlockEncoding) and encoding == onnx_channel(
+        encoding.bits, encoding.block_size
+    )
+
+
 def _method(encoding: BlockEncoding) -> str:
     """The quantizer of a matrix, which is in nothing but the encoding's name."""
+    if _has_channels(encoding):
+        return "channel"
     return next(name for name, encodings in ONNX_AFFINE.items() if encoding in encodings)
 
 

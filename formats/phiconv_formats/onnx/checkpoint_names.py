@@ -68,6 +68,7 @@ def find_weights(matrices: Sequence[Matrix], tensors: Initializers) -> Weights:
     """
     result: dict[str, ir.Tensor] = {}
     places: dict[str, set[tuple[str, int]]] = {}
+    matrices = [matrix for matrix in matrices if not matrix.path.startswith(_TABLES)]
     for matrix in matrices:
         name, parts = matrix.path + ".weight", [tensors.tensors[part] for part in matrix.parts]
         place = {(part.file, part.offset) for part in parts}

@@ -56,26 +56,40 @@ Value: TypeAlias = str | Sum
 class OnnxOps:
     """Emits nodes (see `phiconv.forward.ops.Ops`). A value has shape (batch, length, width)."""
 
+    ids_type = TensorProto.INT64
+
     def __init__(self, model: Model, store: Store, settings: RuntimeSettings) -> None:
         assert model.hyperparameters is not None  # noqa: S101 - output_tensors has looked
         self.target = TARGETS[settings.target or next(iter(TARGETS))]
-        self.graph = Graph(self.target.opset, self.target.ir_version)
         self.store = store
         self._tensors = model.tensors
         self._context = model.hyperparameters.max_position_embeddings
-        level = self.target.accuracy_level if settings.accuracy_level is None else settings.accuracy_level
-        self._products = Products(self.graph, store, {"accuracy_level": level} if level else {})
+        self._settings = settings
+        self._open(self.target.accuracy_level)
         self._float = self._products.float_type
         self._rotary: dict[Rope, tuple[str, str]] = {}
         self._total = ""
         self._shifted = ""
         self._int32_lengths: tuple[str, str] | None = None
 
+    def _open(self, accuracy_level: int) -> None:
+        """Begins a graph.
+
+        Args:
+            accuracy_level: Of its products, where nobody chooses.
+        """
+        level = self._settings.accuracy_level
+        level = accuracy_level if level is None else level
+        self.graph = Graph(self.target.opset, self.target.ir_version)
+        accuracy = {"accuracy_level": level} if level else {}
+        ranges = self._settings.ranges
+        self._products = Products(self.graph, self.store, accuracy, fused=self.target.fused, ranges=ranges)
+
     # ---------------------------------------------------------------------------------------- the vocabulary
 
     def embed(self, role: Role, /) -> Value:
         """See `Ops.embed`."""
-        ids = self.graph.input("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"])
+        ids = self.graph.input("input_ids", self.ids_type, ["batch_size", "sequence_length"])
         name, path = matrix_name(role.name), _node(role)
         if isinstance(self.store[name].encoding, ir.FloatEncoding):
             found = self.graph.value("Gather", f"{path}/Gather", self.store.floats(self.graph, name), ids)
@@ -104,7 +118,7 @@ class OnnxOps:
     def rms_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
         """See `Ops.rms_norm`."""
         weight = self.store.floats(self.graph, norm_name(role))
-        if isinstance(x, Sum) and not x.name:
+        if self.target.fused and isinstance(x, Sum) and not x.name:
             return self._skip_norm("SkipSimplifiedLayerNormalization", x, role, epsilon, weight)
         path = f"{_node(role)}/RMSNorm"
         return self.graph.value(self.target.rms_norm, path, self._read(x), weight, axis=-1, epsilon=epsilon)
@@ -113,7 +127,7 @@ class OnnxOps:
         """See `Ops.layer_norm`."""
         parts = (role, role._replace(part="bias"))
         weights = [self.store.floats(self.graph, norm_name(part)) for part in parts]
-        if isinstance(x, Sum) and not x.name:
+        if self.target.fused and isinstance(x, Sum) and not x.name:
             return self._skip_norm("SkipLayerNormalization", x, role, epsilon, *weights)
         path = f"{_node(role)}/LayerNorm"
         return self.graph.value("LayerNormalization", path, self._read(x), *weights, axis=-1, epsilon=epsilon)
@@ -135,20 +149,15 @@ class OnnxOps:
 
     def attention(self, x: Value, layer: int, spec: Attention, /) -> Value:
         """See `Ops.attention`."""
-        x, path = self._read(x), f"/model/layers.{layer}/attn"
-        packed = matrix_name("attn_qkv", layer) in self.store
-        names = ("attn_qkv",) if packed else ATTENTION_ROLES
-        projected = [self._products.matrix(x, name, layer) for name in names]
-        lengths, inside = self._lengths(), self.target.rotates and rotates_inside(spec.rope, spec.head_dim)
+        path, projected = f"/model/layers.{layer}/attn", self._projected(self._read(x), layer, spec)
+        lengths, inside = self._lengths(), self._rotates(spec)
         tables = self._tables(spec.rope)
-        if spec.norm_epsilon is not None:
-            for i, name in enumerate(HEAD_NORMS):
-                projected[i] = self._head_norm(projected[i], Role(name, layer), spec)
         if not inside:
             projected = self._split(projected, path, spec)
             for i, (part, heads) in enumerate((("q", spec.heads), ("k", spec.kv_heads))):
                 projected[i] = self._rotate(projected[i], f"{path}/{part}_rotary", heads, spec, tables)
         window = spec.window if spec.window is not None and spec.window < self._context else -1
+        projected = [self._for_cache(x) for x in projected]
         result, *_ = self.graph.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
@@ -156,7 +165,7 @@ class OnnxOps:
             *([""] * (3 - len(projected))),
             *self._cache("past_key_values", layer, spec),
             *lengths,
-            *(tables if inside else ()),
+            *(map(self._for_cache, tables) if inside else ()),
             outputs=(f"{path}/GroupQueryAttention/output_0", *self._cache("present", layer, spec)),
             domain=CONTRIB,
             num_heads=spec.heads,
@@ -166,7 +175,21 @@ class OnnxOps:
             do_rotary=int(inside),
             rotary_interleaved=0,
         )
-        return result
+        return self._from_cache(result)
+
+    def _rotates(self, spec: Attention) -> bool:
+        """Whether the attention operator rotates."""
+        return self.target.rotates and rotates_inside(spec.rope, spec.head_dim)
+
+    def _projected(self, x: str, layer: int, spec: Attention) -> list[str]:
+        """Queries, keys and values, which may be one value."""
+        packed = matrix_name("attn_qkv", layer) in self.store
+        names = ("attn_qkv",) if packed else ATTENTION_ROLES
+        projected = [self._products.matrix(x, name, layer) for name in names]
+        if spec.norm_epsilon is not None:
+            for i, name in enumerate(HEAD_NORMS):
+                projected[i] = self._head_norm(projected[i], Role(name, layer), spec)
+        return projected
 
     def _head_norm(self, x: str, role: Role, spec: Attention) -> str:
         """An RMSNorm of every head by itself; heads stand one after the other, as tokens do."""
@@ -231,6 +254,14 @@ class OnnxOps:
                 g.value("Cast", f"{path}/total/Cast", self._total, to=TensorProto.INT32),
             )
         return self._int32_lengths
+
+    def _for_cache(self, x: str) -> str:
+        """A value in the type of the cache, which attention computes in."""
+        return x
+
+    def _from_cache(self, x: str) -> str:
+        """A value of attention in the type of the rest of the graph."""
+        return x
 
     def _cache(self, name: str, layer: int, spec: Attention) -> tuple[str, str]:
         """Keys and values of a layer: those of the past come in, those of all positions go out."""

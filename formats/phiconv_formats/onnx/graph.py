@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["CONTRIB", "DATA_TYPES", "Graph"]
+__all__ = ["CONTRIB", "DATA_TYPES", "ZEROS", "Graph"]
 
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+
+ZEROS = "constants/zeros/"
+"""How names of vectors of zeros begin."""
 
 DATA_TYPES = {ir.F32: TensorProto.FLOAT, ir.F16: TensorProto.FLOAT16, ir.BF16: TensorProto.BFLOAT16}
 """What ONNX calls the float types."""
@@ -89,6 +92,17 @@ class Graph:
             self._initializers[name] = helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True)
         return self._constants[key]
 
+    def zeros(self, data_type: int, count: int) -> str:
+        """A vector of zeros of any of ONNX's types, once however often it is asked for."""
+        name = f"{ZEROS}{TensorProto.DataType.Name(data_type)}/{count}"
+        if name not in self._initializers:
+            half = data_type in {TensorProto.INT4, TensorProto.UINT4}
+            data = bytes(
+                -(-count // 2) if half else count * helper.tensor_dtype_to_np_dtype(data_type).itemsize
+            )
+            self._initializers[name] = helper.make_tensor(name, data_type, [count], data, raw=True)
+        return name
+
     def weight(
         self,
         name: str,
@@ -125,6 +139,23 @@ class Graph:
         """Declares an output of the model; a node must have one of this name."""
         self._outputs[name] = helper.make_tensor_value_info(name, data_type, shape)
         return name
+
+    def rename(self, value: str, name: str) -> str:
+        """Gives what a node computes another name."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                names[:] = [name if each == value else each for each in names]
+        return name
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs, in their order."""
+        return [value.name for value in _ordered(self._inputs)]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs, in their order."""
+        return [value.name for value in _ordered(self._outputs)]
 
     def branch(
         self, name: str, values: Sequence[str], data_type: int, rows: Sequence[str] = ()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Bytes: TypeAlias = NDArray[np.uint8]
     Data: TypeAlias = bytes | memoryview | Bytes
 
-__all__ = ["element_type", "is_standard", "pack_integers", "row_sizes", "unpack_integers"]
+__all__ = ["element_type", "has_channels", "is_standard", "pack_integers", "row_sizes", "unpack_integers"]
 
 _TYPES = {
     (4, True): TensorProto.INT4,
@@ -45,7 +45,14 @@ _SIGNS = {4: np.uint8(0x88), 8: np.uint8(0x80)}
 
 def is_standard(encoding: ir.Encoding) -> bool:
     """Whether a matrix is for ONNX's own operators, rather than for ONNX Runtime's."""
-    return encoding in ir.ONNX_AFFINE["qdq"]
+    return encoding in ir.ONNX_AFFINE["qdq"] or has_channels(encoding)
+
+
+def has_channels(encoding: ir.Encoding) -> bool:
+    """Whether each row of a matrix has one scale, for products of quantized activations."""
+    return isinstance(encoding, ir.BlockEncoding) and encoding == ir.onnx_channel(
+        encoding.bits, encoding.block_size
+    )
 
 
 def element_type(encoding: ir.BlockEncoding) -> int:

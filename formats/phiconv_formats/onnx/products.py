@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from phiconv import ir
+from phiconv_formats.onnx.activations import Activations
 from phiconv_formats.onnx.graph import CONTRIB, DATA_TYPES
-from phiconv_formats.onnx.integers import is_standard
+from phiconv_formats.onnx.integers import element_type, has_channels, is_standard
 from phiconv_formats.onnx.names import bias_name, matrix_name, path_of
 from phiconv_formats.onnx.standard import float_product, product
 
 if TYPE_CHECKING:
     from phiconv.forward.ops import Activation
+    from phiconv.ir.ranges import Ranges
     from phiconv_formats.onnx.graph import Graph
     from phiconv_formats.onnx.store import Store
 
@@ -25,14 +28,26 @@ class Products:
         graph: Where nodes go.
         store: The weights.
         accuracy: The attribute of quantized products; {} for float32.
+        fused: Whether an operator multiplies with floats as they are stored, and one takes a bias along.
         float_type: ONNX's number of the type that the graph computes in.
+        activations: Quantizes what goes into products, and what comes out, where ranges are known.
     """
 
-    def __init__(self, graph: Graph, store: Store, accuracy: dict[str, int]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        store: Store,
+        accuracy: dict[str, int],
+        *,
+        fused: bool = True,
+        ranges: Ranges | None = None,
+    ) -> None:
         self.graph = graph
         self.store = store
         self.accuracy = accuracy
+        self.fused = fused
         self.float_type = DATA_TYPES[store.float_type]
+        self.activations = None if ranges is None else Activations(graph, ranges)
 
     def matrix(
         self, x: str, name: str, layer: int | None, *, bias: str | None = None, output: str = ""
@@ -43,9 +58,14 @@ class Products:
         bias = bias_name(name, layer) if bias is None else bias
         has_bias = bias in self.store
         encoding = self.store[weight].encoding
-        if not (isinstance(encoding, ir.FloatEncoding) or is_standard(encoding)):
+        blocks = not (isinstance(encoding, ir.FloatEncoding) or is_standard(encoding))
+        if blocks and self.fused:
             return self._quantized(x, weight, path, bias if has_bias else "", output)
-        y = self._product(x, weight, path, "" if has_bias else output)
+        if has_channels(encoding):
+            y = self._of_channels(x, name, layer)
+        else:
+            product = partial(self._quantized, bias="") if blocks else self._product
+            y = product(x, weight, path, output="" if has_bias else output)
         if has_bias:
             name, addend = f"{path}/Add", self.store.floats(self.graph, bias)
             (y,) = self.graph.node("Add", name, y, addend, outputs=(output or f"{name}/output_0",))
@@ -82,7 +102,7 @@ class Products:
         if not isinstance(self.store[weight].encoding, ir.FloatEncoding):
             return product(self.graph, self.store, x, weight, path, output)
         values = self.float_weight(weight)
-        if self.store.standard:
+        if not self.fused or self.store.standard:
             return float_product(self.graph, x, values, path, output)
         # Unlike MatMul it takes the rows as they are stored.
         (y,) = self.graph.node(
@@ -96,7 +116,21 @@ class Products:
         )
         return y
 
+    def _of_channels(self, x: str, name: str, layer: int | None) -> str:
+        """A product of integers: of quantized activations with a matrix that has one scale to a row."""
+        assert self.activations is not None  # noqa: S101 - the recipe has asked for ranges
+        weight, path = matrix_name(name, layer), node_path(path_of(name, layer))
+        x = self.activations.inputs(x, name, layer)
+        codes, scales = self.store.integers(self.graph, weight)
+        rows, kind = self.store[weight].shape[0], element_type(self.store.block_encoding(weight))
+        columns = self.graph.value("Transpose", f"{path}/codes/Transpose", codes, perm=[1, 0])
+        parts = columns, scales, self.graph.zeros(kind, rows)
+        matrix = self.graph.value("DequantizeLinear", f"{path}/DequantizeLinear", *parts, axis=1)
+        y = self.graph.value("MatMul", f"{path}/MatMul", x, matrix)
+        return self.activations.outputs(y, name, layer, path)
+
     def _quantized(self, x: str, weight: str, path: str, bias: str, output: str) -> str:
+        """``x @ weight.T + bias`` of blocks."""
         encoding, (rows, columns) = self.store.block_encoding(weight), self.store[weight].shape
         node = f"{path}/MatMul_Q{encoding.bits}"
         (y,) = self.graph.node(

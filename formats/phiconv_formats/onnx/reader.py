@@ -16,7 +16,12 @@ from phiconv_formats.folders.model_folder import optional_json, whatever_is_ther
 from phiconv_formats.onnx.checkpoint_names import checkpoint_names, find_weights
 from phiconv_formats.onnx.graph_reader import read_graph
 from phiconv_formats.onnx.initializers import Initializers, is_plain_name
-from phiconv_formats.onnx.source_config import derived_config, find_heads, generation_config
+from phiconv_formats.onnx.source_config import (
+    derived_config,
+    find_heads,
+    generation_config,
+    pipeline_files,
+)
 from phiconv_formats.onnx.stored_matrices import find_matrices
 from phiconv_formats.onnx.transformers_js import FOLDER, SECTION
 from phiconv_formats.shared.files import InputFile
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 
     from phiconv.architectures import Architecture
     from phiconv_formats.onnx.checkpoint_names import Weights
+    from phiconv_formats.onnx.graph_reader import GraphFile
     from phiconv_formats.onnx.stored_matrices import Matrix
 
 __all__ = ["open_checkpoint"]
@@ -56,12 +62,19 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
 def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
     genai_path = folder / "genai_config.json"
     genai = optional_json(genai_path)
-    file = InputFile(_main_file(folder, genai or {}) if path.is_dir() else path)
+    files = _graph_files(folder, genai or {}) if path.is_dir() else [path]
+    file = InputFile(files[0])
     graph = read_graph(file)
+    for other in files[1:]:
+        _add(graph, read_graph(InputFile(other)))
+    if any(node.operator == "EPContext" for node in graph.nodes):
+        raise UnsupportedModelError(
+            "is compiled for one kind of processor", path=path, hint="take the folder that it was made from"
+        )
     tensors = Initializers(graph, file)
     matrices = find_matrices(graph, tensors)
     weights = find_weights(matrices, tensors)
-    heads = find_heads(graph, file.path)
+    heads = find_heads(graph, file.path, genai or {})
     config = optional_json(config_path)
     if config is None and genai is None:
         if path.is_dir():
@@ -126,23 +139,35 @@ def _with_ends(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     return {**config, "tie_word_embeddings": False} if apart else dict(config)
 
 
-def _main_file(folder: Path, genai: Mapping[str, Any]) -> Path:
-    """The ONNX file of a folder: the one that genai_config.json names, else the only one, maybe in onnx/."""
+def _add(graph: GraphFile, other: GraphFile) -> None:
+    """Adds another graph of a pipeline, whose weights are in files of their own; constants are not needed."""
+    graph.nodes += other.nodes
+    for name, tensor in other.tensors.items():
+        if tensor.file:
+            graph.tensors.setdefault(name, tensor)
+
+
+def _graph_files(folder: Path, genai: Mapping[str, Any]) -> list[Path]:
+    """The ONNX files of a folder: those that genai_config.json names, else the only one, maybe in onnx/."""
     model = genai.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
-    name = decoder.get("filename") if isinstance(decoder, dict) else None
-    if name is not None:
-        if not isinstance(name, str) or not is_plain_name(name):
-            message = f"{printable(name, 80)} is not the name of a file in the same folder"
-            raise MalformedFileError(
-                message, path=folder / "genai_config.json", at="key model.decoder.filename"
-            )
-        return folder / name
+    if isinstance(decoder, dict) and decoder.get("filename") is not None:
+        return [_named(folder, decoder["filename"], "filename")]
+    if isinstance(decoder, dict) and (stages := pipeline_files(decoder)):
+        return [_named(folder, name, "pipeline") for name in stages]
     found = sorted(folder.glob("*.onnx")) or sorted(folder.glob(f"{FOLDER}/*.onnx"))
     if len(found) == 1:
-        return found[0]
+        return found
     message = f"{len(found)} .onnx files in this folder, and no genai_config.json that names one"
     raise MissingFileError(message, path=folder, hint=_one_of([str(p.relative_to(folder)) for p in found]))
+
+
+def _named(folder: Path, name: object, key: str) -> Path:
+    """A graph by its name in genai_config.json."""
+    if not isinstance(name, str) or not is_plain_name(name):
+        message = f"{printable(name, 80)} is not the name of a file in the same folder"
+        raise MalformedFileError(message, path=folder / "genai_config.json", at=f"key model.decoder.{key}")
+    return folder / name
 
 
 def _one_of(names: list[str]) -> str:

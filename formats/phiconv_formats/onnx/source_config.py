@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv_formats.onnx.graph_reader import GraphFile, Node
     from phiconv_formats.onnx.initializers import Initializers
 
-__all__ = ["derived_config", "find_heads", "generation_config"]
+__all__ = ["derived_config", "find_heads", "generation_config", "pipeline_files"]
 
 _ATTENTION = "GroupQueryAttention"
 _NORMS = {
@@ -49,11 +49,17 @@ _DECODER = {
     "num_key_value_heads": "num_key_value_heads",
     "head_dim": "head_size",
 }
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def find_heads(graph: GraphFile, path: Path) -> Heads:
-    """The heads of the attention, the same in every layer.
+def find_heads(graph: GraphFile, path: Path, genai: Mapping[str, Any]) -> Heads:
+    """The heads of the attention, the same in every layer; ONNX's own operator does not say how many.
+
+    Args:
+        graph: The graph.
+        path: Its file, for messages.
+        genai: genai_config.json, or {}.
 
     Raises:
         MalformedFileError: Layers differ.
@@ -62,13 +68,25 @@ def find_heads(graph: GraphFile, path: Path) -> Heads:
     found = {Heads(node.integer("num_heads", 0), node.integer("kv_num_heads", 0)) for node in nodes}
     if len(found) > 1:
         raise MalformedFileError("its layers have different numbers of heads", path=path)
-    return next(iter(found), Heads(0, 0))
+    model = genai.get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    said = [decoder.get(key) for key in _HEADS] if isinstance(decoder, dict) else []
+    other = Heads(*(n if isinstance(n, int) else 0 for n in said)) if said else Heads(0, 0)
+    return next(iter(found), other)
 
 
 def generation_config(genai: Mapping[str, Any]) -> dict[str, Any]:
     """What generation_config.json would say of special tokens."""
     model = genai.get("model")
     return {key: model[key] for key in _TOKENS if isinstance(model, dict) and key in model}
+
+
+def pipeline_files(decoder: Mapping[str, Any]) -> list[object]:
+    """What the graphs of a pipeline are called, each weight in one of them: not those for single tokens."""
+    pipeline = decoder.get("pipeline")
+    stages = pipeline[0] if isinstance(pipeline, list) and pipeline and isinstance(pipeline[0], dict) else {}
+    kept = (s for s in stages.values() if isinstance(s, dict) and s.get("run_on_prompt") is not False)
+    return [stage.get("filename") for stage in kept]
 
 
 def derived_config(

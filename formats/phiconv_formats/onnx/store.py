@@ -18,7 +18,13 @@ from onnx import TensorProto
 
 from phiconv import ir
 from phiconv_formats.onnx.graph import DATA_TYPES
-from phiconv_formats.onnx.integers import element_type, is_standard, pack_integers, row_sizes
+from phiconv_formats.onnx.integers import (
+    element_type,
+    has_channels,
+    is_standard,
+    pack_integers,
+    row_sizes,
+)
 from phiconv_formats.onnx.packing import pack, row_bytes
 from phiconv_formats.shared.output import OutputFile, Segment, Stream
 from phiconv_formats.shared.splitting import split
@@ -129,11 +135,21 @@ class Store:
     def __getitem__(self, name: str) -> Stored:
         return self._stored[name]
 
+    def nbytes(self, prefix: str) -> int:
+        """Bytes of all tensors whose names begin so."""
+        found = (stored.places for name, stored in self._stored.items() if name.startswith(prefix))
+        return sum(length for places in found for _, _, length in places)
+
     @property
     def float_type(self) -> ir.FloatEncoding:
         """The type of the vectors, which is the one that a graph computes in."""
         vectors = (s.encoding for s in self._stored.values() if len(s.shape) == 1)
         return next(e for e in vectors if isinstance(e, ir.FloatEncoding))
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether some matrices have one scale to a row."""
+        return any(has_channels(stored.encoding) for stored in self._stored.values())
 
     @property
     def standard(self) -> bool:
@@ -181,10 +197,12 @@ class Store:
     def integers(self, graph: Graph, name: str) -> tuple[str, ...]:
         """A matrix for ONNX's own operators: codes, scales and, where blocks have them, zero points.
 
-        Their shapes are (..., rows, columns) for the codes and (..., rows, blocks) for the others.
+        Their shapes are (..., rows, columns) for the codes and (..., rows, blocks) for the others, or
+        (..., rows) where a row has one scale.
         """
         stored, encoding = self._stored[name], self.block_encoding(name)
         blocks = (*stored.shape[:-1], stored.shape[-1] // encoding.block_size)
+        blocks = stored.shape[:-1] if has_channels(encoding) else blocks
         kind, scale = element_type(encoding), DATA_TYPES[encoding.scale_type]
         tensors = (
             (f"_Q{encoding.bits}", kind, stored.shape, None),

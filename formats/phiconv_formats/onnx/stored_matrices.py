@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from phiconv import ir
 from phiconv.errors import UsageError
+from phiconv_formats.onnx.graph import ZEROS
 from phiconv_formats.onnx.initializers import FLOATS, INT4, INT8, UINT4, UINT8
 from phiconv_formats.onnx.integers import element_type, row_sizes, unpack_integers
 from phiconv_formats.onnx.matrix_rows import BlockColumns, FloatColumns
@@ -308,6 +309,9 @@ class _Finder:
         codes = value.tensor
         if codes is None:
             return
+        if value.transposed and node.input(2).startswith(ZEROS):
+            yield self._channels(codes, self._needed(node, 1, codes), lookup=lookup)
+            return
         parts = self._parts(node, codes, (0, 1, 2))
         axis = node.integer("axis", 1) % 2
         if len(codes.shape) != 2 or axis != int(by_row):
@@ -326,6 +330,16 @@ class _Finder:
         parts = [tensor for maker in gathers if (tensor := self._tensor(maker, 0)) is not None]
         if len(parts) == len(gathers) and len(parts[0].shape) == 2:
             yield self._integers(parts[0], parts, parts[0].shape, node, lookup=True)
+
+    def _channels(self, codes: StoredTensor, scales: StoredTensor, *, lookup: bool) -> Matrix:
+        """A matrix with one scale to a row, and zero points that are 0."""
+        bits = {INT4: 4, INT8: 8}.get(codes.data_type, 0)
+        columns = codes.shape[-1] if len(codes.shape) == 2 else 0
+        if not bits or columns < 4 or columns % 4 or self._tensors.float_type(scales) != ir.F32:
+            raise self._tensors.unsupported(codes, "its rows have no scale of float32 each")
+        encoding = ir.onnx_channel(bits, columns)
+        unpack, sizes = partial(unpack_integers, encoding), row_sizes(encoding, columns)
+        return self._rows([codes, scales], encoding, codes.shape, sizes, unpack, lookup=lookup)
 
     def _integers(
         self,

@@ -1,6 +1,7 @@
 """What differs between the processors that ONNX Runtime runs a model on, as data.
 
-Facts from GenAI's model builder (0.18). The float type that a graph computes in is the recipe's choice.
+Facts from GenAI's model builder (0.18), and for Qualcomm's processors from onnxruntime-qnn (2.7). The float
+type that a graph computes in is the recipe's choice.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Target:
         slices_tables: Of two tables of a rotary embedding the attention gets the rows that the text needs.
             ``If`` copies what it yields, and that would be 50 MB for every token of a long text.
         experts: It has the operators of a mixture of experts as they are emitted.
+        fused: It has operators that do two things at once: norms that take the residual addition before them
+            along, products that add a bias, and such with a matrix of floats as it is stored, by row.
+        static: Graphs have fixed sizes, and a decoder is a pipeline of several (see `pipeline`).
     """
 
     accuracy_level: int = 0
@@ -39,6 +43,8 @@ class Target:
     rotates: bool = True
     slices_tables: bool = False
     experts: bool = False
+    fused: bool = True
+    static: bool = False
 
 
 TARGETS = {
@@ -55,6 +61,22 @@ TARGETS = {
     "dml": Target(provider={"dml": {"enable_graph_capture": "1"}}, rotates=False),
     "webgpu": Target(
         accuracy_level=4, provider={"webgpu": {"enableGraphCapture": "0", "validationMode": "basic"}}
+    ),
+    # 60 is SC8380XP, the Snapdragon X Elite and Plus. Without a model the arithmetic is another one.
+    "qnn": Target(
+        provider={
+            "QNN": {
+                "backend_type": "htp",
+                "soc_model": "60",
+                "htp_performance_mode": "burst",
+                "htp_graph_finalization_optimization_mode": "3",
+            }
+        },
+        opset=23,
+        ir_version=11,
+        rms_norm="RMSNormalization",
+        fused=False,
+        static=True,
     ),
 }
 """Every target, by the name that ``--target`` takes; the first is the usual one."""

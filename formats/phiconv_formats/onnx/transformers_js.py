@@ -97,6 +97,8 @@ def check(model: Model, file_name: str, settings: RuntimeSettings, *, standard: 
         MissingFileError: No tokenizer.
     """
     option = "--layout transformers.js"
+    if settings.target == "qnn":
+        raise UsageError(f"--target qnn means nothing for {option}", hint="leave one of them out")
     if file_name:
         raise UsageError(f"{option} writes a folder", hint="give the name of a folder, and --to onnx")
     if standard and settings.accuracy_level is not None:

@@ -7,7 +7,7 @@ for the other one see `transformers_js`.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from phiconv import ir
 from phiconv.errors import OutputError, UsageError
@@ -15,13 +15,14 @@ from phiconv_formats.folders.companions import json_bytes, model_config
 from phiconv_formats.onnx import transformers_js
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
+from phiconv_formats.onnx.pipeline import PIPELINE_NOTES, make_pipeline_config, make_stages
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
 from phiconv_formats.onnx.tokenizer import tokenizer_files, tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from phiconv.ir import Encoding
     from phiconv.ir.importance import ImportanceMatrix
@@ -57,8 +58,7 @@ def package(
         raise UsageError(f"no layout {layout!r}", hint=f"one of {', '.join(LAYOUTS)}")
     check_model(model, TARGETS[settings.target or next(iter(TARGETS))])
     made = LAYOUTS[layout](_Wanted(model, tensors, encodings, file_name, recipe, split_max_size, settings))
-    small = {made.graph: _graph(model, made.store, settings), **made.files}
-    files = [OutputFile(name, len(data), ((0, data),)) for name, data in small.items()]
+    files = [OutputFile(name, len(data), ((0, data),)) for name, data in made.files.items()]
     return Package(
         (*files, *made.store.files),
         tuple(made.store.streams),
@@ -89,18 +89,16 @@ class _Wanted(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """A folder but for its graph.
+    """What is in a folder.
 
     Attributes:
-        graph: Name of the graph.
-        store: Its weights.
-        files: The other files.
+        store: The weights.
+        files: The other files, the one that a runtime opens first.
         notes: What its runtime does wrong.
         stale: Patterns of files of an older output.
         beside: Patterns of files that may stay.
     """
 
-    graph: str
     store: Store
     files: dict[str, bytes]
     notes: tuple[str, ...] = ()
@@ -113,17 +111,39 @@ def _for_genai(wanted: _Wanted) -> _Folder:
         raise UsageError("--split-max-size means nothing for onnx: all weights are in one file")
     model, hp, settings = wanted.model, wanted.model.hyperparameters, wanted.settings
     assert hp is not None  # noqa: S101 - check_model has looked
+    if TARGETS[settings.target or next(iter(TARGETS))].static:
+        return _for_pipeline(wanted)
     name = wanted.file_name or _DEFAULT_NAME
     _check_name(name)
     store = Store(f"{name}.data", wanted.tensors, wanted.encodings)
     target = TARGETS[settings.target or next(iter(TARGETS))]
     config = make_config(model, name, target, _session(store, settings))
-    files = {
+    files = {name: _graph(model, store, settings), **_companions(model, config)}
+    return _Folder(store, files, (*runtime_notes(model), *tokenizer_notes(model.tokenizer)))
+
+
+def _for_pipeline(wanted: _Wanted) -> _Folder:
+    if wanted.file_name:
+        raise UsageError(
+            "--target qnn writes several graphs", hint="give the name of a folder, and --to onnx"
+        )
+    model, settings = wanted.model, wanted.settings
+    store = Store(f"{_DEFAULT_NAME}.data", wanted.tensors, wanted.encodings)
+    stages = make_stages(model, store, settings)
+    config = make_pipeline_config(model, stages, TARGETS[settings.target or next(iter(TARGETS))])
+    files = _companions(model, config) | {stage.file: stage.graph for stage in stages}
+    return _Folder(store, files, (*PIPELINE_NOTES, *tokenizer_notes(model.tokenizer)), ("*.onnx",))
+
+
+def _companions(model: Model, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """What is beside the graphs, GenAI's own file first."""
+    hp = model.hyperparameters
+    assert hp is not None  # noqa: S101 - check_model has looked
+    return {
         "genai_config.json": json.dumps(config, indent=4).encode(),
         "config.json": json_bytes(model_config(model)),  # not for GenAI: phiconv can open the folder with it
         **tokenizer_files(model, hp.max_position_embeddings),
     }
-    return _Folder(name, store, files, (*runtime_notes(model), *tokenizer_notes(model.tokenizer)))
 
 
 def _for_transformers_js(wanted: _Wanted) -> _Folder:
@@ -133,10 +153,12 @@ def _for_transformers_js(wanted: _Wanted) -> _Folder:
     names, folder = transformers_js.find_names(wanted.recipe, kinds.float_type), transformers_js.FOLDER + "/"
     weights = f"{names.graph}_data"
     store = Store(weights, tensors, encodings, folder=folder, limit=wanted.split_max_size)
-    files = transformers_js.folder_files(wanted.model, names, store)
+    name = folder + names.graph
+    files = {name: _graph(wanted.model, store, wanted.settings)}
+    files |= transformers_js.folder_files(wanted.model, names, store)
     notes = transformers_js.runtime_notes(wanted.model)
     beside = (f"{folder}*.onnx", f"{folder}*.onnx_data*")
-    return _Folder(folder + names.graph, store, files, notes, (f"{folder}{weights}*",), beside)
+    return _Folder(store, files, notes, (f"{folder}{weights}*",), beside)
 
 
 LAYOUTS = {"genai": _for_genai, "transformers.js": _for_transformers_js}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Effort, Encoded, Encoding, FloatArray, FloatEncoding, Tensor
     from phiconv.ir.model import Model, Role
     from phiconv.ir.moments import Metric, Moments
+    from phiconv.ir.ranges import Ranges
 
 __all__ = [
     "Label",
@@ -43,11 +44,15 @@ class RuntimeSettings:
         target: The kind of processor; None for the runtime's usual one.
         accuracy_level: How precisely it multiplies; None for its usual way.
         layout: Whose folder the files are laid out for; None for the format's usual one.
+        attention: Of which operators attention is made; None for the usual ones.
+        ranges: What quantized activations are scaled by, where there are any.
     """
 
     target: str | None = None
     accuracy_level: int | None = None
     layout: str | None = None
+    attention: str | None = None
+    ranges: Ranges | None = None
 
 
 @dataclass(frozen=True, slots=True)

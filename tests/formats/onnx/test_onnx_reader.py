@@ -34,7 +34,8 @@ KINDS = [
 ]
 FLOATS = ("f32", "f16", "bf16")
 # Not every block size with every method: they differ in sizes alone.
-QUANTIZED = [name for name in RECIPES.names() if name not in FLOATS and not name.endswith(("-g64", "-g128"))]
+LEFT_OUT = ("-g64", "-g128", "a16")
+QUANTIZED = [name for name in RECIPES.names() if name not in FLOATS and not name.endswith(LEFT_OUT)]
 
 
 def convert(source, folder, quant, *, repack_only=False, **options):
