@@ -47,7 +47,7 @@ _OPTIONS = (
     click.option(
         "--to",
         metavar="FORMAT",
-        help="The format, when DEST is a folder: gguf, mlx, onnx, openvino, safetensors.",
+        help="The format, when DEST is a folder: gguf, litert, mlx, onnx, openvino, safetensors.",
     ),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
@@ -86,7 +86,17 @@ _OPTIONS = (
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
     click.option("--long-context", is_flag=True, help="LongRoPE: the long factors at every length."),
-    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu."),
+    click.option(
+        "--target",
+        metavar="NAME",
+        help="What runs it. ONNX: cpu, cuda, dml, webgpu; LiteRT: cpu (default), gpu.",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="LiteRT: how many tokens a text may have.  [default: 4096, or all that the model can take]",
+    ),
     click.option(
         "--layout", metavar="NAME", help="ONNX: whose folder DEST becomes: genai (default), transformers.js."
     ),
@@ -98,7 +108,7 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         help="OpenVINO: the share of the layers' weights in 4 bits; the rest gets 8.",
     ),
-    click.option("--all-layers", is_flag=True, help="OpenVINO: embedding and head in 4 bits, too."),
+    click.option("--all-layers", is_flag=True, help="OpenVINO, LiteRT: embedding and head in 4 bits, too."),
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(
         "--effort",

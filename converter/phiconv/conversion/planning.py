@@ -193,7 +193,7 @@ def _planned(
         recipe=recipe,
         split_max_size=split_max_size,
         importance=choices.importance,
-        settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout),
+        settings=RuntimeSettings(choices.target, choices.accuracy_level, choices.layout, choices.context),
     )
     check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
@@ -337,7 +337,7 @@ def place(destination: Path, target: Format, model: Model, recipe: str) -> tuple
     Files of a format that is a folder have names of their own, unless the destination names one.
     """
     suffix = target.file_suffix
-    if suffix and destination.name.lower().endswith(suffix) and not destination.is_dir():
+    if destination.name.lower().endswith(target.file_suffixes) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"

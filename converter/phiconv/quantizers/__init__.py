@@ -12,6 +12,7 @@ from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv.quantizers.decoding import decode
 from phiconv.quantizers.ggml import affine, codebook, fast, kquant, lattice, nonlinear, onebit, weighted
+from phiconv.quantizers.litert import min_max
 from phiconv.quantizers.mlx import affine as mlx_affine
 from phiconv.quantizers.mlx import microscaling
 from phiconv.quantizers.numerics.floats import narrow, widen
@@ -122,7 +123,12 @@ def encode(
 
 
 def _quantizer(encoding: ir.AnyBlockEncoding) -> Quantizer | None:
-    """Of `QUANTIZERS`; or OpenVINO's for integers, whose groups may be rows of any length."""
+    """Of `QUANTIZERS`; or one for integers whose groups may be rows of any length."""
+    if isinstance(encoding, ir.BlockEncoding) and encoding in (
+        ir.litert_channel(encoding.bits, encoding.block_size),
+        ir.litert_block(encoding.block_size),
+    ):
+        return partial(min_max.symmetric, encoding=encoding)
     if isinstance(encoding, ir.BlockEncoding) and encoding == ir.openvino_affine(
         encoding.bits, encoding.block_size, symmetric=not encoding.has_zero_point
     ):

@@ -6,7 +6,8 @@ Every rule is exact in the arithmetic of the formula, and the target's codes hav
     it has a minimum too, ``scale * least``, which is its scale times a power of two;
     a zero point is a minimum, ``-scale * zero_point``, where minima are float32: float16 has too few bits;
     a block is several smaller ones with the same scale;
-    a scale of 16 bits is one of float32.
+    a scale of 16 bits is one of float32;
+    blocks whose scales may be negative are none of a runtime that takes only positive ones.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
         return False
     wider = target.scale_type == F32 and stored.scale_type in (F16, BF16)
     same_codes = stored.bits == target.bits and stored.block_size % target.block_size == 0
-    if not same_codes or not (wider or stored.scale_type == target.scale_type):
+    too_signed = target.positive_scales and not stored.positive_scales
+    if too_signed or not same_codes or not (wider or stored.scale_type == target.scale_type):
         return False
     if target.has_minimum and not stored.has_minimum:
         exact = stored.scale_type in (F16, BF16)  # of which few bits of float32 are used

@@ -23,7 +23,7 @@ _WORDS = {
     "effort": (get_args(Effort), {}),
     "layout": (("genai", "transformers.js"), {"transformersjs": "transformers.js", "js": "transformers.js"}),
     "target": (
-        ("cpu", "cuda", "dml", "webgpu"),
+        ("cpu", "cuda", "dml", "webgpu", "gpu"),
         {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu"},
     ),
 }
@@ -51,6 +51,7 @@ class Choices:
         long_context: LongRoPE's long factors at every length, for runtimes that switch in the middle of a
             text, as where a prompt is computed in chunks.
         target: The kind of processor that the output is for, where the runtime has more than one.
+        context: How many positions there is room for, where that is fixed when a file is written.
         layout: Whose folder it is, where an output can stand in more than one: "genai" or "transformers.js".
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
         ratio: The share of the layers' weights that get 4 bits, the least sensitive matrices first; None for
@@ -76,6 +77,7 @@ class Choices:
     short_context: bool = False
     long_context: bool = False
     target: str | None = None
+    context: int | None = None
     layout: str | None = None
     accuracy_level: int | None = None
     ratio: float | None = None

@@ -40,11 +40,13 @@ class RuntimeSettings:
         target: The kind of processor; None for the runtime's usual one.
         accuracy_level: How precisely it multiplies; None for its usual way.
         layout: Whose folder the files are laid out for; None for the format's usual one.
+        context: How many positions there is room for; None for the format's usual number.
     """
 
     target: str | None = None
     accuracy_level: int | None = None
     layout: str | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

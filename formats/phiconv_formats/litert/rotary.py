@@ -1,0 +1,64 @@
+"""Cos and sin of every position, which a graph looks up; one set of LongRoPE's factors for all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from phiconv_formats.litert.schema import ElementType
+
+if TYPE_CHECKING:
+    from phiconv.ir import FloatArray
+    from phiconv.ir.rope import Rope
+    from phiconv_formats.litert.graph import Graph, Subgraph, Value
+
+__all__ = ["TABLE_NAMES", "Tables", "rotary_tables"]
+
+TABLE_NAMES = ("rope/cos", "rope/sin")
+"""What the tables are called in every subgraph, behind its own name."""
+
+
+class Tables:
+    """The tables of a model, in two buffers for all subgraphs."""
+
+    def __init__(self, graph: Graph, rope: Rope, head_dim: int, context: int) -> None:
+        self._shape = (context, head_dim)
+        self._buffers = [graph.behind(t.tobytes()) for t in rotary_tables(rope, head_dim, context)]
+        self._values: dict[Subgraph, tuple[Value, Value]] = {}
+
+    def values(self, graph: Subgraph) -> tuple[Value, Value]:
+        """Cos and sin in a subgraph, (context, head_dim)."""
+        if graph not in self._values:
+            cos, sin = (
+                graph.stored(f"{graph.name}/{name}", ElementType.FLOAT32, self._shape, buffer)
+                for name, buffer in zip(TABLE_NAMES, self._buffers, strict=True)
+            )
+            self._values[graph] = cos, sin
+        return self._values[graph]
+
+
+def rotary_tables(rope: Rope, head_dim: int, context: int) -> tuple[FloatArray, FloatArray]:
+    """Cos and sin times LongRoPE's factor; 1 and 0 for dimensions that are not rotated.
+
+    The long factors count at all positions if the context is longer than the original one. Angles are
+    float32, as in training; their cos and sin are rounded from float64, so that they are the same everywhere.
+
+    Args:
+        rope: The embedding.
+        head_dim: Dimensions of a head.
+        context: How many positions there are.
+
+    Returns:
+        float32, shape (context, head_dim) each.
+    """
+    long = rope.is_long(context)
+    frequencies = np.array(rope.inverse_frequencies(long=long), np.float32)
+    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies
+    tables = []
+    for function, rest in ((np.cos, 1), (np.sin, 0)):
+        table = np.full((context, head_dim), rest, np.float32)
+        half = function(angles.astype(np.float64)).astype(np.float32) * np.float32(rope.mscale(long=long))
+        table[:, : rope.dimensions] = np.concatenate([half, half], axis=1)
+        tables.append(table)
+    return tables[0], tables[1]
