@@ -5,6 +5,8 @@ References: reference.npz of the trained models, and fixtures/references/*.npz.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,59 @@ def test_every_kind_of_model(litert, written, name):
     path = written(name, context=CONTEXTS.get(name))
     logits = Model(litert, path, len(ids)).logits(ids, chunks)
     assert relative_l2(logits[positions - sum(chunks)], kept["logits"]) < (LONG if len(ids) > 512 else BOUND)
+
+
+def test_halves_are_the_floats_that_they_stand_for(litert, written, make_model, tmp_path):
+    """Bit by bit as the float32 graph of the same rounded weights; so are those of a tied head."""
+    for kind in ("phi3", "phi4mini"):
+        source = make_model(tmp_path / kind, kind, seed=7, torch_dtype="float16")
+        twins = []
+        for quant in ("f16", "f32"):
+            path = tmp_path / f"{kind}-{quant}.tflite"
+            phiconv.convert(source, path, quant=quant)
+            twins.append(Model(litert, path).logits(range(5, 25), (7,)))
+        assert np.array_equal(*twins)
+
+
+@pytest.mark.parametrize("quant", ["wi8", "wi4", "wi4b32", "wi4b64"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_integers(litert, written, name, quant):
+    """The runtime rounds activations to 8 bits: so nearly as NumPy computes with the stored weights."""
+    with np.load(FIXTURES / name / "reference.npz") as stored:
+        ids, expected = stored["input_ids"][0], stored["logits_f32"][0]
+    logits = Model(litert, written(name, quant, context=512), len(ids)).logits(ids, (100,))
+    bounds = {"wi8": 0.012, "wi4": 0.08, "wi4b32": 0.06, "wi4b64": 0.07}
+    assert relative_l2(logits, expected[100:]) < bounds[quant]
+
+
+def not_delegated(details):
+    """The operations that lie between no inputs and outputs of a delegate."""
+    own = [op for op in details if op["op_name"] != "DELEGATE"]
+    makers = {int(i): op for op in own for i in op["outputs"]}
+    inside = set()
+    for delegate in (op for op in details if op["op_name"] == "DELEGATE"):
+        ends, waiting = {int(i) for i in delegate["inputs"]}, [int(i) for i in delegate["outputs"]]
+        while waiting:
+            number = waiting.pop()
+            op = makers.get(number)
+            if number not in ends and op is not None and op["index"] not in inside:
+                inside.add(op["index"])
+                waiting += map(int, op["inputs"])
+    return [op for op in own if op["index"] not in inside]
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["phi3-window", "tiny-phi4mini", "phi2"])
+def test_xnnpack_takes_all_operations_on_floats(litert, written, name, target):
+    """What is left: looking rows up, where in a cache a text goes on, and two updates of each cache."""
+    model = Model(litert, written(name, context=None if "window" in name else 512, target=target,
+                          tensor_types=FLOATS))  # fmt: skip
+    model.logits(range(4))
+    details = model.interpreter._get_ops_details()  # those of "decode"
+    left = Counter(op["op_name"] for op in not_delegated(details))
+    layers = left["DYNAMIC_UPDATE_SLICE"] // 2
+    delegates = [op for op in details if op["op_name"] == "DELEGATE"]
+    assert len(delegates) == layers + 1
+    kept = {"EMBEDDING_LOOKUP": 1, "GATHER": 2, "SLICE": 1, "RESHAPE": 1, "CONCATENATION": 2}
+    windowed = {"CAST": 1} | ({"CUMSUM": 1} if model.dynamic else {})
+    assert left == kept | {"DYNAMIC_UPDATE_SLICE": 2 * layers} | (windowed if "window" in name else {})

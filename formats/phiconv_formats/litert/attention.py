@@ -73,7 +73,8 @@ class AttentionEmitter:
         q = g.reshape(q, (1, spec.kv_heads, rows, spec.head_dim))
         shape = (1, spec.kv_heads, rows, self._context)
         scores = g.add("BATCH_MATMUL", q, keys, shape=shape, adj_y=True)
-        scores = g.add("ADD", scores, self._mask(spec.window, group), shape=shape)
+        window = spec.window if spec.window is not None and spec.window < self._tables.context else None
+        scores = g.add("ADD", scores, self._mask(window, group), shape=shape)
         weights = g.add("SOFTMAX", scores, beta=1.0)
         y = g.add("BATCH_MATMUL", weights, values, shape=(*shape[:3], spec.head_dim), adj_y=True)
         y = g.reshape(y, (1, spec.heads, length, spec.head_dim))

@@ -20,9 +20,14 @@ TABLE_NAMES = ("rope/cos", "rope/sin")
 
 
 class Tables:
-    """The tables of a model, in two buffers for all subgraphs."""
+    """The tables of a model, in two buffers for all subgraphs.
+
+    Attributes:
+        context: How many positions there are.
+    """
 
     def __init__(self, graph: Graph, rope: Rope, head_dim: int, context: int) -> None:
+        self.context = context
         self._shape = (context, head_dim)
         self._buffers = [graph.behind(t.tobytes()) for t in rotary_tables(rope, head_dim, context)]
         self._values: dict[Subgraph, tuple[Value, Value]] = {}
