@@ -122,6 +122,12 @@ def _gguf_writer() -> Writer:
     return GgufWriter()
 
 
+def _litert_reader() -> Reader:
+    from phiconv_formats.litert import open_checkpoint
+
+    return open_checkpoint
+
+
 def _litert_writer() -> Writer:
     from phiconv_formats.litert import LiteRtWriter
 
@@ -182,6 +188,7 @@ FORMATS = {
             "litert",
             "Google LiteRT (LiteRT-LM: Android, iOS, Raspberry Pi)",
             (".litertlm", ".tflite"),
+            reader=_litert_reader,
             writer=_litert_writer,
             file_suffix=".litertlm",
             other_suffix=".tflite",

@@ -117,6 +117,11 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
     phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")
     (root / "qdq" / "config.json").unlink()  # so that genai_config.json and the graph must say it
     phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
+    for end in ("litertlm", "tflite"):
+        (root / end).mkdir()
+        phiconv.convert(byte_level, root / end / f"x.{end}", quant="wi4b32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(byte_level / name, root / "tflite")
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
     return {
@@ -140,6 +145,8 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
         "onnx qdq": Case(root / "qdq", "model.onnx"),
         "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),
         "openvino": Case(root / "openvino", "openvino_model.xml"),
+        "litertlm": Case(root / "litertlm", "x.litertlm", "x.litertlm"),
+        "tflite": Case(root / "tflite", "x.tflite", "x.tflite"),
         "imatrix.gguf": Case(byte_level, "imatrix.gguf", imatrix=True),
         "imatrix.dat": Case(byte_level, "imatrix.dat", imatrix=True),
     }  # fmt: skip
@@ -154,7 +161,7 @@ SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "gen
 
 NAMES = [
     *JSON, "tokenizer.model", "gguf q8_0", "gguf q4_0", "gguf part", "pytorch zip", "pytorch legacy",
-    "onnx", "onnx qdq", "openvino", "imatrix.gguf", "imatrix.dat",
+    "onnx", "onnx qdq", "openvino", "litertlm", "tflite", "imatrix.gguf", "imatrix.dat",
 ]  # fmt: skip
 
 
@@ -229,7 +236,7 @@ def test_changed_json(name, cases, converts, wanted):
     event(converts(case, case.build(data, mutate_json(case.parse(data), wanted))))
 
 
-TARGETS = ["mlx", "onnx", "openvino", "safetensors"]
+TARGETS = ["litert", "mlx", "onnx", "openvino", "safetensors"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

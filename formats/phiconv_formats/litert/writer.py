@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from phiconv._version import __version__
-from phiconv.errors import UsageError
+from phiconv.errors import MissingFileError, UsageError
 from phiconv_formats.folders.companions import (
     companion_files,
     json_bytes,
@@ -67,6 +67,7 @@ def package(
 
     Raises:
         UsageError: A context that is longer than the model's.
+        MissingFileError: No tokenizer, where the file needs one.
     """
     if split_max_size is not None:
         raise UsageError("--split-max-size means nothing for litert: all is in one file")
@@ -79,6 +80,12 @@ def package(
     tables = Tables(graph, model.hyperparameters.rope, model.hyperparameters.head_dim, context)
     emit_decoder(graph, weights, tables, model, target.steps(context), target.norm_scale)
     alone = file_name.lower().endswith(_GRAPH)
+    if not alone and model.tokenizer is None:
+        raise MissingFileError(
+            "no tokenizer beside the weights, and a .litertlm has one",
+            path=model.path,
+            hint="name its folder with --config, or write the graph alone, to a .tflite",
+        )
     companions = {} if alone else _companions(model)
     kept = {name: companions[name] for name in KEPT if name in companions}
     notes = {NOTE + name: data for name, data in ({_CONFIG: json_bytes(model_config(model))} | kept).items()}
