@@ -99,6 +99,15 @@ def imatrices(folder: Path) -> None:
     writer.close()
 
 
+def litert_files(source: Path, root: Path) -> None:
+    """A file for LiteRT-LM, and a graph alone with its tokenizer beside it."""
+    for end in ("litertlm", "tflite"):
+        (root / end).mkdir()
+        phiconv.convert(source, root / end / f"x.{end}", quant="wi4b32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, root / "tflite")
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, make_miniature, make_pytorch):
     root = tmp_path_factory.mktemp("miniatures")
@@ -117,11 +126,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch):
     phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")
     (root / "qdq" / "config.json").unlink()  # so that genai_config.json and the graph must say it
     phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
-    for end in ("litertlm", "tflite"):
-        (root / end).mkdir()
-        phiconv.convert(byte_level, root / end / f"x.{end}", quant="wi4b32")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(byte_level / name, root / "tflite")
+    litert_files(byte_level, root)
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
     return {
