@@ -14,6 +14,7 @@ import phiconv
 from litert_runtime import Model
 from paths import FIXTURES
 from phiconv.recipes import override
+from phiconv.tokenization.encoder import encode
 from references import RANDOM, open_reference, random_model, relative_l2
 
 pytestmark = pytest.mark.runtime
@@ -90,6 +91,36 @@ def test_integers(litert, written, name, quant):
     logits = Model(litert, written(name, quant, context=512), len(ids)).logits(ids, (100,))
     bounds = {"wi8": 0.012, "wi4": 0.08, "wi4b32": 0.06, "wi4b64": 0.07}
     assert relative_l2(logits, expected[100:]) < bounds[quant]
+
+
+@pytest.mark.parametrize(("quant", "bound"), [("wi4b32", 0.5), ("wi4", 0.6)])
+def test_best_effort_predicts_better(litert, tmp_path, quant, bound):
+    """At the same size, on a text that it was not measured on."""
+    folder, context = FIXTURES / "tiny-phi3", 128
+    calibration = phiconv.calibrate(folder, None, tmp_path / "c", tokens=4096)
+    text = (FIXTURES / "test.txt").read_text(encoding="utf-8")
+    ids = encode(phiconv.open_model(folder).tokenizer, text[20_000:22_000])[:context]
+    expected = log_softmax(phiconv.logits(folder, np.array([ids]))[0].astype(np.float64))
+    found, sizes = [], []
+    for effort in ("exact", "best"):
+        path = tmp_path / f"{effort}.tflite"
+        result = phiconv.convert(
+            folder,
+            path,
+            quant=quant,
+            choices=phiconv.Choices(effort=effort, all_layers=True),
+            calibration=calibration if effort == "best" else None,
+        )
+        sizes.append(result.size)
+        logits = log_softmax(Model(litert, path, context).logits(ids).astype(np.float64))
+        found.append((np.exp(expected) * (expected - logits)).sum(-1).mean())
+    assert sizes[0] == sizes[1]
+    assert found[1] < bound * found[0]
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def not_delegated(details):
