@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -87,7 +88,20 @@ def test_a_phi_2_kind(litert_lm, opened, make_model, tmp_path):
             assert greedy(litert_lm, engine, prompt, len(ids)) == engine.detokenize(ids)
 
 
-def test_it_stops_where_it_should(opened):
+def test_it_stops_where_it_should(litert_lm, opened, tmp_path):
+    """Before the first token that ends a text, whichever of several that is."""
+    item = json.loads((FIXTURES / "tiny-phi4mini/generations.json").read_text())["items"][0]
+    ids = item["greedy_ids"]
+    place = next(i for i in range(5, len(ids)) if ids[i] not in ids[:i])
+    shutil.copytree(FIXTURES / "tiny-phi4mini", tmp_path / "s")
+    settings = {"eos_token_id": [2070, ids[place]]}
+    (tmp_path / "s" / "generation_config.json").write_text(json.dumps(settings))
+    with opened(tmp_path / "s", "f32", context=512) as engine:
+        text = greedy(litert_lm, engine, item["prompt"], len(ids))
+        assert text == engine.detokenize(ids[:place])
+
+
+def test_it_knows_where_texts_end(opened):
     """At every token that the files name, and at those of the family."""
     with opened(FIXTURES / "tiny-phi3", "f32") as engine:
         assert engine.eos_token_ids == [[2048], [2049], [2055], [2]]
