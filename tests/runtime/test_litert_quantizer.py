@@ -93,3 +93,19 @@ def test_random_models(peer, tmp_path, make_model):
                             num_attention_heads=2, num_key_value_heads=2, torch_dtype=dtype)  # fmt: skip
         for recipe in ("wi8", "wi4", "wi4b32", "wi4b64", "wi4b128"):
             same(source, recipe, peer, folder, count=16)
+
+
+@pytest.mark.parametrize("recipe", ["wi8", "wi4b32"])
+def test_what_it_writes_is_read(peer, tmp_path, recipe):
+    """Its buffers lie inside of the FlatBuffer; config.json is still there."""
+    phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "f32.tflite", quant="f32")
+    theirs = peer(tmp_path / "f32.tflite", recipe, tmp_path / "theirs.tflite")
+    own = tmp_path / "own.tflite"
+    phiconv.convert(FIXTURES / "tiny-phi3", own, quant=recipe, choices=phiconv.Choices(match_runtime=True))
+    a, b = (phiconv.open_model(path) for path in (own, theirs))
+    assert a.hyperparameters == b.hyperparameters
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(t.encoding == b.tensors[role].encoding for role, t in a.tensors.items())
+    assert all(
+        np.array_equal(phiconv.read(t), phiconv.read(b.tensors[role])) for role, t in a.tensors.items()
+    )
