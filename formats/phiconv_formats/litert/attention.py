@@ -85,22 +85,27 @@ class AttentionEmitter:
     def _rotate(self, x: Value, spec: Attention) -> Value:
         """Turns the first dimensions of each head: ``x * cos + [-second half, first half] * sin``."""
         g = self._graph
-        cos, sin = self._cos_sin(spec.head_dim)
+        cos, sin = self._cos_sin(spec)
         matrix = g.constant(swapping(spec.head_dim, spec.rope.dimensions))
         swapped = g.add("FULLY_CONNECTED", x, matrix, None, shape=x.shape, keep_num_dims=True)
         return g.add("ADD", g.add("MUL", x, cos), g.add("MUL", swapped, sin))
 
-    def _cos_sin(self, head_dim: int) -> tuple[Value, Value]:
-        """Cos and sin of the tokens, (1, length, 1, head_dim)."""
+    def _cos_sin(self, spec: Attention) -> tuple[Value, Value]:
+        """Cos and sin of the tokens, (1, length, 1, head_dim); 1 and 0 for what is not rotated."""
         if self._angles is None:
-            g, length = self._graph, self._length
-            rows = [
-                g.add("GATHER", t, self._inputs.positions, shape=(length, head_dim), axis=0)
-                for t in self._tables.values(g)
-            ]
-            cos, sin = (g.reshape(x, (1, length, 1, head_dim)) for x in rows)
+            cos, sin = (self._looked_up(table, spec) for table in self._tables.values(self._graph))
             self._angles = cos, sin
         return self._angles
+
+    def _looked_up(self, table: Value, spec: Attention) -> Value:
+        """The rows of a table at the tokens, each pair's number once for each of its two dimensions."""
+        g, length, half = self._graph, self._length, spec.rope.dimensions // 2
+        rows = g.add("GATHER", table, self._inputs.positions, shape=(length, table.shape[1]), axis=0)
+        pairs = rows
+        if table.shape[1] > half:
+            start, size = (g.constant(c, ElementType.INT32) for c in ((0, 0), (length, half)))
+            pairs = g.add("SLICE", rows, start, size, shape=(length, half))
+        return g.reshape(g.concatenate([pairs, rows], 1), (1, length, 1, spec.head_dim))
 
     # ------------------------------------------------------------------------------------------------- cache
 

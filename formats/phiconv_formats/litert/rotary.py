@@ -18,6 +18,9 @@ __all__ = ["TABLE_NAMES", "Tables", "rotary_tables"]
 TABLE_NAMES = ("rope/cos", "rope/sin")
 """What the tables are called in every subgraph, behind its own name."""
 
+_ROWS = 4096
+"""Positions at a time."""
+
 
 class Tables:
     """The tables of a model, in two buffers for all subgraphs.
@@ -28,23 +31,20 @@ class Tables:
 
     def __init__(self, graph: Graph, rope: Rope, head_dim: int, context: int) -> None:
         self.context = context
-        self._shape = (context, head_dim)
+        self._shape = (context, head_dim - rope.dimensions // 2)
         self._buffers = [graph.behind(t.tobytes()) for t in rotary_tables(rope, head_dim, context)]
-        self._values: dict[Subgraph, tuple[Value, Value]] = {}
 
     def values(self, graph: Subgraph) -> tuple[Value, Value]:
-        """Cos and sin in a subgraph, (context, head_dim)."""
-        if graph not in self._values:
-            cos, sin = (
-                graph.stored(f"{graph.name}/{name}", ElementType.FLOAT32, self._shape, buffer)
-                for name, buffer in zip(TABLE_NAMES, self._buffers, strict=True)
-            )
-            self._values[graph] = cos, sin
-        return self._values[graph]
+        """Cos and sin in a subgraph, as `rotary_tables` makes them."""
+        cos, sin = (
+            graph.stored(f"{graph.name}/{name}", ElementType.FLOAT32, self._shape, buffer)
+            for name, buffer in zip(TABLE_NAMES, self._buffers, strict=True)
+        )
+        return cos, sin
 
 
 def rotary_tables(rope: Rope, head_dim: int, context: int) -> tuple[FloatArray, FloatArray]:
-    """Cos and sin times LongRoPE's factor; 1 and 0 for dimensions that are not rotated.
+    """Cos and sin of each pair times LongRoPE's factor, then 1 and 0 for each dimension that is not rotated.
 
     The long factors count at all positions if the context is longer than the original one. Angles are
     float32, as in training; their cos and sin are rounded from float64, so that they are the same everywhere.
@@ -55,15 +55,16 @@ def rotary_tables(rope: Rope, head_dim: int, context: int) -> tuple[FloatArray, 
         context: How many positions there are.
 
     Returns:
-        float32, shape (context, head_dim) each.
+        float32, shape (context, head_dim - pairs) each.
     """
     long = rope.is_long(context)
     frequencies = np.array(rope.inverse_frequencies(long=long), np.float32)
-    angles = np.arange(context, dtype=np.float32)[:, None] * frequencies
-    tables = []
-    for function, rest in ((np.cos, 1), (np.sin, 0)):
-        table = np.full((context, head_dim), rest, np.float32)
-        half = function(angles.astype(np.float64)).astype(np.float32) * np.float32(rope.mscale(long=long))
-        table[:, : rope.dimensions] = np.concatenate([half, half], axis=1)
-        tables.append(table)
-    return tables[0], tables[1]
+    scale = np.float32(rope.mscale(long=long))
+    half = len(frequencies)
+    cos, sin = (np.full((context, head_dim - half), rest, np.float32) for rest in (1, 0))
+    for start in range(0, context, _ROWS):
+        rows = slice(start, min(start + _ROWS, context))
+        angles = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * frequencies
+        for table, function in ((cos, np.cos), (sin, np.sin)):
+            table[rows, :half] = function(angles.astype(np.float64)).astype(np.float32) * scale
+    return cos, sin
