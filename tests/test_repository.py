@@ -196,6 +196,7 @@ def test_every_recipe_and_class_is_documented():
 
     pages = {
         "gguf": "quantization.md",
+        "litert": "litert.md",
         "mlx": "mlx.md",
         "onnx": "onnx.md",
         "openvino": "openvino.md",

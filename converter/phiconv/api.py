@@ -12,7 +12,8 @@ from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.identity import check_identity
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.planning import Plan, make_plan
+from phiconv.conversion.planning import make_plan
+from phiconv.conversion.plans import Plan
 from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
 from phiconv.conversion.unfinished import unfinished_work

@@ -75,6 +75,7 @@ class Format:
         folder: A destination that is no such file becomes a folder as a whole, whose files have names of
             their own; else the file in it is named after the model.
         file_suffix: A destination that ends so is the main file of an output; "" where there is none.
+        other_suffix: So is one that ends so: the graph without what is around it; "" where there is none.
         folder_file: A folder that has this file, and no weights in safetensors, is of this format; "" where
             no file tells.
         inner_files: So is one with files of this pattern, and no original weights at all.
@@ -87,8 +88,14 @@ class Format:
     writer: Callable[[], Writer] | None = None
     folder: bool = False
     file_suffix: str = ""
+    other_suffix: str = ""
     folder_file: str = ""
     inner_files: str = ""
+
+    @property
+    def file_suffixes(self) -> tuple[str, ...]:
+        """The suffixes that a destination may have which is a file."""
+        return tuple(filter(None, (self.file_suffix, self.other_suffix)))
 
 
 def _huggingface_reader() -> Reader:
@@ -113,6 +120,18 @@ def _gguf_writer() -> Writer:
     from phiconv_formats.gguf import GgufWriter
 
     return GgufWriter()
+
+
+def _litert_reader() -> Reader:
+    from phiconv_formats.litert import open_checkpoint
+
+    return open_checkpoint
+
+
+def _litert_writer() -> Writer:
+    from phiconv_formats.litert import LiteRtWriter
+
+    return LiteRtWriter()
 
 
 def _mlx_writer() -> Writer:
@@ -182,6 +201,15 @@ FORMATS = {
         ),
         Format(
             "gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer, file_suffix=".gguf"
+        ),
+        Format(
+            "litert",
+            "Google LiteRT (LiteRT-LM: Android, iOS, Raspberry Pi)",
+            (".litertlm", ".tflite"),
+            reader=_litert_reader,
+            writer=_litert_writer,
+            file_suffix=".litertlm",
+            other_suffix=".tflite",
         ),
         Format(
             "mlx",
@@ -289,6 +317,10 @@ _ALIASES = {
     "llamacpp": "gguf",
     "ollama": "gguf",
     "mlx-lm": "mlx",
+    "litert-lm": "litert",
+    "litertlm": "litert",
+    "tf-lite": "litert",
+    "tflite": "litert",
     "genai": "onnx",
     "onnx-genai": "onnx",
     "onnxruntime": "onnx",
@@ -321,7 +353,7 @@ def _named_target(name: str, writable: Mapping[str, Format]) -> Format:
 def find_target(destination: Path, name: str | None) -> Format:
     """The format to write: by name, or by the destination's suffix, in any case."""
     writable = {f.name: f for f in FORMATS.values() if f.writer is not None}
-    files = {f.file_suffix: f for f in writable.values() if f.file_suffix}
+    files = {suffix: f for f in writable.values() for suffix in f.file_suffixes}
     own_name = destination.name.lower()
     if name is not None:
         found = _named_target(name, writable)

@@ -59,6 +59,8 @@ def format_of_content(path: Path) -> str:
         return "safetensors"
     if start.startswith((b"<?xml", b"<net")):
         return "openvino"
+    if start.startswith(b"LITERTLM") or start[4:8] == b"TFL3":
+        return "litert"
     return ""
 
 

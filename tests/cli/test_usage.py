@@ -18,6 +18,7 @@ from phiconv.cli import main
 from phiconv.cli.voice import CODES, error_object
 from phiconv.recipes.choices import _WORDS
 from phiconv_formats import _ALIASES
+from phiconv_formats.litert.targets import TARGETS as LITERT_TARGETS
 from phiconv_formats.onnx.targets import TARGETS
 
 TINY = str(FIXTURES / "tiny-phi3")
@@ -76,7 +77,7 @@ def cli(tmp_path, monkeypatch):
         ("M o.gguf --split-max-size lots", "--split-max-size: 'lots' is no size; write it like 2G or 500M"),
         ("M a.gguf --outfile b.gguf", "--outfile b.gguf is not DEST, a.gguf; give one of them"),
         ("M o --to ggufs", "--to ggufs: unknown format; did you mean gguf?"),
-        ("M o --to mp3", "--to mp3: unknown format; one of safetensors, gguf, mlx, onnx, openvino"),
+        ("M o --to mp3", "--to mp3: unknown format; one of safetensors, gguf, litert, mlx, onnx, openvino"),
         ("M o --to pytorch", "--to pytorch: pytorch is read, and not written; one of"),
         ("M o --to onnx --target cudda", "--target cudda: no such target; did you mean cuda?"),
         ("M o --to mlx --dtype bf61", "--dtype bf61: no such type; did you mean bf16?"),
@@ -176,7 +177,7 @@ def test_formats_by_their_other_names(cli, name, target):
 
 
 def test_the_targets_that_have_spellings_are_those_that_there_are():
-    assert {*_WORDS["target"][0]} == {*TARGETS}
+    assert {*_WORDS["target"][0]} == {*TARGETS, *LITERT_TARGETS}
 
 
 def test_types_and_targets_by_their_other_names(cli):

@@ -14,7 +14,14 @@ from phiconv.errors import UsageError
 from phiconv.recipes import override
 
 TINY = FIXTURES / "tiny-phi4mini"
-TARGETS = {"gguf": "o.gguf", "mlx": "m", "onnx": "n", "openvino": "v", "compressed-tensors": "c"}
+TARGETS = {
+    "gguf": "o.gguf",
+    "litert": "l.litertlm",
+    "mlx": "m",
+    "onnx": "n",
+    "openvino": "v",
+    "compressed-tensors": "c",
+}
 WIDE = {"num_attention_heads": 16, "num_key_value_heads": 8}
 
 

@@ -17,6 +17,8 @@ from phiconv_formats import find_target
         ("x.gguf", None, "gguf"),
         ("x.onnx", "onnx", "onnx"),
         ("x.xml", None, "openvino"),
+        ("x.litertlm", None, "litert"),
+        ("X.TFLITE", "tflite", "litert"),
         ("Phi-3.5-mini", "openvino", "openvino"),
         ("x.safetensors.d", "safetensors", "safetensors"),
     ],
@@ -29,6 +31,7 @@ def test_targets(name, to, found):
     ("name", "to", "says"),
     [
         ("x.xml", "onnx", "--to onnx, and a name that says openvino"),
+        ("x.tflite", "gguf", "--to gguf, and a name that says litert"),
         ("x.gguf", "mlx", "--to mlx, and a name that says gguf"),
         ("x.safetensors", "safetensors", "--to safetensors writes a folder"),
         ("x.bin", "pytorch", "is read, and not written"),

@@ -125,6 +125,15 @@ def quantized(root: Path, make_base: Callable[..., Path]) -> dict[str, Case]:
     }
 
 
+def litert_files(source: Path, root: Path) -> None:
+    """A file for LiteRT-LM, and a graph alone with its tokenizer beside it."""
+    for end in ("litertlm", "tflite"):
+        (root / end).mkdir()
+        phiconv.convert(source, root / end / f"x.{end}", quant="wi4b32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, root / "tflite")
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
     root = tmp_path_factory.mktemp("miniatures")
@@ -145,6 +154,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
     phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
     phiconv.convert(byte_level, root / "compressed", to="compressed-tensors", quant="w4a16-asym-g32")
     phiconv.convert(byte_level, root / "nvfp4", to="compressed-tensors", quant="nvfp4a16")
+    litert_files(byte_level, root)
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
     return {
@@ -172,6 +182,8 @@ def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
         "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),
         "openvino": Case(root / "openvino", "openvino_model.xml"),
         **quantized(root, make_base),
+        "litertlm": Case(root / "litertlm", "x.litertlm", "x.litertlm"),
+        "tflite": Case(root / "tflite", "x.tflite", "x.tflite"),
         "imatrix.gguf": Case(byte_level, "imatrix.gguf", imatrix=True),
         "imatrix.dat": Case(byte_level, "imatrix.dat", imatrix=True),
     }  # fmt: skip
@@ -187,7 +199,7 @@ SETTINGS = ["config", "tokenizer.json", "tokenizer_config", "added_tokens", "gen
 
 NAMES = [
     *JSON, "tokenizer.model", "gguf q8_0", "gguf q4_0", "gguf part", "pytorch zip", "pytorch legacy",
-    "onnx", "onnx qdq", "openvino", "imatrix.gguf", "imatrix.dat",
+    "onnx", "onnx qdq", "openvino", "litertlm", "tflite", "imatrix.gguf", "imatrix.dat",
 ]  # fmt: skip
 
 
@@ -262,7 +274,7 @@ def test_changed_json(name, cases, converts, wanted):
     event(converts(case, case.build(data, mutate_json(case.parse(data), wanted))))
 
 
-TARGETS = ["mlx", "onnx", "openvino", "safetensors", "compressed-tensors"]
+TARGETS = ["litert", "mlx", "onnx", "openvino", "safetensors", "compressed-tensors"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

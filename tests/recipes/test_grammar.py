@@ -18,6 +18,7 @@ BEFORE = {
         F32 F16 BF16 Q8_0 Q5_1 Q5_0 Q4_1 Q4_0 Q6_K Q5_K_M Q5_K_S Q4_K_M Q4_K_S Q3_K_L Q3_K_M Q3_K_S Q2_K
         Q2_K_S IQ4_NL IQ4_XS IQ3_M IQ3_S IQ3_XS IQ3_XXS IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S TQ2_0 TQ1_0
         MXFP4_MOE""",
+    "litert": "wi8 wi4 wi4b32 wi4b64 wi4b128 f16 f32",
     "mlx": """
         f16 bf16 f32 mxfp4 mxfp8 nvfp4 2bit 2bit-g32 2bit-g128 3bit 3bit-g32 3bit-g128 4bit 4bit-g32
         4bit-g128 5bit 5bit-g32 5bit-g128 6bit 6bit-g32 6bit-g128 8bit 8bit-g32 8bit-g128 mixed_2_6
@@ -90,6 +91,10 @@ ENCODINGS = {
 FLOATS = {"fp16": "f16", "fp32": "f32", "float16": "f16", "bfloat16": "bf16", "float32": "f32"}
 ALIASES = {
     "gguf": {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "q4": "Q4_K_M", "q8": "Q8_0"},
+    "litert": {
+        "fp16": "f16", "float32": "f32", "dynamic_wi8_afp32": "wi8", "dynamic-wi4b32-afp32": "wi4b32",
+        "q4": "wi4b32", "q8": "wi8", "bf16": "f16",
+    },
     "mlx": FLOATS | {"4bit-g64": "4bit", "mixed_2_6-g64": "mixed_2_6", "q4": "4bit"},
     "onnx": FLOATS | {
         "int4-g32": "int4", "int8-rtn-asym-g32": "int8-rtn-asym", "int4-k_quant-g32": "int4-k_quant",
@@ -112,6 +117,7 @@ ALIASES = {
 
 UNKNOWN = {
     "gguf": ["Q9_Z", "fp8", "Q4_K_M-g32", "Q4_K_X", "Q4K_M"],
+    "litert": ["wi2", "wi4b16", "wi4-b32", "wi8-g32", "int8"],
     "mlx": ["7bit", "4bit-g256", "4bit-", "4bit--g64", "4bit-g64-g64", "mxfp4-g32", "mixed", "bit", ""],
     "onnx": [
         "int5", "int4-g48", "int4-rtn-qdq", "int4-rtn-rtn", "int4-k_quant-asym", "int4-k_quant-rtn",
@@ -175,6 +181,8 @@ def test_unknown_names_are_refused_with_a_hint(target):
         ("onnx", "int4-asym-q64", "did you mean int4-asym-g64?"),
         ("mlx", "int8-asym", "which is one of onnx; here it would be 8bit"),
         ("openvino", "4bit", "which is one of mlx; here it would be int4-asym"),
+        ("litert", "int8", "which is one of onnx; here it would be wi8"),
+        ("onnx", "wi4b64", "which is one of litert; here it would be int4"),
         ("safetensors", "Q4_0", "which is one of gguf; here it would be f16"),
     ],
 )

@@ -92,3 +92,17 @@ def genai(openvino: ModuleType) -> ModuleType:
     return pytest.importorskip(
         "openvino_genai", reason="OpenVINO GenAI is not installed", exc_type=ImportError
     )
+
+
+@pytest.fixture(scope="session")
+def litert() -> ModuleType:
+    """The real LiteRT's interpreter."""
+    return pytest.importorskip(
+        "ai_edge_litert.interpreter", reason="ai-edge-litert is not installed", exc_type=ImportError
+    )
+
+
+@pytest.fixture(scope="session")
+def litert_lm() -> ModuleType:
+    """The real LiteRT-LM."""
+    return pytest.importorskip("litert_lm", reason="litert-lm-api is not installed", exc_type=ImportError)

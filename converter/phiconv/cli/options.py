@@ -47,8 +47,8 @@ _OPTIONS = (
     click.option(
         "--to",
         metavar="FORMAT",
-        help="The format, when DEST is a folder: gguf, mlx, onnx, openvino, safetensors, compressed-tensors, "
-        "gptq, awq.",
+        help="The format, when DEST is a folder: gguf, litert, mlx, onnx, openvino, safetensors, "
+        "compressed-tensors, gptq, awq.",
     ),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(
@@ -89,11 +89,17 @@ _OPTIONS = (
         "--short-context", is_flag=True, help="LongRoPE: for texts within the original context only."
     ),
     click.option("--long-context", is_flag=True, help="LongRoPE: the long factors at every length."),
-    click.option("--target", metavar="NAME", help="ONNX: what runs it: cpu, cuda, dml, webgpu, qnn."),
+    click.option(
+        "--target",
+        metavar="NAME",
+        help="What runs it. ONNX: cpu, cuda, dml, webgpu, qnn; LiteRT: cpu (default), gpu.",
+    ),
     click.option(
         "--context",
         type=click.IntRange(1, 1 << 30),
-        help="ONNX, --target qnn: the longest text in tokens, a multiple of 64.",
+        metavar="N",
+        help="How many tokens a text may have, where that is fixed: LiteRT (default: 4096, or all that the "
+        "model can take), and ONNX, --target qnn (a multiple of 64).",
     ),
     click.option(
         "--attention", metavar="NAME", help="ONNX, --target qnn: of which operators: gqa (default), standard."
@@ -109,7 +115,7 @@ _OPTIONS = (
         type=click.FloatRange(0, 1),
         help="OpenVINO: the share of the layers' weights in 4 bits; the rest gets 8.",
     ),
-    click.option("--all-layers", is_flag=True, help="OpenVINO: embedding and head in 4 bits, too."),
+    click.option("--all-layers", is_flag=True, help="OpenVINO, LiteRT: embedding and head in 4 bits, too."),
     click.option("--allow-requantize", is_flag=True, help="Quantize also what is quantized already."),
     click.option(
         "--effort",

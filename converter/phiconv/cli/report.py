@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from phiconv.api import Result
     from phiconv.conversion.pipeline import Progress
-    from phiconv.conversion.planning import Plan
+    from phiconv.conversion.plans import Plan
 
 __all__ = [
     "plan_lines",

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from phiconv.conversion.names import check_names
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.planning import Plan, check_path, check_place, place, tensor_plans
+from phiconv.conversion.planning import check_path, check_place, place, tensor_plans
+from phiconv.conversion.plans import Plan
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.recipes import Choices, find_recipe
 from phiconv.recipes.grammar import FLOATS

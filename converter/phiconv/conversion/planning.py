@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from phiconv.conversion.effort import with_moments
 from phiconv.conversion.mixing import plan_for_size
 from phiconv.conversion.names import check_names, shortened
+from phiconv.conversion.plans import LOSSLESS, Plan, TensorPlan, action_of, existing
 from phiconv.conversion.requirements import (
     check_calibration,
     check_source,
@@ -18,7 +18,7 @@ from phiconv.conversion.requirements import (
     for_one_context,
 )
 from phiconv.errors import OutputError, UnsupportedModelError
-from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, RawEncoding, plain_name
+from phiconv.ir import FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
 from phiconv.recipes import Choices, cast, check, choose, spelled
@@ -32,15 +32,9 @@ if TYPE_CHECKING:
 
     from phiconv.ir import Encoding
     from phiconv_formats import Format
-    from phiconv_formats.calibration.reader import Calibration
     from phiconv_formats.shared.output import OutputTensor, Package, Stream
 
 __all__ = [
-    "LOSSLESS",
-    "Action",
-    "Plan",
-    "TensorPlan",
-    "action_of",
     "check_path",
     "check_place",
     "make_plan",
@@ -49,96 +43,8 @@ __all__ = [
 ]
 
 
-Action: TypeAlias = Literal[
-    "copied", "repacked", "widened", "merged", "rounded", "quantized", "dequantized", "requantized"
-]
-"""What happens to the numbers of a tensor.
-
-    copied       they stay as they are stored
-    repacked     so do all codes and scales, in the layout of another format
-    widened      to a float type that holds each of them
-    merged       the sum with an adapter stays as it is computed, in float32
-    rounded      to another float type
-    quantized    from floats to blocks
-    dequantized  from blocks to floats
-    requantized  from blocks to other blocks
-"""
-
-LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
-"""The actions after which not one number has changed."""
-
-
 _LONGEST_NAME = 240
 """Bytes of a name that is made up here: a part of a split file has 15 more."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """What becomes of one tensor.
-
-    Attributes:
-        name: Its name in the output.
-        shape: Outermost dimension first.
-        stored: How the source stores it.
-        encoding: How the output will.
-        nbytes: Bytes in the output.
-        action: What happens to its numbers.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    stored: Encoding
-    encoding: Encoding
-    nbytes: int
-    action: Action
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A conversion that has not happened yet.
-
-    Attributes:
-        model: The source.
-        folder: Where the files go.
-        target: Name of the format.
-        recipe: Name of the recipe.
-        package: The output without its weights.
-        tensors: What becomes of each tensor, in the order of the output.
-        outputs: What the writer was given, in the same order.
-        calibration: What was measured of the model, if anything.
-        mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
-    """
-
-    model: Model
-    folder: Path
-    target: str
-    recipe: str
-    package: Package
-    tensors: tuple[TensorPlan, ...]
-    mixture: tuple[tuple[str, str], ...] = ()
-    outputs: tuple[OutputTensor, ...] = ()
-    calibration: Calibration | None = None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that will be there."""
-        return tuple(self.folder / f.name for f in self.package.files)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return self.package.size
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits per weight over all tensors."""
-        weights = sum(s.tensor.size for s in self.package.streams)
-        return 8 * sum(s.nbytes for s in self.package.streams) / weights if weights else 0.0
-
-    @property
-    def free_space(self) -> int:
-        """Bytes that are free where the output goes."""
-        return shutil.disk_usage(_existing(self.folder)).free
 
 
 def make_plan(
@@ -206,7 +112,12 @@ def _planned(
         split_max_size=split_max_size,
         importance=choices.importance,
         settings=RuntimeSettings(
-            choices.target, choices.accuracy_level, choices.layout, choices.attention, choices.ranges
+            choices.target,
+            choices.accuracy_level,
+            choices.layout,
+            choices.attention,
+            choices.ranges,
+            choices.context,
         ),
     )
     check_names(folder / file.name for file in package.files)
@@ -332,21 +243,6 @@ def tensor_plans(tensors: list[OutputTensor], package: Package) -> tuple[TensorP
     )
 
 
-def action_of(stored: Encoding, encoding: Encoding) -> Action:
-    """What turns numbers of one encoding into another."""
-    if stored == encoding:
-        return "copied"
-    if stored.name != plain_name(stored) and isinstance(encoding, FloatEncoding):
-        return "merged" if encoding == F32 else "rounded"
-    if repackable(stored, encoding):
-        return "repacked"
-    if isinstance(encoding, FloatEncoding):
-        if not isinstance(stored, FloatEncoding):
-            return "dequantized"
-        return "widened" if encoding == F64 or (stored in {F16, BF16} and encoding == F32) else "rounded"
-    return "quantized" if isinstance(stored, FloatEncoding) else "requantized"
-
-
 def _check_lossless(tensors: Sequence[TensorPlan], model: Model) -> None:
     """Refuses a plan in which any number changes."""
     for tensor in tensors:
@@ -365,7 +261,7 @@ def place(destination: Path, target: Format, model: Model, recipe: str) -> tuple
     Files of a format that is a folder have names of their own, unless the destination names one.
     """
     suffix = target.file_suffix
-    if suffix and destination.name.lower().endswith(suffix) and not destination.is_dir():
+    if destination.name.lower().endswith(target.file_suffixes) and not destination.is_dir():
         if not destination.parent.is_dir():
             raise OutputError(
                 "the folder of the destination does not exist", path=destination.parent, hint="make it first"
@@ -384,7 +280,7 @@ def check_place(model: Model, folder: Path, file: Path) -> None:
             "the destination is inside the source folder", path=file, hint="choose another folder"
         )
     check_path(file, model.path)
-    if not _existing(folder).is_dir():
+    if not existing(folder).is_dir():
         raise OutputError(
             "the folder of the destination is a file", path=folder, hint="choose another folder"
         )
@@ -395,10 +291,3 @@ def check_path(destination: Path, source: Path) -> None:
     check_names([destination])
     if destination.exists() and destination.samefile(source):
         raise OutputError("the destination is the source", path=destination, hint="choose another name")
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the one above it that is there: an output's own folder is made when it is needed."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder

@@ -23,6 +23,9 @@ __all__ = ["check_calibration", "check_source", "for_fixed_sizes", "for_one_cont
 _FIXED_SIZES = ("onnx", "qnn")
 """The format and the target of graphs that hold texts of one length."""
 
+_ROOM = {"litert"}
+"""Formats whose writer makes room for texts of a length, which changes nothing else."""
+
 _STEP = 64
 """Such a graph takes so many tokens of a prompt at once; a text is padded to a multiple of it."""
 
@@ -129,8 +132,10 @@ def for_fixed_sizes(model: Model, target: str, choices: Choices) -> tuple[Model,
     """
     hp = model.hyperparameters
     if (target, choices.target) != _FIXED_SIZES:
-        if choices.context is not None:
-            raise UsageError("--context means nothing here", hint="it goes with --to onnx --target qnn")
+        if choices.context is not None and target not in _ROOM:
+            raise UsageError(
+                "--context means nothing here", hint="it goes with --to onnx --target qnn, or --to litert"
+            )
         return model, ()
     if hp is None:  # which is refused later
         return model, ()

@@ -37,7 +37,7 @@ from phiconv_formats.shared.output import joined_roles, roles_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from phiconv.conversion.planning import Plan
+    from phiconv.conversion.plans import Plan
     from phiconv.forward.layers import Array
     from phiconv.forward.ops import Call, Forward
     from phiconv.ir import Encoding, FloatArray

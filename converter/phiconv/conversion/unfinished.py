@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
-    from phiconv.conversion.planning import Plan
+    from phiconv.conversion.plans import Plan
     from phiconv_formats.shared.output import Segment, Stream
 
 __all__ = ["Unfinished", "unfinished_work"]

@@ -35,6 +35,8 @@ __all__ = [
     "MixedEncoding",
     "RawEncoding",
     "SuperBlockEncoding",
+    "litert_block",
+    "litert_channel",
     "mlx_affine",
     "onnx_affine",
     "onnx_channel",
@@ -83,6 +85,7 @@ class BlockEncoding:
         scale_type: The type of the scales and of the minima.
         has_zero_point: Whether a block also has a zero point (asymmetric), an integer of as many bits as a
             code. The offset is 0 then, and there is no minimum.
+        positive_scales: Whether the runtime takes no scale but a positive one.
     """
 
     name: str
@@ -92,6 +95,7 @@ class BlockEncoding:
     has_minimum: bool = False
     scale_type: FloatEncoding = F16
     has_zero_point: bool = False
+    positive_scales: bool = False
 
     @property
     def bits_per_weight(self) -> float:
@@ -285,6 +289,27 @@ def openvino_affine(bits: int, group_size: int, *, symmetric: bool) -> BlockEnco
     name = f"openvino_int{bits}_{'sym' if symmetric else 'asym'}_g{group_size}"
     offset = 8 if symmetric and bits == 4 else 0  # codes of 4 bits are never negative in memory
     return BlockEncoding(name, group_size, bits, offset, has_zero_point=not symmetric)
+
+
+def litert_channel(bits: int, columns: int) -> BlockEncoding:
+    """LiteRT's integers around 0 with a float32 scale for each row.
+
+    Args:
+        bits: Bits of a code: 4 or 8.
+        columns: Of the matrix, a multiple of 4.
+    """
+    offset = 8 if bits == 4 else 0  # codes of 4 bits are never negative in memory
+    name = f"litert_int{bits}_g{columns}"
+    return BlockEncoding(name, columns, bits, offset, scale_type=F32, positive_scales=True)
+
+
+def litert_block(block_size: int) -> BlockEncoding:
+    """LiteRT's 4-bit integers around 0 in blocks with a float16 scale, of which there are 8 bits at most.
+
+    Args:
+        block_size: A multiple of 32 weights.
+    """
+    return BlockEncoding(f"litert_int4_b{block_size}", block_size, 4, offset=8, positive_scales=True)
 
 
 _ADAPTER = "+lora"

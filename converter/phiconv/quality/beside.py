@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from phiconv.conversion.planning import Plan
+    from phiconv.conversion.plans import Plan
     from phiconv.quality.evaluation import Progress
 
 __all__ = ["calibrated"]

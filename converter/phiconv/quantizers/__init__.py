@@ -12,6 +12,7 @@ from phiconv import ir
 from phiconv.errors import UsageError
 from phiconv.quantizers.decoding import decode
 from phiconv.quantizers.ggml import affine, codebook, fast, kquant, lattice, nonlinear, onebit, weighted
+from phiconv.quantizers.litert import min_max
 from phiconv.quantizers.mlx import affine as mlx_affine
 from phiconv.quantizers.mlx import microscaling
 from phiconv.quantizers.numerics.floats import narrow, widen
@@ -125,6 +126,11 @@ def encode(
 
 def _quantizer(encoding: ir.AnyBlockEncoding) -> Quantizer | None:
     """Of `QUANTIZERS`; or one whose groups may be rows of any length."""
+    if isinstance(encoding, ir.BlockEncoding) and encoding in (
+        ir.litert_channel(encoding.bits, encoding.block_size),
+        ir.litert_block(encoding.block_size),
+    ):
+        return partial(min_max.symmetric, encoding=encoding)
     if isinstance(encoding, ir.BlockEncoding) and encoding == ir.onnx_channel(
         encoding.bits, encoding.block_size
     ):

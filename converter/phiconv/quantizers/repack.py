@@ -7,7 +7,8 @@ Every rule is exact in the arithmetic of the formula, and the target's codes hav
     a zero point is a minimum, ``-scale * zero_point``, where minima are float32: float16 has too few bits;
     a block is several smaller ones with the same scale;
     a scale of 16 bits is one of float32;
-    a scale of bfloat16 is one of float16, unless it is very large or very small: which is looked at.
+    a scale of bfloat16 is one of float16, unless it is very large or very small: which is looked at;
+    blocks whose scales may be negative are none of a runtime that takes only positive ones.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def repackable(stored: Encoding, target: Encoding) -> bool:
     wider = target.scale_type == F32 and stored.scale_type in (F16, BF16)
     same_codes = stored.bits == target.bits and stored.block_size % target.block_size == 0
     narrower = (stored.scale_type, target.scale_type) == (BF16, F16) and not target.has_minimum
-    if not same_codes or not (wider or narrower or stored.scale_type == target.scale_type):
+    too_signed = target.positive_scales and not stored.positive_scales
+    if too_signed or not same_codes or not (wider or narrower or stored.scale_type == target.scale_type):
         return False
     if target.has_minimum and not stored.has_minimum:
         exact = stored.scale_type in (F16, BF16)  # of which few bits of float32 are used

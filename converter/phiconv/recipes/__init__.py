@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding, plain_name
-from phiconv.recipes import awq, compressed_tensors, gguf, gptq, mlx, onnx, openvino, safetensors
+from phiconv.recipes import awq, compressed_tensors, gguf, gptq, litert, mlx, onnx, openvino, safetensors
 from phiconv.recipes.choices import Choices, override, spelled
 from phiconv.recipes.kept import keep_blocks
 from phiconv.recipes.target import Recipes
@@ -36,6 +36,7 @@ __all__ = [
 
 TARGETS: dict[str, Recipes] = {
     "gguf": gguf,
+    "litert": litert,
     "mlx": mlx,
     "onnx": onnx,
     "openvino": openvino,

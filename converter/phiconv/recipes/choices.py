@@ -25,7 +25,7 @@ _WORDS = {
     "layout": (("genai", "transformers.js"), {"transformersjs": "transformers.js", "js": "transformers.js"}),
     "attention": (("gqa", "standard"), {"group-query": "gqa", "groupqueryattention": "gqa"}),
     "target": (
-        ("cpu", "cuda", "dml", "webgpu", "qnn"),
+        ("cpu", "cuda", "dml", "webgpu", "qnn", "gpu"),
         {"directml": "dml", "direct-ml": "dml", "web-gpu": "webgpu", "qualcomm": "qnn", "hexagon": "qnn"},
     ),
 }
@@ -53,8 +53,8 @@ class Choices:
         long_context: LongRoPE's long factors at every length, for runtimes that switch in the middle of a
             text, as where a prompt is computed in chunks.
         target: The kind of processor that the output is for, where the runtime has more than one.
+        context: How many positions there is room for, where that is fixed when a file is written.
         layout: Whose folder it is, where an output can stand in more than one: "genai" or "transformers.js".
-        context: The longest text in tokens, where graphs have fixed sizes.
         attention: Of which operators, where there are several ways: "gqa" (ONNX Runtime's own) or "standard".
         ranges: Between which numbers activations lie, for recipes that quantize them.
         accuracy_level: ONNX Runtime's, of products with quantized matrices: from 0, float32, to 4, int8.
@@ -81,8 +81,8 @@ class Choices:
     short_context: bool = False
     long_context: bool = False
     target: str | None = None
-    layout: str | None = None
     context: int | None = None
+    layout: str | None = None
     attention: str | None = None
     ranges: Ranges | None = None
     accuracy_level: int | None = None

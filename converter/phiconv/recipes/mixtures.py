@@ -25,6 +25,7 @@ __all__ = ["LADDERS", "NAMED_AFTER", "alike", "ladder", "tensor_type_lines", "us
 
 LADDERS: dict[str, tuple[str, ...]] = {
     "gguf": ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
+    "litert": ("wi4", "wi4b64", "wi4b32", "wi8"),
     "mlx": ("2bit", "3bit", "4bit", "5bit", "6bit", "8bit"),
     "onnx": ("int4-g128", "int4", "int8"),
     "openvino": ("int4-asym", "int4-asym-g64", "int4-asym-g32", "int8-asym"),
@@ -34,6 +35,7 @@ LADDERS: dict[str, tuple[str, ...]] = {
 
 NAMED_AFTER: dict[str, tuple[str, ...]] = {
     "gguf": ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"),
+    "litert": ("wi4", "wi4b32", "wi8"),
     "mlx": ("2bit", "3bit", "4bit", "5bit", "6bit", "8bit"),
     "onnx": ("int4", "int8"),
     "openvino": ("int4-asym", "int8-asym"),

@@ -46,6 +46,7 @@ class RuntimeSettings:
         layout: Whose folder the files are laid out for; None for the format's usual one.
         attention: Of which operators attention is made; None for the usual ones.
         ranges: What quantized activations are scaled by, where there are any.
+        context: How many positions there is room for; None for the format's usual number.
     """
 
     target: str | None = None
@@ -53,6 +54,7 @@ class RuntimeSettings:
     layout: str | None = None
     attention: str | None = None
     ranges: Ranges | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,10 @@ def _block_kind(encoding: BlockEncoding) -> Kind:
     if encoding.name == Q8_0.name:
         # llama.cpp writes neither code -128 nor a negative scale, and not all its kernels were made for them.
         return Scale(encoding, Integers(-127, 127, signed=True), bits, signed=False)
+    if encoding.positive_scales and bits == 8:  # LiteRT's, which has no code -128 either
+        return Scale(encoding, Integers(-127, 127, signed=True), bits, signed=False)
     if encoding.offset:
-        return Scale(encoding, _codes(bits, encoding.offset), bits, signed=True)
+        return Scale(encoding, _codes(bits, encoding.offset), bits, signed=not encoding.positive_scales)
     middle = 1 << (bits - 1)
     return Scale(encoding, Integers(-middle, middle - 1, signed=True), bits, signed=True)
 
