@@ -215,8 +215,7 @@ def convert(
         WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
-    planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config)
-    planned = partial(planned, ranges=ranges)
+    planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config, ranges=ranges)
     planned = partial(planned, to=to, quant=quant, choices=choices, repack_only=repack_only)
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
     first = planned(source, destination, calibration=calibration, **adapters)
@@ -227,16 +226,14 @@ def convert(
         unfinished_work(made) as unfinished,
     ):
         notes = [*made.package.notes]
-        options: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
+        where: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
+        told: dict[str, Any] = {
+            "progress": progress,
+            "note": notes.append,
+            "allow_nonfinite": allow_nonfinite,
+        }
         reports = pipeline.run(
-            made.package,
-            made.folder,
-            allow_nonfinite=allow_nonfinite,
-            progress=progress,
-            source=made.model.path,
-            note=notes.append,
-            unfinished=unfinished,
-            **options,
+            made.package, made.folder, source=made.model.path, unfinished=unfinished, **where, **told
         )
     return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
 

@@ -125,6 +125,18 @@ def quantized(root: Path, make_base: Callable[..., Path]) -> dict[str, Case]:
     }
 
 
+def compressed(source: Path, root: Path) -> dict[str, Case]:
+    """Folders of compressed-tensors."""
+    phiconv.convert(source, root / "compressed", to="compressed-tensors", quant="w4a16-asym-g32")
+    phiconv.convert(source, root / "nvfp4", to="compressed-tensors", quant="nvfp4a16")
+    weights = "model.safetensors"
+    return {
+        "compressed weights": Case(root / "compressed", weights, parse=header, build=with_header),
+        "compressed config": Case(root / "compressed", "config.json", parse=json.loads),
+        "nvfp4 weights": Case(root / "nvfp4", weights, parse=header, build=with_header),
+    }
+
+
 def litert_files(source: Path, root: Path) -> None:
     """A file for LiteRT-LM, and a graph alone with its tokenizer beside it."""
     for end in ("litertlm", "tflite"):
@@ -152,8 +164,6 @@ def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
     phiconv.convert(root / "q8_0.gguf" / "x.gguf", root / "qdq", to="onnx", quant="int8-qdq")
     (root / "qdq" / "config.json").unlink()  # so that genai_config.json and the graph must say it
     phiconv.convert(byte_level, root / "openvino", to="openvino", quant="int4-asym-g32")
-    phiconv.convert(byte_level, root / "compressed", to="compressed-tensors", quant="w4a16-asym-g32")
-    phiconv.convert(byte_level, root / "nvfp4", to="compressed-tensors", quant="nvfp4a16")
     litert_files(byte_level, root)
     torch = {form: make_pytorch.make_checkpoint(pieces, root / form, form) for form in ("zip", "legacy")}
     weights = "model.safetensors"
@@ -174,9 +184,7 @@ def cases(tmp_path_factory, make_miniature, make_pytorch, make_base):
         "pytorch legacy": Case(torch["legacy"], "pytorch_model.bin"),
         "mlx weights": Case(root / "mlx", weights, parse=header, build=with_header),
         "mlx config": Case(root / "mlx", "config.json", parse=json.loads),
-        "compressed weights": Case(root / "compressed", weights, parse=header, build=with_header),
-        "compressed config": Case(root / "compressed", "config.json", parse=json.loads),
-        "nvfp4 weights": Case(root / "nvfp4", weights, parse=header, build=with_header),
+        **compressed(byte_level, root),
         "onnx": Case(root / "onnx", "model.onnx"),
         "onnx qdq": Case(root / "qdq", "model.onnx"),
         "onnx config": Case(root / "qdq", "genai_config.json", parse=json.loads),

@@ -98,28 +98,11 @@ def _planned(
     choices: Choices,
 ) -> Plan:
     """The plan for a recipe and choices that say the type of each tensor; ``sizes`` are notes on those."""
-    assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     recipe, encodings = choose(target.name, quant, model, tensors, choices)
     again = _check_requantizing(tensors, encodings, choices, model)
     folder, file_name = place(destination, target, model, recipe)
     check_place(model, folder, folder / file_name)
-    package = target.writer().package(
-        model,
-        tensors,
-        encodings,
-        file_name=file_name,
-        recipe=recipe,
-        split_max_size=split_max_size,
-        importance=choices.importance,
-        settings=RuntimeSettings(
-            choices.target,
-            choices.accuracy_level,
-            choices.layout,
-            choices.attention,
-            choices.ranges,
-            choices.context,
-        ),
-    )
+    package = _packed(target, model, tensors, encodings, file_name, recipe, split_max_size, choices)
     check_names(folder / file.name for file in package.files)
     package = _with_choices(package, choices, cast(target.name, recipe, model, choices))
     if choices.calibration is not None:
@@ -143,6 +126,37 @@ def _planned(
         plans,
         outputs=tuple(tensors),
         calibration=choices.calibration,
+    )
+
+
+def _packed(
+    target: Format,
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    encodings: Sequence[Encoding],
+    file_name: str,
+    recipe: str,
+    split_max_size: int | None,
+    choices: Choices,
+) -> Package:
+    """The output, as its writer lays it out."""
+    assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
+    return target.writer().package(
+        model,
+        tensors,
+        encodings,
+        file_name=file_name,
+        recipe=recipe,
+        split_max_size=split_max_size,
+        importance=choices.importance,
+        settings=RuntimeSettings(
+            choices.target,
+            choices.accuracy_level,
+            choices.layout,
+            choices.attention,
+            choices.ranges,
+            choices.context,
+        ),
     )
 
 

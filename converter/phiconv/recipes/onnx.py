@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from phiconv.architectures import ARCHITECTURES
 from phiconv.errors import UsageError
-from phiconv.forward.ops import ATTENTION_ROLES
 from phiconv.ir import F16, F32, ONNX_AFFINE, BlockEncoding, FloatEncoding, onnx_affine, onnx_channel
 from phiconv.ir.model import Role
 from phiconv.quantizers.repack import stays
@@ -164,7 +163,7 @@ def _check_channels(tensors: Sequence[OutputTensor], encodings: Sequence[Encodin
 
 def _joined(tensor: OutputTensor) -> tuple[str, ...]:
     assert tensor.role is not None  # noqa: S101 - a matrix has one
-    return ATTENTION_ROLES if "qkv_proj" in tensor.name else (tensor.role.name,)
+    return ("attn_q", "attn_k", "attn_v") if "qkv_proj" in tensor.name else (tensor.role.name,)
 
 
 def _check_standard(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:

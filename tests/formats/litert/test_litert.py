@@ -239,7 +239,7 @@ def test_mixtures_are_refused_by_name(model_folder):
 
 
 def test_a_context_is_litert_s(model_folder):
-    with pytest.raises(phiconv.UsageError, match="--context means nothing for gguf"):
+    with pytest.raises(phiconv.UsageError, match="--context means nothing"):
         phiconv.plan(model_folder("phi3"), "x.gguf", choices=phiconv.Choices(context=100))
 
 
