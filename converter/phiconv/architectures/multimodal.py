@@ -229,15 +229,10 @@ def _taken(factors: dict[str, Tensor], name: str, path: Path) -> Tensor:
 
 def _sentence(counts: Mapping[str, int], adapters: list[str]) -> str:
     """What is beside the language model, for people."""
-    parts = " and ".join(f"{count} tensors of the part for {part}" for part, count in counts.items())
-    more = f"; its adapters are merged only by --lora: {', '.join(adapters)}" if adapters else ""
-    return f"this is the text part of the model: {parts} are left out{more}"
+    parts = " and ".join(f"{count} tensors for {part}" for part, count in counts.items())
+    more = f"; its adapters, {' and '.join(adapters)}, are merged only by --lora" if adapters else ""
+    return f"only the text part of this model is taken: {parts} are left out{more}"
 
 
 def _malformed(path: Path, name: str, message: str) -> MalformedFileError:
-    return MalformedFileError(
-        message,
-        path=path,
-        at=f"tensor {name}",
-        hint="download the checkpoint again, or check its config.json",
-    )
+    return MalformedFileError(message, path=path, at=f"tensor {name}", hint="download the checkpoint again")
