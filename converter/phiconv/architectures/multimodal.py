@@ -162,15 +162,15 @@ def text_part(kind: Multimodal, named: Mapping[str, Tensor], config: Config, pat
             adapter is not whole.
         ConfigError: The keys of an adapter.
     """
-    counts = {part: sum(n.startswith(prefixes) for n in named) for part, prefixes in kind.parts.items()}
-    for part, count in counts.items():
-        if not count:
-            raise MalformedFileError(
-                f"config.json is that of a model with a part for {part}, of which no tensor is here",
-                path=path,
-                at=f"tensor {kind.parts[part][0]}*",
-                hint="download the checkpoint again, or check its configuration",
-            )
+    for part, prefixes in kind.parts.items():
+        for prefix in prefixes:
+            if not any(name.startswith(prefix) for name in named):
+                raise MalformedFileError(
+                    f"config.json is that of a model with a part for {part}, and no such tensor is here",
+                    path=path,
+                    at=f"tensor {prefix}*",
+                    hint="download the checkpoint again, or check its configuration",
+                )
     tensors: dict[str, Tensor] = {}
     for name, tensor in text_stored(kind, named).items():
         plain = name.replace(_BASE, ".") if kind.adapters else name
@@ -180,6 +180,7 @@ def text_part(kind: Multimodal, named: Mapping[str, Tensor], config: Config, pat
     adapters: dict[str, Adapter | Path] = {name: own for name, own in inside.items() if own.changes}
     folder = path if path.is_dir() else path.parent
     adapters |= {name: folder / own for name, own in kind.folders.items() if (folder / own).is_dir()}
+    counts = {part: sum(n.startswith(prefixes) for n in named) for part, prefixes in kind.parts.items()}
     return TextPart(tensors, adapters, _sentence(counts, [*adapters]))
 
 
