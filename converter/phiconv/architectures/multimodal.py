@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures.phi3 import PHI3
-from phiconv.errors import MalformedFileError
+from phiconv.errors import MalformedFileError, printable
 from phiconv.ir import FloatEncoding
 from phiconv.ir.adapter import Adapter, LowRank
 
@@ -236,4 +236,6 @@ def _sentence(counts: Mapping[str, int], adapters: list[str]) -> str:
 
 
 def _malformed(path: Path, name: str, message: str) -> MalformedFileError:
-    return MalformedFileError(message, path=path, at=f"tensor {name}", hint="download the checkpoint again")
+    return MalformedFileError(
+        message, path=path, at=f"tensor {printable(name)}", hint="download the checkpoint again"
+    )
