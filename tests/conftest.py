@@ -111,6 +111,13 @@ def make_model(make_models: ModuleType) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_multimodal() -> Callable[..., Path]:
+    """``make_multimodal(folder, kind, *, seed=0, **overrides)`` writes a multimodal model folder."""
+    function: Callable[..., Path] = script("make_multimodal").make_multimodal
+    return function
+
+
+@pytest.fixture(scope="session")
 def model_folder(
     make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:

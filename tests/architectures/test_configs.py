@@ -202,11 +202,7 @@ def test_names_of_phimoe(classes):
 
 REFUSED = {
     "Phi-3-small": ("Phi3SmallForCausalLM", "phi3small"),
-    "Phi-3-vision": ("Phi3VForCausalLM", "phi3_v"),
-    "Phi-4-multimodal": ("Phi4MMForCausalLM", "phi4mm"),
-    "Phi-4-multimodal of transformers": ("Phi4MultimodalForCausalLM", "phi4_multimodal"),
     "Phi-4-mini-flash": ("Phi4FlashForCausalLM", "phi4flash"),
-    "Phi-4-reasoning-vision": ("Phi4ForCausalLMV", "phi4-siglip"),
     "the 2023 layout": ("PhiForCausalLM", "phi-msft"),
     "the 2023 layout of phi-1": ("MixFormerSequentialForCausalLM", "mixformer-sequential"),
     "not supported": ("MistralForCausalLM", "mistral"),

@@ -22,6 +22,7 @@ RANDOM: dict[str, tuple[str, dict[str, Any]]] = {
     "phi2": ("phi2", {}),
     "phi3": ("phi3", {}),
     "phi3-gqa": ("phi3-gqa", {}),
+    "phi3-su": ("phi3-su", {}),
     "phi3-window": ("phi3", {"sliding_window": 7}),
     "phi4": ("phi4", {}),
     "phi4mini": ("phi4mini", {}),

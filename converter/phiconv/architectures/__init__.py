@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from phiconv.architectures.architecture import Architecture
 from phiconv.architectures.heads import same_weights
 from phiconv.architectures.llama import LLAMA
+from phiconv.architectures.multimodal import kind_of
 from phiconv.architectures.phi import PHI
 from phiconv.architectures.phi3 import PHI3
 from phiconv.architectures.phimoe import PHIMOE
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.architectures.config import Config
+    from phiconv.architectures.multimodal import Multimodal
     from phiconv.ir import Tensor
     from phiconv.ir.model import HubTensor, Hyperparameters
 
-__all__ = ["ARCHITECTURES", "Architecture", "find", "hub_tensors", "read_weights"]
+__all__ = ["ARCHITECTURES", "Architecture", "find", "find_multimodal", "hub_tensors", "read_weights"]
 
 
 ARCHITECTURES = {a.name: a for a in (PHI, PHI3, PHIMOE, LLAMA, QWEN2, QWEN3)}
@@ -34,10 +36,7 @@ ARCHITECTURES = {a.name: a for a in (PHI, PHI3, PHIMOE, LLAMA, QWEN2, QWEN3)}
 # Known by class name and by model_type, and refused by name rather than misread.
 _UNSUPPORTED = {
     ("Phi3SmallForCausalLM", "phi3small"): "Phi-3-small (block-sparse attention, muP scaling)",
-    ("Phi3VForCausalLM", "phi3_v", "phi3v"): "Phi-3-vision and Phi-3.5-vision (multimodal)",
-    ("Phi4MMForCausalLM", "phi4mm", "Phi4MultimodalForCausalLM", "phi4_multimodal"): "Phi-4-multimodal",
     ("Phi4FlashForCausalLM", "phi4flash"): "Phi-4-mini-flash-reasoning (Mamba and differential attention)",
-    ("Phi4ForCausalLMV", "phi4-siglip"): "Phi-4-reasoning-vision (multimodal)",
     ("MixFormerSequentialForCausalLM", "mixformer-sequential"): "the 2023 layout of phi-1 and phi-1.5",
     ("phi-msft",): "the 2023 layout of phi-1.5 and phi-2",
 }
@@ -47,14 +46,13 @@ _IGNORED = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.masked_bias", r".*\.at
 
 
 def find(config: Config) -> Architecture:
-    """Finds the architecture of a config.json.
+    """Finds the architecture of a config.json; of a multimodal model that of its text part.
 
     Raises:
         UnsupportedModelError: A model that phiconv knows by name only, or does not know.
-        ConfigError: Neither ``architectures`` nor ``model_type`` says what it is.
+        ConfigError: Neither ``architectures`` nor ``model_type`` says what it is, or they contradict.
     """
-    names = [*_class_names(config), config.get("model_type")[1]]
-    names = [n for n in names if isinstance(n, str)]
+    names = _names(config)
     if not names:
         raise config.error(
             "architectures", "missing, and model_type too", "config.json must say what model this is"
@@ -68,6 +66,8 @@ def find(config: Config) -> Architecture:
                 at=f"model {names[0]}",
                 hint="see 'phiconv formats'",
             )
+    if (kind := kind_of(names, config)) is not None:
+        return kind.text
     for architecture in ARCHITECTURES.values():
         if names[0] in architecture.classes or (names[0] == architecture.name):
             return architecture
@@ -77,6 +77,21 @@ def find(config: Config) -> Architecture:
         at=f"model {names[0]}",
         hint="supported are " + ", ".join(c for a in ARCHITECTURES.values() for c in a.classes),
     )
+
+
+def find_multimodal(config: Config) -> Multimodal | None:
+    """The kind of multimodal model that a config.json is of; None for a model of text alone.
+
+    Raises:
+        ConfigError: ``architectures`` and ``model_type`` contradict each other.
+    """
+    return kind_of(_names(config), config)
+
+
+def _names(config: Config) -> list[str]:
+    """What a config.json calls the model, the most telling name first."""
+    names = [*_class_names(config), config.get("model_type")[1]]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _class_names(config: Config) -> list[object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv import recipes
 from phiconv.architectures import ARCHITECTURES
+from phiconv.architectures.multimodal import KINDS
 from phiconv_formats import FORMATS
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def formats_object() -> dict[str, Any]:
         "architectures": {
             a.name: {"classes": list(a.classes), "models": a.title} for a in ARCHITECTURES.values()
         },
+        "text_parts": [{"names": list(k.names), "models": k.title, "as": k.text.name} for k in KINDS],
     }
 
 
@@ -53,6 +55,8 @@ def formats_lines() -> list[str]:
         lines += [line for family in module.RECIPES.families for line in family_lines(family)]
     lines.append("Models:")
     lines += [f"  {a.name} ({', '.join(a.classes)}): {a.title}" for a in ARCHITECTURES.values()]
+    lines.append("Models whose text part is converted:")
+    lines += [f"  {k.names[0]}, as {k.text.name}: {k.title}" for k in KINDS]
     return lines
 
 

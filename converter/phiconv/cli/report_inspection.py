@@ -39,6 +39,8 @@ def inspection_object(seen: Examination, *, tensors: bool = True) -> dict[str, A
     }
     if seen.adapter is not None:
         result["adapter"] = _adapter(seen.adapter)
+    if seen.left_out:
+        result["left_out"] = seen.left_out
     if seen.error is not None:
         result["config"] = dict(found.config or {})
         result["error"] = error_object(seen.error)
@@ -62,6 +64,7 @@ def inspection_lines(seen: Examination, *, tensors: bool = True) -> list[str]:
         f"{printable(found.path)}: {found.format}, {_architecture(seen)}",
         *_amounts(found.stored.values()),
     ]
+    lines += [f"  {printable(seen.left_out, 400)}"] if seen.left_out else []
     shown = _hyperparameters(seen.hyperparameters) or (_adapter(seen.adapter) if seen.adapter else {})
     lines += [f"  {key}: {printable(value)}" for key, value in shown.items()]
     if tokenizer := _tokenizer(seen.tokenizer):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from os import fspath
 from typing import TYPE_CHECKING, TypeAlias
 
 from phiconv import architectures
 from phiconv.architectures.adapters import apply_adapter
 from phiconv.conversion.paths import expanded
 from phiconv.errors import UnsupportedModelError, UsageError, printable
+from phiconv.ir.adapter import Adapter
 from phiconv_formats.peft import open_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Sized
     from os import PathLike
 
-    from phiconv.ir.adapter import Adapter
     from phiconv.ir.model import Model
 
 __all__ = ["Lora", "merge"]
@@ -34,7 +35,7 @@ def merge(model: Model, adapters: Sequence[Lora]) -> Model:
     Args:
         model: An open model of a known architecture; it may be quantized.
         adapters: Folders as PEFT saves them, or pairs of a folder and a weight, by which the scale is
-            multiplied.
+            multiplied. Adapters that come with the model have names instead, which count before folders.
 
     Returns:
         The same model with other weights. Those that an adapter changes are read as float32.
@@ -46,7 +47,8 @@ def merge(model: Model, adapters: Sequence[Lora]) -> Model:
     """
     for each in adapters:
         path, weight = each if isinstance(each, tuple) else (each, 1.0)
-        adapter = open_adapter(expanded(path))
+        own = model.own_adapters.get(fspath(path))
+        adapter = own if isinstance(own, Adapter) else open_adapter(expanded(own or path))
         model = _with(model, _weighted(adapter, weight))
     return model
 

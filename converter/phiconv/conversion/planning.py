@@ -174,7 +174,8 @@ def _growth(plans: Sequence[TensorPlan], target: str) -> list[str]:
 def _source_notes(model: Model, target: str) -> list[str]:
     """Notes on what the source does not say, or is wrong about; a copy in its own format says no more."""
     hp = model.hyperparameters
-    notes = [*model.merged] if target == model.format else [*model.merged, *model.card.supplied]
+    notes = [model.left_out] if model.left_out else []
+    notes += model.merged if target == model.format else (*model.merged, *model.card.supplied)
     if hp is None or hp.tie_word_embeddings or model.card.config.get("tie_word_embeddings") is not True:
         return notes
     if model.merged:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phiconv import architectures
+from phiconv.architectures.adapters import changes_by_role
 from phiconv.architectures.config import Config
+from phiconv.architectures.multimodal import text_config, text_part, text_stored
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.conversion.paths import expanded
 from phiconv.errors import InputError, MissingFileError, UsageError
+from phiconv.ir.adapter import Adapter
 from phiconv.ir.findings import found_by, keeping, tolerated
 from phiconv.ir.model import Checkpoint, Model
 from phiconv_formats import find_reader
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
+    from phiconv.architectures.multimodal import TextPart
     from phiconv.conversion.adapters import Lora
-    from phiconv.ir.adapter import Adapter
     from phiconv.ir.model import Hyperparameters
     from phiconv.tokenization.tokenizer import Tokenizer
 
@@ -115,10 +118,14 @@ def _named_model(found: Checkpoint) -> Model:
     keys = Config(found.config, found.config_path)
     architecture = architectures.find(keys)
     hyperparameters = architecture.parse(keys)
+    found, text = _text_of(found, keys)
     named = found.stored if found.tensors is None else found.tensors
     hyperparameters, tensors = architectures.read_weights(
-        architecture, hyperparameters, named, path, found.config
+        architecture, hyperparameters, named, path, keys.values
     )
+    for adapter in text.adapters.values() if text else ():
+        if isinstance(adapter, Adapter):
+            changes_by_role(architecture, hyperparameters, adapter)  # refuses one that does not fit
     return Model(
         path=path,
         format=found.format,
@@ -131,7 +138,20 @@ def _named_model(found: Checkpoint) -> Model:
         metadata=found.metadata,
         hub=architectures.hub_tensors(architecture, hyperparameters, tensors),
         forward=architecture.forward,
+        own_adapters=text.adapters if text else {},
+        left_out=text.left_out if text else "",
     )
+
+
+def _text_of(found: Checkpoint, config: Config) -> tuple[Checkpoint, TextPart | None]:
+    """The text part of a multimodal checkpoint, and what is beside it; any other checkpoint as it is."""
+    kind = architectures.find_multimodal(config)
+    if kind is None:
+        return found, None
+    text = text_part(kind, found.stored if found.tensors is None else found.tensors, config, found.path)
+    card = replace(found.card, config=text_config(kind, found.card.config))
+    stored = text_stored(kind, found.stored)
+    return replace(found, stored=stored, tensors=text.tensors, card=card), text
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +166,7 @@ class Examination:
         tokenizer: None where there is none, or none that can be read.
         error: Why it is no model; None where it is one, a file of plain tensors, or an adapter.
         adapter: The adapter that it is instead of a model.
+        left_out: What a multimodal checkpoint holds beside the model of text, a sentence; else "".
     """
 
     found: Checkpoint
@@ -155,6 +176,7 @@ class Examination:
     tokenizer: Tokenizer | None
     error: InputError | None
     adapter: Adapter | None = None
+    left_out: str = ""
 
 
 def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = None) -> Examination:
@@ -178,7 +200,13 @@ def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = N
         found, model = kept, None
     if model is not None and model.architecture is not None:
         return Examination(
-            found, _stated(found), model.architecture, model.hyperparameters, model.tokenizer, None
+            found,
+            _stated(found),
+            model.architecture,
+            model.hyperparameters,
+            model.tokenizer,
+            None,
+            left_out=model.left_out,
         )
     hyperparameters = tolerated(lambda: _hyperparameters(found))
     tokenizer = tolerated(lambda: found.read_tokenizer(MAX_TOKENS))

@@ -184,7 +184,8 @@ class Model:
     Attributes:
         path: What was opened.
         format: The format it is stored in, a key of ``phiconv_formats.FORMATS``.
-        stored: Every tensor under its own name in the file, in the file's order.
+        stored: Every tensor under its own name in the file, in the file's order; of a multimodal checkpoint
+            those of its text part.
         architecture: Key of ``phiconv.architectures.ARCHITECTURES``; None for a file of plain tensors.
         hyperparameters: None exactly where ``architecture`` is.
         tensors: The weights by role; empty exactly where ``architecture`` is None.
@@ -196,6 +197,9 @@ class Model:
             ``architecture`` is.
         merged: The adapters that are part of the weights, one sentence each.
         adapters: These adapters themselves.
+        own_adapters: Those that come with the checkpoint and are merged only if asked for by these names, or
+            their folders.
+        left_out: What a multimodal checkpoint holds beside this model of text, a sentence; else "".
     """
 
     path: Path
@@ -211,6 +215,8 @@ class Model:
     forward: Callable[[Any, Hyperparameters], object] | None = None
     merged: tuple[str, ...] = ()
     adapters: tuple[Adapter, ...] = ()
+    own_adapters: Mapping[str, Adapter | Path] = field(default_factory=dict)
+    left_out: str = ""
 
     @property
     def size(self) -> int:
