@@ -25,6 +25,7 @@ from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
+from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "examine",
+    "following_links",
     "generate",
     "logits",
     "merge",

@@ -20,6 +20,7 @@ from phiconv_formats.onnx.source_config import derived_config, find_heads, gener
 from phiconv_formats.onnx.stored_matrices import find_matrices
 from phiconv_formats.onnx.transformers_js import FOLDER, SECTION
 from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.links import refuse_outside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,6 +139,7 @@ def _main_file(folder: Path, genai: Mapping[str, Any]) -> Path:
                 message, path=folder / "genai_config.json", at="key model.decoder.filename"
             )
         return folder / name
+    refuse_outside(folder / FOLDER, folder)
     found = sorted(folder.glob("*.onnx")) or sorted(folder.glob(f"{FOLDER}/*.onnx"))
     if len(found) == 1:
         return found[0]
