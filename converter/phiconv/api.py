@@ -28,6 +28,7 @@ from phiconv.recipes import Choices
 from phiconv_formats.calibration.ranges import read_ranges
 from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
+from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "examine",
+    "following_links",
     "generate",
     "logits",
     "merge",

@@ -156,12 +156,15 @@ def test_link(damage, refused, folder, tmp_path, inside):
     if inside:
         opened_and_read(path)
     else:
-        refused(phiconv.open_model, path, says="a link out of the model's folder")
+        refused(phiconv.open_model, path, says="a link out of its folder")
 
 
 def test_links_of_a_hub_cache(damage, tmp_path):
-    path, blobs = damage(lambda _: None), tmp_path / "blobs"
-    blobs.mkdir()
+    repository = tmp_path / "models--someone--model"
+    path, blobs = repository / "snapshots" / "main", repository / "blobs"
+    blobs.mkdir(parents=True)
+    path.parent.mkdir()
+    damage(lambda _: None).rename(path)
     for name in ("model.onnx", "model.onnx.data"):
         (path / name).rename(blobs / name[::-1])
         (path / name).symlink_to(blobs / name[::-1])

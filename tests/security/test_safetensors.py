@@ -239,17 +239,23 @@ class TestIndex:
 class TestLinks:
     def test_l1_link_to_another_file(self, tmp_path, refused):
         (tmp_path / "model.safetensors").symlink_to("/etc/passwd")
-        refused(open_safetensors, tmp_path / "model.safetensors", says="not a safetensors file")
+        refused(
+            open_safetensors,
+            tmp_path / "model.safetensors",
+            says="a link out of its folder, to /etc/passwd",
+            kind=InputError,
+        )
 
     def test_l1_loop(self, tmp_path, refused):
         (tmp_path / "a").symlink_to("a")
         refused(open_safetensors, tmp_path / "a", says="form a loop")
 
     def test_l2_links_of_a_download_cache(self, write_safetensors, tmp_path):
-        (tmp_path / "blobs").mkdir()
-        (tmp_path / "snapshots" / "main").mkdir(parents=True)
-        write_safetensors({"a": entry()}, bytes(4), "blobs/0123abcd")
-        link = tmp_path / "snapshots" / "main" / "model.safetensors"
+        repository = tmp_path / "models--someone--model"
+        (repository / "blobs").mkdir(parents=True)
+        (repository / "snapshots" / "main").mkdir(parents=True)
+        write_safetensors({"a": entry()}, bytes(4), f"{repository.name}/blobs/0123abcd")
+        link = repository / "snapshots" / "main" / "model.safetensors"
         link.symlink_to("../../blobs/0123abcd")
         archive = open_safetensors(link)
         assert archive.path == link

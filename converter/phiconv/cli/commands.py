@@ -10,7 +10,7 @@ import click
 
 from phiconv._version import __version__
 from phiconv.cli import quality as cli_quality
-from phiconv.cli.common import CONFIG, JOBS, JSON, PATH, QUIET
+from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
 from phiconv.cli.compile import compile_
 from phiconv.cli.group import Command, Group
@@ -177,6 +177,7 @@ def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
 @click.argument("path", type=PATH)
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @CONFIG
+@FOLLOW_LINKS
 @JSON
 def inspect(path: Path, tensors: bool, config: Path | None, as_json: bool) -> None:
     """Show what is in a model, or in what is refused: architecture, tensors, types, tokenizer."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-__all__ = ["BASE", "CONFIG", "JOBS", "JSON", "LORA", "PATH", "QUIET", "lora_option"]
+__all__ = ["BASE", "CONFIG", "FOLLOW_LINKS", "JOBS", "JSON", "LORA", "PATH", "QUIET", "lora_option"]
 
 
 class _Path(click.Path):
@@ -31,6 +31,23 @@ CONFIG = click.option(
     type=PATH,
     metavar="FOLDER",
     help="Where config.json and the tokenizer are, if not with the weights.",
+)
+
+
+def _follow_links(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    """Follows links of models until the command ends."""
+    from phiconv_formats.shared.links import following_links
+
+    if value:
+        ctx.with_resource(following_links())
+
+
+FOLLOW_LINKS = click.option(
+    "--follow-links",
+    is_flag=True,
+    expose_value=False,
+    callback=_follow_links,
+    help="Follow links in the model's folder that lead out of it.",
 )
 
 

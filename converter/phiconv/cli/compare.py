@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import JOBS, JSON, LORA, PATH, QUIET
+from phiconv.cli.common import FOLLOW_LINKS, JOBS, JSON, LORA, PATH, QUIET
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = ["compare"]
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @LORA
+@FOLLOW_LINKS
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @JSON
 @JOBS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from phiconv.cli.common import BASE, CONFIG, JSON, LORA, PATH
+from phiconv.cli.common import BASE, CONFIG, FOLLOW_LINKS, JSON, LORA, PATH
 from phiconv.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ _OPTIONS = (
         help="For --effort best: about how many tokens of the texts.  [default: 8192]",
     ),
     CONFIG,
+    FOLLOW_LINKS,
     LORA,
     BASE,
     click.option(

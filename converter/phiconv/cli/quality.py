@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import JSON, LORA, PATH, lora_option
+from phiconv.cli.common import FOLLOW_LINKS, JSON, LORA, PATH, lora_option
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @click.argument("paths", type=PATH, nargs=-1, required=True, metavar="PATH...")
 @_TEXT
 @LORA
+@FOLLOW_LINKS
 @click.option("--reference", type=PATH, help="A model to compare with: the unquantized one.")
 @lora_option("--reference-lora", "An adapter to merge into that.")
 @click.option(
@@ -90,6 +91,7 @@ def evaluate(
 @click.command(cls=Command)
 @_PATH
 @LORA
+@FOLLOW_LINKS
 @click.option(
     "--text",
     "texts",
@@ -166,6 +168,7 @@ def calibrate(
 @click.command(cls=Command)
 @_PATH
 @LORA
+@FOLLOW_LINKS
 @click.option("--prompt", required=True, help="The text to continue.")
 @click.option(
     "--count",

@@ -10,6 +10,7 @@ import click
 
 from phiconv.errors import InputError, printable
 from phiconv_formats.shared.files import read_small_file
+from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +31,8 @@ def read_text(path: Path) -> str:
         InputError: It cannot be read, or is not UTF-8.
     """
     try:
-        return read_small_file(path, _LARGEST_TEXT).decode("utf-8-sig")
+        with following_links():  # no part of a model: whoever names it means it
+            return read_small_file(path, _LARGEST_TEXT).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             "is not UTF-8", path=path, at=f"byte {error.start}", hint="save it as UTF-8"

@@ -7,16 +7,23 @@ made from the tokenizer otherwise. Every target that is a folder takes them from
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures import ARCHITECTURES
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizers.chat_templates import settings_with_line_feeds
+from phiconv_formats.tokenizers.claims import (
+    check_ids,
+    check_merges,
+    check_special_tokens,
+    check_tokenizer_model,
+)
 from phiconv_formats.tokenizers.writer import tokenizer_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from phiconv.ir.model import Model
@@ -34,14 +41,16 @@ __all__ = [
 ]
 
 _LIMIT = 64 << 20
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+_TOKENIZER_FILES: dict[str, Callable[[bytes, Path], None] | None] = {
+    "tokenizer.json": None,  # the tokenizer has been read from it
+    "tokenizer.model": check_tokenizer_model,
+    "vocab.json": check_ids,
+    "merges.txt": check_merges,
+    "added_tokens.json": check_ids,
+    "special_tokens_map.json": check_special_tokens,
+}
+"""What is copied as it is, and what looks at it first."""
+
 # What belongs to another machine, to remote code, or to the source's own quantization.
 _DROPPED = ("_name_or_path", "auto_map", "quantization", "quantization_config")
 
@@ -146,10 +155,14 @@ def _generation(model: Model) -> dict[str, Any]:
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:
-    files = {
-        name: read_small_file(folder / name, _LIMIT) for name in _TOKENIZER_FILES if (folder / name).is_file()
-    }
-    if (folder / _SETTINGS).is_file():
+    """The files as they are, when each is what its name says."""
+    files = {}
+    for name, check in _TOKENIZER_FILES.items():
+        if os.path.lexists(folder / name):  # a broken link counts: reading it says what is wrong
+            files[name] = read_small_file(folder / name, _LIMIT)
+            if check is not None:
+                check(files[name], folder / name)
+    if os.path.lexists(folder / _SETTINGS):
         settings = load_json_object(folder / _SETTINGS, limit=_LIMIT)
         settings.pop("auto_map", None)  # remote code stays where it is
         files[_SETTINGS] = json_bytes(settings_with_line_feeds(settings))

@@ -18,6 +18,7 @@ from phiconv.errors import MalformedFileError
 from phiconv.ir.importance import ImportanceMatrix
 from phiconv_formats.gguf.reader import open_gguf
 from phiconv_formats.shared.files import InputFile, read_small_file
+from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -40,9 +41,10 @@ def read_imatrix(path: str | PathLike[str]) -> ImportanceMatrix:
         MalformedFileError: It is neither, it is damaged, or a weight is not finite.
     """
     path = Path(path)
-    with InputFile(path) as file:
-        is_gguf = file.read_bytes(0, min(4, file.size)) == b"GGUF"
-    matrix = _read_gguf(path) if is_gguf else _read_legacy(path)
+    with following_links():  # no part of a model: whoever names it means it
+        with InputFile(path) as file:
+            is_gguf = file.read_bytes(0, min(4, file.size)) == b"GGUF"
+        matrix = _read_gguf(path) if is_gguf else _read_legacy(path)
     if not matrix.weights:
         raise MalformedFileError("holds no importance weights", path=path, hint="make it with llama-imatrix")
     return matrix

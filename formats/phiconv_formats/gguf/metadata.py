@@ -85,8 +85,8 @@ _SAMPLING = {
 
 def file_metadata(
     model: Model, tensors: Sequence[OutputTensor], file_type: int, importance: ImportanceMatrix | None = None
-) -> list[tuple[str, GgufValue]]:
-    """Every key of the file, in order.
+) -> tuple[list[tuple[str, GgufValue]], list[str]]:
+    """Every key of the file, in order, and notes on what could not be taken over.
 
     Args:
         model: The model; another GGUF keeps its own keys, and a file of plain tensors gets only the last two
@@ -96,6 +96,7 @@ def file_metadata(
         importance: The importance matrix that the weights were quantized with, if any.
     """
     pairs: list[tuple[str, GgufValue]] = []
+    notes: list[str] = []
     if model.format == "gguf":  # another GGUF keeps what it says, but for what is written below
         general = Keys.General
         ours = {general.QUANTIZATION_VERSION, general.FILE_TYPE, general.ALIGNMENT, BF16_SCALES}
@@ -107,13 +108,14 @@ def file_metadata(
         if hp.rope.long_factor:
             key = Keys.Rope.SCALING_ATTN_FACTOR.format(arch=name)
             pairs.append((key, GgufValue(_F32, hp.rope.short_mscale)))
-        pairs += _general(model, tensors)
+        described, notes = _general(model, tensors)
+        pairs += described
         pairs += _sizes(architecture, hp)
         if model.tokenizer is not None:
             pairs += tokenizer_metadata(model.tokenizer, architecture=name, vocab_size=hp.vocab_size)
     pairs.append((Keys.General.QUANTIZATION_VERSION, GgufValue(_U32, GGML_QUANT_VERSION)))
     pairs.append((Keys.General.FILE_TYPE, GgufValue(_U32, file_type)))
-    return pairs + (_importance(importance) if importance else [])
+    return pairs + (_importance(importance) if importance else []), notes
 
 
 def _kept(key: str, value: Any) -> Any:
@@ -146,10 +148,10 @@ def _importance(importance: ImportanceMatrix) -> list[tuple[str, GgufValue]]:
     return pairs
 
 
-def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, GgufValue]]:
+def _general(model: Model, tensors: Sequence[OutputTensor]) -> tuple[list[tuple[str, GgufValue]], list[str]]:
     """``general.*``: name, origin and licence, by the heuristics of the `gguf` package."""
     counts = _parameter_counts(tensors)
-    metadata = _describe(model.card, counts[0])
+    metadata, notes = _describe(model.card, counts[0])
     if metadata.name is None:
         metadata.name = title_of(model.card.folder) if model.card.folder else "model"
     if model.tokenizer is not None:
@@ -159,32 +161,29 @@ def _general(model: Model, tensors: Sequence[OutputTensor]) -> list[tuple[str, G
     collector = GGUFWriter(None, "")  # collects keys with their official names and types; never opened
     collector.add_type("model")
     metadata.set_gguf_meta_model(collector)
+    # The arrays among them (tags, languages) are lists of strings.
+    array = GGUFValueType.ARRAY
     return [
-        # The arrays among them (tags, languages) are lists of strings.
-        (
-            key,
-            GgufValue(
-                value.type, value.value, GGUFValueType.STRING if value.type == GGUFValueType.ARRAY else None
-            ),
-        )
+        (key, GgufValue(value.type, value.value, _STRING if value.type == array else None))
         for key, value in collector.kv_data[0].items()
         if key != Keys.General.ARCHITECTURE
-    ]
+    ], notes
 
 
-def _describe(card: ModelCard, parameters: int) -> Metadata:
+def _describe(card: ModelCard, parameters: int) -> tuple[Metadata, list[str]]:
+    """What is known of the model's name and origin, and notes on what could not be read."""
     origin: dict[str, Any] = {}
     if isinstance(name := card.config.get("_name_or_path"), str) and name:
         origin["_name_or_path"] = name
     folder = card.folder.resolve() if card.folder else None
-    readme = read_model_card(folder)
+    readme, notes = read_model_card(folder)
     named = folder.with_name(title_of(folder)) if folder else None
     metadata = Metadata.apply_metadata_heuristic(Metadata(), readme, origin, named, parameters)
     for key, (attribute, kind) in _SAMPLING.items():
         value = card.generation.get(key)
         if type(value) in {int, float}:
             setattr(metadata, attribute, kind(value))
-    return metadata
+    return metadata, notes
 
 
 def _parameter_counts(tensors: Sequence[OutputTensor]) -> tuple[int, int, int, int]:

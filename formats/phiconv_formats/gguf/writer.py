@@ -93,10 +93,11 @@ def package(
     check_model(model)
     check_bytes(model, "llama.cpp aborts at a text that needs it")
     entries = [_entry(t, e, model) for t, e in zip(tensors, encodings, strict=True)]
-    metadata = file_metadata(model, tensors, FILE_TYPES[recipe], importance) + scale_types(tensors, encodings)
+    metadata, card_notes = file_metadata(model, tensors, FILE_TYPES[recipe], importance)
+    metadata += scale_types(tensors, encodings)
     shards = split(entries, split_max_size, 0xFFFF)
     name = next((value.value for key, value in metadata if key == Keys.General.NAME), "")
-    notes = [*runtime_notes(model), *tokenizer_notes(model.tokenizer, name)] + [
+    notes = [*runtime_notes(model), *tokenizer_notes(model.tokenizer, name), *card_notes] + [
         f"tensor {e.output.name} has a name of more than {_MAX_NAME} bytes, which llama.cpp does not load"
         for e in entries
         if len(e.output.name.encode()) > _MAX_NAME

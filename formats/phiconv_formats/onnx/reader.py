@@ -25,6 +25,7 @@ from phiconv_formats.onnx.source_config import (
 from phiconv_formats.onnx.stored_matrices import find_matrices
 from phiconv_formats.onnx.transformers_js import FOLDER, SECTION
 from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.links import refuse_outside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,6 +156,7 @@ def _graph_files(folder: Path, genai: Mapping[str, Any]) -> list[Path]:
         return [_named(folder, decoder["filename"], "filename")]
     if isinstance(decoder, dict) and (stages := pipeline_files(decoder)):
         return [_named(folder, name, "pipeline") for name in stages]
+    refuse_outside(folder / FOLDER, folder)
     found = sorted(folder.glob("*.onnx")) or sorted(folder.glob(f"{FOLDER}/*.onnx"))
     if len(found) == 1:
         return found

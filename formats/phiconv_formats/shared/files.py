@@ -1,7 +1,8 @@
 """Input files: regular files only, read at given offsets, from any thread or process.
 
 A model file comes from a stranger, and so does its name in a folder: opening it must not block (a FIFO), must
-not run forever (``/dev/zero``), and must not mix two versions of a file that somebody replaces meanwhile.
+not run forever (``/dev/zero``), must not mix two versions of a file that somebody replaces meanwhile, and
+must not lead out of the model's folder (`links`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv.errors import InputError, MalformedFileError, MissingFileError
+from phiconv_formats.shared.links import links_are_followed, real_path
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,6 +29,7 @@ __all__ = ["InputFile", "read_small_file"]
 _OPEN_FLAGS = os.O_RDONLY
 for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
     _OPEN_FLAGS |= getattr(os, _name, 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 _HAS_PREADV = hasattr(os, "preadv")
 
@@ -42,8 +45,16 @@ class InputFile:
         path: The file, as it was given.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, within: Path | None = None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            path: The file.
+            within: The folder that no link may lead out of (unless `links.following_links`); by default the
+                one that the file is in.
+        """
         self.path = Path(path)
+        self._within = None if links_are_followed() else within or self.path.parent
         self._descriptor = -1
         self._stamp: Stamp | None = None
         self._lock = threading.Lock()
@@ -51,11 +62,11 @@ class InputFile:
     def __repr__(self) -> str:
         return f"InputFile({str(self.path)!r})"
 
-    def __getstate__(self) -> tuple[Path, Stamp | None]:
-        return self.path, self._stamp
+    def __getstate__(self) -> tuple[Path, Path | None, Stamp | None]:
+        return self.path, self._within, self._stamp
 
-    def __setstate__(self, state: tuple[Path, Stamp | None]) -> None:
-        self.path, self._stamp = state
+    def __setstate__(self, state: tuple[Path, Path | None, Stamp | None]) -> None:
+        self.path, self._within, self._stamp = state
         self._descriptor = -1
         self._lock = threading.Lock()
 
@@ -87,7 +98,7 @@ class InputFile:
         """Whether the path now holds other bytes than when the file was first opened (by size and time)."""
         first = self._first_stamp()
         try:
-            descriptor, now = _open_regular(self.path)
+            descriptor, now = _open_regular(self.path, self._within)
         except InputError:
             return True
         os.close(descriptor)
@@ -141,7 +152,7 @@ class InputFile:
     def _open(self) -> int:
         with self._lock:
             if self._descriptor < 0:
-                descriptor, now = _open_regular(self.path)
+                descriptor, now = _open_regular(self.path, self._within)
                 if self._stamp not in (None, now):
                     os.close(descriptor)
                     raise MalformedFileError(
@@ -193,13 +204,14 @@ def _placeholder(descriptor: int) -> tuple[str, str] | None:
     return next(((what, hint) for start, what, hint in _PLACEHOLDERS if head.startswith(start)), None)
 
 
-def read_small_file(path: str | os.PathLike[str], limit: int) -> bytes:
-    """The whole of a file of at most ``limit`` bytes.
+def read_small_file(path: str | os.PathLike[str], limit: int, *, within: Path | None = None) -> bytes:
+    """The whole of a file of at most ``limit`` bytes; ``within`` as in `InputFile`.
 
     Raises:
+        InputError: It cannot be opened, or is a link out of its folder.
         MalformedFileError: The file is larger.
     """
-    with InputFile(path) as file:
+    with InputFile(path, within=within) as file:
         if file.size > limit:
             raise MalformedFileError(
                 f"the file has {file.size} bytes, and such a file has at most {limit}", path=path
@@ -207,10 +219,13 @@ def read_small_file(path: str | os.PathLike[str], limit: int) -> bytes:
         return file.read_bytes(0, file.size)
 
 
-def _open_regular(path: Path) -> tuple[int, Stamp]:
+def _open_regular(path: Path, within: Path | None) -> tuple[int, Stamp]:
     """Opens a regular file; returns its descriptor and what tells it from another version of itself."""
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        if within is None:
+            descriptor = os.open(path, _OPEN_FLAGS)
+        else:  # at the place that was looked at, should a link have come there meanwhile
+            descriptor = os.open(real_path(path, within), _OPEN_FLAGS | _NO_LINK)
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
             raise MissingFileError(

@@ -18,7 +18,7 @@ from phiconv_formats.shared.files import read_small_file
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["MAX_VALUES", "load_json", "load_json_object", "parse_json"]
+__all__ = ["MAX_VALUES", "load_json", "load_json_object", "parse_json", "parse_json_object"]
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -42,7 +42,16 @@ def load_json_object(path: str | PathLike[str], *, limit: int) -> dict[str, Any]
     Raises:
         MalformedFileError: The file is larger, is not strict JSON, or holds something else.
     """
-    value = load_json(path, limit=limit)
+    return parse_json_object(read_small_file(path, limit), path=path)
+
+
+def parse_json_object(data: bytes, *, path: str | PathLike[str]) -> dict[str, Any]:
+    """Parses UTF-8 bytes that hold one object; ``path`` is for messages.
+
+    Raises:
+        MalformedFileError: It is not strict JSON, or something else.
+    """
+    value = parse_json(data, path=path)
     if not isinstance(value, dict):
         raise MalformedFileError(f"expected a JSON object, found {_kind(value)}", path=path)
     return value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import ConfigError, MalformedFileError
 from phiconv_formats.shared.files import read_small_file
+from phiconv_formats.shared.links import refuse_outside
 from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizers.tokenizer_json import expect
 
@@ -96,6 +97,7 @@ def _read(folder: Path, settings: Mapping[str, Any], settings_path: Path) -> dic
 def _read_files(folder: Path) -> dict[str, str]:
     paths = {"default": folder / "chat_template.jinja"}
     others = folder / "additional_chat_templates"
+    refuse_outside(others, folder)
     names = sorted(others.glob("*.jinja")) if others.is_dir() else []
     if len(names) > _MAX_TEMPLATES:
         raise ConfigError(f"{len(names)} chat templates, and at most {_MAX_TEMPLATES} are read", path=others)
@@ -103,7 +105,7 @@ def _read_files(folder: Path) -> dict[str, str]:
     result = {}
     for name, path in paths.items():
         try:
-            result[name] = read_small_file(path, _MAX_TEMPLATE).decode()
+            result[name] = read_small_file(path, _MAX_TEMPLATE, within=folder).decode()
         except UnicodeDecodeError as error:
             raise MalformedFileError("not valid UTF-8", path=path, at=f"byte {error.start}") from None
     return result

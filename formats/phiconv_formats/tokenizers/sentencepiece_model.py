@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-__all__ = ["SentencePieceModel", "read_sentencepiece_model"]
+__all__ = ["SentencePieceModel", "parse_sentencepiece_model", "read_sentencepiece_model"]
 
 MAX_BYTES = 32 << 20
 """The largest tokenizer.model that is read; Phi-3's has half a megabyte."""
@@ -52,7 +52,11 @@ def read_sentencepiece_model(path: str | PathLike[str]) -> SentencePieceModel:
         MalformedFileError: It is not such a file.
         ConfigError: Its tokenizer is of another kind than BPE.
     """
-    data = read_small_file(path, MAX_BYTES)
+    return parse_sentencepiece_model(read_small_file(path, MAX_BYTES), path)
+
+
+def parse_sentencepiece_model(data: bytes, path: str | PathLike[str]) -> SentencePieceModel:
+    """The same from the file's bytes; ``path`` is for messages."""
     try:
         return _read_model(data)
     except _WireError as error:
