@@ -5,16 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phiconv.errors import ConfigError
+from phiconv.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Config"]
+__all__ = ["Config", "fits_float32"]
 
 _LARGEST = 1 << 31
-_LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32, which is what files and runtimes keep
+# Of float32, which is what files and runtimes keep: what is rounded to infinity, and the smallest number with
+# all its digits. Below that some runtimes take a number for 0.
+_INFINITE = (2 - 2**-24) * 2.0**127
+_SMALLEST = 2.0**-126
+
+
+def fits_float32(value: float) -> bool:
+    """Whether a number, but for its last digits, is one of float32 too."""
+    return value == 0 or _SMALLEST <= abs(value) < _INFINITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class Config:
         return Config(value, self.path, f"{self.prefix}{name}.")
 
     def _positive(self, name: str, value: object) -> float:
-        if type(value) not in {int, float} or not 0 < value <= _LARGEST_FLOAT:  # type: ignore[operator]
+        if type(value) not in {int, float} or not value > 0:  # type: ignore[operator]
             raise self.error(name, f"must be a positive number, not {value!r}")
+        if not fits_float32(value):  # type: ignore[arg-type]
+            raise self.error(name, f"{printable(value, 40)} is no number of float32, which runtimes keep")
         return float(value)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ original contexts, a key that its type does not have.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,6 +87,8 @@ def parse_rope(
         raise config.error(
             "rope_scaling", "and rope_parameters say different things", "remove the one that is wrong"
         )
+    if not all(math.isfinite(f) for long in (False, True) for f in ropes[0].inverse_frequencies(long=long)):
+        raise config.error("rope_scaling", "makes frequencies that are no numbers of float32")
     return ropes[0]
 
 

@@ -110,9 +110,10 @@ def _bias_keys(architecture: Architecture, tensors: Mapping[str, Tensor]) -> dic
 
 
 def generation_config(entries: Entries) -> dict[str, Any]:
-    """The sampling settings, under the keys of generation_config.json."""
-    found: dict[str, Any] = {key: entries.integer(k) for key, k in _SAMPLING_INTEGERS.items()}
-    found |= {key: entries.number(k) for key, k in _SAMPLING_NUMBERS.items()}
+    """The sampling settings, under the keys of generation_config.json; some may be 0 or -1, for none."""
+    integers, numbers = _SAMPLING_INTEGERS.items(), _SAMPLING_NUMBERS.items()
+    found: dict[str, Any] = {key: entries.integer(k, least=-(1 << 31)) for key, k in integers}
+    found |= {key: entries.any_number(k) for key, k in numbers}
     return {key: value for key, value in found.items() if value is not None}
 
 

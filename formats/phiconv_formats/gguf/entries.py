@@ -65,22 +65,26 @@ class Entries:
             raise self.error(template, "missing", "the file may not be a complete model")
         return value
 
-    def integer(self, template: str) -> int | None:
-        """An integer from 0 to 2**31 - 1."""
+    def integer(self, template: str, *, least: int = 0) -> int | None:
+        """An integer from ``least`` to 2**31 - 1."""
         value = self._scalar(template, _INTEGERS, "an integer")
-        if value is not None and not 0 <= value < _LARGEST:
-            raise self.error(template, f"must be an integer from 0 on, not {value}")
+        if value is not None and not least <= value < _LARGEST:
+            raise self.error(template, f"must be an integer from {least} on, not {value}")
         return None if value is None else int(value)
 
     def number(self, template: str) -> float | None:
         """A positive finite number, see `shortest`."""
+        return self._finite(template, "a positive number", math.ulp(0.0))
+
+    def any_number(self, template: str) -> float | None:
+        """A finite number of any sign, see `shortest`."""
+        return self._finite(template, "a finite number", -math.inf)
+
+    def _finite(self, template: str, what: str, least: float) -> float | None:
         value = self._scalar(template, _FLOATS, "a fraction")
-        if value is None:
-            return None
-        number = shortest(value)
-        if not (math.isfinite(number) and number > 0):
-            raise self.error(template, f"must be a positive number, not {value!r}")
-        return number
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise self.error(template, f"must be {what}, not {value!r}")
+        return None if value is None else shortest(value)
 
     def flag(self, template: str) -> bool | None:
         """True or false."""

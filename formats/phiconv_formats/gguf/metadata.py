@@ -13,6 +13,8 @@ from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 from gguf.utility import size_label
 
 from phiconv.architectures import ARCHITECTURES
+from phiconv.architectures.config import fits_float32
+from phiconv.errors import printable
 from phiconv.ir.model import as_text, title_of
 from phiconv_formats.gguf.model_card import read_model_card
 from phiconv_formats.gguf.scale_types import BF16_SCALES
@@ -80,6 +82,10 @@ _SAMPLING = {
     "min_p": ("sampling_min_p", float),
     "temperature": ("sampling_temp", float),
     "repetition_penalty": ("sampling_penalty_repeat", float),
+}
+_FITS: dict[type, Callable[[Any], bool]] = {
+    int: lambda value: value == int(value) and -(1 << 31) <= value < 1 << 31,
+    float: fits_float32,
 }
 
 
@@ -181,8 +187,12 @@ def _describe(card: ModelCard, parameters: int) -> tuple[Metadata, list[str]]:
     metadata = Metadata.apply_metadata_heuristic(Metadata(), readme, origin, named, parameters)
     for key, (attribute, kind) in _SAMPLING.items():
         value = card.generation.get(key)
-        if type(value) in {int, float}:
+        if type(value) not in {int, float}:
+            continue
+        if _FITS[kind](value):
             setattr(metadata, attribute, kind(value))
+        else:
+            notes.append(f"generation_config.json: a GGUF cannot hold {key} {printable(value, 40)}")
     return metadata, notes
 
 
