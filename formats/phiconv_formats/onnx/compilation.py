@@ -15,7 +15,6 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -274,7 +273,7 @@ class _Compiler:
 
 def _runtime() -> ModuleType:
     try:
-        found, package = (import_module(name) for name in ("onnxruntime", "onnxruntime_qnn"))
+        found, package = (__import__(name) for name in ("onnxruntime", "onnxruntime_qnn"))
     except ImportError:
         raise UsageError(
             f"compiling takes {_PACKAGE}, which is not installed",

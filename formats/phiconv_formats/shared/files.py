@@ -221,11 +221,12 @@ def read_small_file(path: str | os.PathLike[str], limit: int, *, within: Path | 
 
 def _open_regular(path: Path, within: Path | None) -> tuple[int, Stamp]:
     """Opens a regular file; returns its descriptor and what tells it from another version of itself."""
+    # Opened at the place that was looked at, should a link have come there meanwhile.
+    place, flags = (
+        (path, _OPEN_FLAGS) if within is None else (real_path(path, within), _OPEN_FLAGS | _NO_LINK)
+    )
     try:
-        if within is None:
-            descriptor = os.open(path, _OPEN_FLAGS)
-        else:  # at the place that was looked at, should a link have come there meanwhile
-            descriptor = os.open(real_path(path, within), _OPEN_FLAGS | _NO_LINK)
+        descriptor = os.open(place, flags)
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
             raise MissingFileError(

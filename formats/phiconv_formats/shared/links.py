@@ -76,4 +76,4 @@ def refuse_outside(path: Path, folder: Path) -> None:
 def _blobs(root: Path) -> list[Path]:
     """Where the hub's cache has the files of a snapshot, or of a folder in it."""
     repositories = (p.parent for p in (root, *root.parents) if p.parent.name == "snapshots")
-    return [p.parent / "blobs" for p in repositories if p.parent.name.startswith("models--")]
+    return [p.parent / "blobs" for p in repositories]
