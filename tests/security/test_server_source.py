@@ -145,6 +145,7 @@ CONTRADICTIONS = {
     "groups that are no number": weights(group_size="32"),
     "groups of a truth": weights(group_size=True),
     "a channel": weights(strategy="channel"),
+    "strategies": weights(strategy=["group"]),
     "zero points": weights(symmetric=False),
     "floats": weights(type="float"),
     "ignored": said_with(ignore=[DOWN]),
@@ -167,6 +168,7 @@ def test_groups_that_are_none_are_refused(changed, refused, groups):
 
 UNKNOWN = {
     "3 bits": weights(num_bits=3),
+    "bits that are a list": weights(num_bits=[4]),
     "sparse": said_with(sparsity_config={"format": "sparse-24-bitmask"}),
     "rotated": said_with(transform_config={"config_groups": {"r": {}}}),
 }

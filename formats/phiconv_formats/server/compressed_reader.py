@@ -213,15 +213,15 @@ def _matrix(layer: _Layer, groups: list[_Group]) -> ir.Tensor:
 def _is_known(group: _Group) -> bool:
     """Whether a group is of a kind that is read, so that its arrays must be wrong."""
     bits, layout = group.weights.get("num_bits"), group.layout
-    return isinstance(layout, str) and layout in _LAYOUTS and bits in {4, 8}
+    return isinstance(layout, str) and layout in _LAYOUTS and bits in (4, 8)
 
 
 def _groups_of(group: _Group, columns: int) -> int:
     """Weights that share a scale in a row; 0 for what cannot be."""
     size, strategy = group.weights.get("group_size"), group.weights.get("strategy")
-    if strategy in {"channel", "tensor"} and columns % 8 == 0:
+    if strategy in ("channel", "tensor") and columns % 8 == 0:
         return columns
-    if strategy not in {"group", "tensor_group"} or type(size) is not int or size < 8 or size % 8:
+    if strategy not in ("group", "tensor_group") or type(size) is not int or size < 8 or size % 8:
         return 0
     return size if columns % size == 0 else 0
 
@@ -244,7 +244,7 @@ def _scale_parts(
 def _packed(layer: _Layer, group: _Group) -> ir.Tensor | None:
     """Integers in words."""
     bits, symmetric = group.weights.get("num_bits"), group.weights.get("symmetric")
-    if bits not in {4, 8} or type(symmetric) is not bool or group.weights.get("type") != "int":
+    if bits not in (4, 8) or type(symmetric) is not bool or group.weights.get("type") != "int":
         return None
     rows, columns = _said_shape(layer)
     size = _groups_of(group, columns) if columns > 0 else 0
@@ -277,7 +277,7 @@ def _integers(layer: _Layer, group: _Group) -> ir.Tensor | None:
     """Integers in bytes."""
     bits, codes = group.weights.get("num_bits"), layer.arrays.get("weight")
     usual = group.weights.get("symmetric") is True and group.weights.get("type") == "int"
-    if bits not in {4, 8} or not usual or codes is None or layer.kind("weight") != "i8":
+    if bits not in (4, 8) or not usual or codes is None or layer.kind("weight") != "i8":
         return None
     if len(codes.shape) != 2 or "weight_zero_point" in layer.arrays:
         return None
@@ -307,7 +307,7 @@ def _fp8(layer: _Layer, group: _Group) -> ir.Tensor | None:
     rows, columns = codes.shape
     if strategy == "block":
         return _squares(layer, group, codes)
-    size = _groups_of(group, columns) if strategy in {"channel", "tensor"} else 0
+    size = _groups_of(group, columns) if strategy in ("channel", "tensor") else 0
     found = _scale_parts(layer, rows, columns, size, strategy) if size else None
     if found is None:
         return None
