@@ -27,7 +27,7 @@ CASES = [
     ("onnx", "int4-asym", 0.4),
     ("openvino", "int4-sym", 0.4),
     ("openvino", "int4-asym", 0.4),
-    ("mlx", "4bit", 0.4),
+    ("mlx", "4bit", 0.45),
 ]
 LENGTH = 384
 

@@ -23,7 +23,7 @@ NAMES = [name for name in RANDOM if "moe" not in name]
 BOUND = 1e-6
 LONG = 2e-6  # at position 540 the last bit of an angle counts
 TRAINED = ["tiny-phi3", "tiny-phi4mini"]
-CONTEXTS = {"phi4mini": 512}  # one position more, and the long factors count
+CONTEXTS = {"phi3-su": 512, "phi4mini": 512}  # one position more, and the long factors count
 FLOATS = (override("embed=f32"),)  # a GPU's embedding is int8 otherwise
 
 

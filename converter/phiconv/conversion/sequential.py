@@ -29,6 +29,7 @@ from phiconv.conversion.stored_blocks import StoredBlocks
 from phiconv.forward import threads
 from phiconv.forward.interpreter import NumpyOps
 from phiconv.forward.ops import ATTENTION_ROLES, check_weights, output_matrix
+from phiconv.forward.stages import values_of
 from phiconv.ir import AnyBlockEncoding, Blocks, FloatEncoding, Tensor
 from phiconv.quantizers import decode, encode
 from phiconv_formats import FORMATS
@@ -140,11 +141,11 @@ class _Walk:
         calls = check_weights(
             cast("Forward", model.forward), model.hyperparameters, model.tensors, model.path
         )
-        last_use = {value: number for number, call in enumerate(calls) for value in _values(call)}
+        last_use = {value: number for number, call in enumerate(calls) for value in values_of(call)}
         for number, call in enumerate(calls):
             for role in _matrices(call, model):
                 residual = _residual(number, calls, self._values)
-                self._quantize(role, _values(call)[:1], residual)
+                self._quantize(role, values_of(call)[:1], residual)
             if call.operation != "logits":
                 self._values[number] = self._compute(number, call)
             for value in [v for v in self._values if last_use.get(v, number) <= number]:
@@ -154,7 +155,7 @@ class _Walk:
 
     def _compute(self, number: int, call: Call) -> Value:
         """A call, for all tokens in both streams."""
-        needed = [self._values[value] for value in _values(call)]
+        needed = [self._values[value] for value in values_of(call)]
         rest = call.arguments[len(needed) :]
         length = self._ids.shape[1]
         step = max(BATCH // length, 1)
@@ -249,12 +250,6 @@ def _encodings(plan: Plan) -> dict[Role, AnyBlockEncoding]:
     return found
 
 
-def _values(call: Call) -> tuple[int, ...]:
-    """The numbers of the values that go into a call."""
-    count = {"embed": 0, "add": 2}.get(call.operation, 1)
-    return cast("tuple[int, ...]", call.arguments[:count])
-
-
 def _matrices(call: Call, model: Model) -> tuple[Role, ...]:
     """The matrices that a call uses."""
     if call.operation == "attention":
@@ -267,7 +262,7 @@ def _matrices(call: Call, model: Model) -> tuple[Role, ...]:
 def _residual(number: int, calls: Sequence[Call], values: dict[int, Value]) -> Value | None:
     """What the result of a call is added to, where that is known by then."""
     for call in calls[number + 1 :]:
-        if number in _values(call):
-            others = [v for v in _values(call) if v != number] if call.operation == "add" else []
+        if number in values_of(call):
+            others = [v for v in values_of(call) if v != number] if call.operation == "add" else []
             return values.get(others[0]) if others else None
     return None

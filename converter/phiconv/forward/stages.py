@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv.forward.ops import Call, Forward
     from phiconv.ir.model import Model, Role
 
-__all__ = ["MatrixInput", "Stage", "run_stage", "stages_of"]
+__all__ = ["MatrixInput", "Stage", "run_stage", "stages_of", "values_of"]
 
 _VALUES = {"embed": 0, "add": 2}
 """How many of a call's arguments are values: the first ones. One, where it is not said here."""
@@ -92,13 +92,14 @@ def _borders(calls: Sequence[Call]) -> list[int]:
     """Before which calls only the value of the call before is alive."""
     borders, oldest = [], len(calls)
     for number in range(len(calls) - 1, 0, -1):
-        oldest = min([oldest, *_values(calls[number])])
+        oldest = min([oldest, *values_of(calls[number])])
         if oldest == number - 1:
             borders.append(number)
     return borders[::-1]
 
 
-def _values(call: Call) -> tuple[int, ...]:
+def values_of(call: Call) -> tuple[int, ...]:
+    """The numbers of the values that go into a call."""
     return cast("tuple[int, ...]", call.arguments[: _VALUES.get(call.operation, 1)])
 
 
@@ -110,7 +111,7 @@ def _inputs(calls: Sequence[Call], tensors: Collection[Role]) -> dict[int, list[
     for number, call in enumerate(calls):
         into = _matrices(call, tensors)
         if into:
-            value = _values(call)[0]
+            value = values_of(call)[0]
             first.setdefault(value, number)
             roles.setdefault(value, []).extend(into)
         spec = call.arguments[-1]
@@ -149,11 +150,11 @@ def run_stage(
         The same for the next stage; None after the last one, which computes no logits.
     """
     ops: Any = NumpyOps(model.tensors, ids, np.dtype(np.float32), watch)
-    last_use = {value: number for number, call in stage.calls for value in _values(call)}
+    last_use = {value: number for number, call in stage.calls for value in values_of(call)}
     values: dict[int, Array] = {} if stage.takes is None or x is None else {stage.takes: x}
     with threads.parallel(), np.errstate(all="ignore"):
         for number, call in stage.calls:
-            needed = _values(call)
+            needed = values_of(call)
             if call.operation == "logits":
                 watch(call.roles[0], values[needed[0]], None)
                 return None
