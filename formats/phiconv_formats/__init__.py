@@ -79,6 +79,8 @@ class Format:
         folder_file: A folder that has this file, and no weights in safetensors, is of this format; "" where
             no file tells.
         inner_files: So is one with files of this pattern, and no original weights at all.
+        sees: The kinds of multimodal models (`phiconv.ir.senses.Senses.kind`) whose encoders of pictures it
+            has a place for, because its runtime can use them.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Format:
     other_suffix: str = ""
     folder_file: str = ""
     inner_files: str = ""
+    sees: tuple[str, ...] = ()
 
     @property
     def file_suffixes(self) -> tuple[str, ...]:

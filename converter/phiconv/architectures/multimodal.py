@@ -14,19 +14,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from phiconv.architectures.clip import CLIP
+from phiconv.architectures.encoders import find_encoder
 from phiconv.architectures.phi3 import PHI3
+from phiconv.architectures.siglip import SIGLIP, SIGLIP2, SIGLIP_OF_TRANSFORMERS
 from phiconv.errors import MalformedFileError, printable
 from phiconv.ir import FloatEncoding
 from phiconv.ir.adapter import Adapter, LowRank
+from phiconv.ir.senses import Senses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from phiconv.architectures.architecture import Architecture
     from phiconv.architectures.config import Config
+    from phiconv.architectures.encoders import Tower
     from phiconv.ir import Tensor
 
-__all__ = ["KINDS", "Multimodal", "TextPart", "kind_of", "text_config", "text_part", "text_stored"]
+__all__ = ["KINDS", "Multimodal", "TextPart", "kind_of", "senses", "text_config", "text_part", "text_stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Multimodal:
         keys: Keys of config.json that are about these parts, or about code that is not copied.
         adapters: The adapters in it, and the keys of config.json with their ``r`` and ``lora_alpha``.
         folders: Adapters that are folders beside it, as PEFT saves them.
+        tower: The family of its encoder of pictures; None where phiconv does not know it.
     """
 
     names: tuple[str, ...]
@@ -50,6 +56,7 @@ class Multimodal:
     keys: frozenset[str]
     adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     folders: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tower: Tower | None = None
 
     def beside(self, name: str) -> bool:
         """Whether a tensor belongs to another part than the language model."""
@@ -68,6 +75,7 @@ KINDS = (
         text=PHI3,
         parts={"vision": ("model.vision_embed_tokens.",)},
         keys=frozenset("_attn_implementation embd_layer img_processor".split()),
+        tower=CLIP,
     ),
     Multimodal(
         names=("Phi4MMForCausalLM", "phi4mm"),
@@ -78,6 +86,7 @@ KINDS = (
             "_attn_implementation audio_processor embd_layer img_processor speech_lora vision_lora".split()
         ),
         adapters={"vision": "vision_lora", "speech": "speech_lora"},
+        tower=SIGLIP,
     ),
     Multimodal(
         names=("Phi4MultimodalForCausalLM", "phi4_multimodal"),
@@ -86,6 +95,7 @@ KINDS = (
         parts=_EXTENDED,
         keys=frozenset("_attn_implementation audio_config vision_config".split()),
         folders={"vision": "vision-lora", "speech": "speech-lora"},
+        tower=SIGLIP_OF_TRANSFORMERS,
     ),
     Multimodal(
         names=("Phi4ForCausalLMV", "phi4-siglip"),
@@ -98,6 +108,7 @@ KINDS = (
             "tokenizer_padding_side tune_mm_mlp_adapter unfreeze_vision_tower use_mm_proj use_s2 "
             "vision_config".split()
         ),
+        tower=SIGLIP2,
     ),
 )
 """Every kind that is known."""
@@ -182,6 +193,35 @@ def text_part(kind: Multimodal, named: Mapping[str, Tensor], config: Config, pat
     adapters |= {name: folder / own for name, own in kind.folders.items() if (folder / own).is_dir()}
     counts = {part: sum(n.startswith(prefixes) for n in named) for part, prefixes in kind.parts.items()}
     return TextPart(tensors, adapters, _sentence(counts, [*adapters]))
+
+
+def senses(
+    kind: Multimodal,
+    named: Mapping[str, Tensor],
+    config: Config,
+    features: int,
+    preprocessor: Mapping[str, Any],
+    path: Path,
+) -> Senses:
+    """The encoders of a checkpoint.
+
+    Args:
+        kind: What the checkpoint is.
+        named: All of its tensors.
+        config: config.json as a whole.
+        features: Hidden size of the language model.
+        preprocessor: preprocessor_config.json.
+        path: The checkpoint, for messages.
+
+    Raises:
+        MalformedFileError: Tensors that are missing, misshapen or unknown.
+        ConfigError: Numbers that do not fit.
+    """
+    vision = None
+    if kind.tower is not None:
+        own = {name: t for name, t in named.items() if name.startswith(kind.parts["vision"])}
+        vision = find_encoder(kind.tower, own, config, features, path)
+    return Senses(kind.names[1], config.values, vision, preprocessor)
 
 
 _BASE = ".base_layer."

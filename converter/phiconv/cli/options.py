@@ -141,6 +141,7 @@ _OPTIONS = (
     click.option(
         "--adapter-only", is_flag=True, help="GGUF: write the adapter by itself, for llama.cpp's --lora."
     ),
+    click.option("--text-only", is_flag=True, help="Leave out what lets the model see."),
     click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=PATH, help="An importance matrix."),

@@ -16,6 +16,7 @@ from phiconv.conversion.requirements import (
     check_source,
     for_fixed_sizes,
     for_one_context,
+    with_senses,
 )
 from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import FloatEncoding, RawEncoding
@@ -73,6 +74,7 @@ def make_plan(
     check_calibration(model, choices)
     if choices.short_context or choices.long_context:
         model = for_one_context(model, target.name, choices)
+    model = with_senses(model, target, destination, choices)
     model, notes = for_fixed_sizes(model, target.name, choices)
     tensors = writer.tensors(model)
     planned = partial(_planned, model, destination, target, tensors, split_max_size, notes)

@@ -15,10 +15,13 @@ from phiconv.errors import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from phiconv.ir.model import Model
     from phiconv.recipes import Choices
+    from phiconv_formats import Format
 
-__all__ = ["check_calibration", "check_source", "for_fixed_sizes", "for_one_context"]
+__all__ = ["check_calibration", "check_source", "for_fixed_sizes", "for_one_context", "with_senses"]
 
 _FIXED_SIZES = ("onnx", "qnn")
 """The format and the target of graphs that hold texts of one length."""
@@ -97,6 +100,19 @@ def check_calibration(model: Model, choices: Choices) -> None:
     if choices.effort != "best":
         raise UsageError("a calibration means nothing here", hint="give --effort best, which uses it")
     check_identity(choices.calibration.manifest.model, model, choices.calibration.path)
+
+
+def with_senses(model: Model, target: Format, destination: Path, choices: Choices) -> Model:
+    """The model with its encoders where the target has a place for them, else its language model alone.
+
+    A destination that is a graph by itself has none.
+    """
+    if model.senses is None:
+        return model
+    alone = target.folder and destination.name.lower().endswith(target.file_suffixes)
+    if choices.text_only or alone or model.senses.vision is None or model.senses.kind not in target.sees:
+        return replace(model, senses=None)
+    return replace(model, left_out="")
 
 
 def for_one_context(model: Model, target: str, choices: Choices) -> Model:

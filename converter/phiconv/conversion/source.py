@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from phiconv import architectures
 from phiconv.architectures.adapters import changes_by_role
 from phiconv.architectures.config import Config
-from phiconv.architectures.multimodal import text_config, text_part, text_stored
+from phiconv.architectures.multimodal import senses, text_config, text_part, text_stored
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.conversion.paths import expanded
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from phiconv.architectures.multimodal import TextPart
     from phiconv.conversion.adapters import Lora
     from phiconv.ir.model import Hyperparameters
+    from phiconv.ir.senses import Senses
     from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Examination", "examine", "open_model"]
@@ -118,6 +119,7 @@ def _named_model(found: Checkpoint) -> Model:
     keys = Config(found.config, found.config_path)
     architecture = architectures.find(keys)
     hyperparameters = architecture.parse(keys)
+    whole = found
     found, text = _text_of(found, keys)
     named = found.stored if found.tensors is None else found.tensors
     hyperparameters, tensors = architectures.read_weights(
@@ -140,7 +142,17 @@ def _named_model(found: Checkpoint) -> Model:
         forward=architecture.forward,
         own_adapters=text.adapters if text else {},
         left_out=text.left_out if text else "",
+        senses=_senses_of(whole, keys, hyperparameters),
     )
+
+
+def _senses_of(found: Checkpoint, config: Config, hp: Hyperparameters) -> Senses | None:
+    """The encoders of a multimodal checkpoint."""
+    kind = architectures.find_multimodal(config)
+    if kind is None:
+        return None
+    named = found.stored if found.tensors is None else found.tensors
+    return senses(kind, named, config, hp.hidden_size, found.card.preprocessor, found.path)
 
 
 def _text_of(found: Checkpoint, config: Config) -> tuple[Checkpoint, TextPart | None]:

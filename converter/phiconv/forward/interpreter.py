@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.model import Model
 
-__all__ = ["Logits", "Precision", "Watch", "compute", "logits_of", "no_model"]
+__all__ = ["Logits", "Precision", "Watch", "Weights", "compute", "logits_of", "no_model"]
 
 Precision: TypeAlias = Literal["float32", "float64"]
 """What to compute in. Weights are float32 at most; float64 shows how much of a difference is rounding."""
@@ -51,7 +51,12 @@ class Watch(Protocol):
 
 
 def compute(
-    model: Model, ids: ArrayLike, *, precision: Precision = "float32", watch: Watch | None = None
+    model: Model,
+    ids: ArrayLike,
+    *,
+    precision: Precision = "float32",
+    watch: Watch | None = None,
+    features: Array | None = None,
 ) -> Logits:
     """Computes whole sequences of one length.
 
@@ -60,6 +65,8 @@ def compute(
         ids: Token ids, shape (batch, length).
         precision: What to compute in.
         watch: Is shown what goes into each matrix but the output matrix.
+        features: What stands, in order, at negative ids: features of pictures, of shape (number of these,
+            hidden size).
 
     Returns:
         The logits at every position; the output matrix is first read when some are asked for.
@@ -73,7 +80,8 @@ def compute(
         raise no_model(model)
     forward, hp = cast("Forward", model.forward), model.hyperparameters
     check_weights(forward, hp, model.tensors, model.path)
-    ops = NumpyOps(model.tensors, token_ids(ids, hp.vocab_size), np.dtype(precision), watch)
+    checked = token_ids(ids, hp.vocab_size, features)
+    ops = NumpyOps(model.tensors, checked, np.dtype(precision), watch, features)
     # What NaN and infinity in the weights make of the logits is the caller's business.
     with threads.parallel(), np.errstate(all="ignore"):
         return forward(ops, hp)
@@ -81,7 +89,7 @@ def compute(
 
 def logits_of(model: Model, hidden: Array, ids_shape: tuple[int, ...]) -> Logits:
     """The logits that follow from what a model's last layer gave, see `Logits.hidden`."""
-    return Logits(hidden, ids_shape, _Weights(model.tensors, hidden.dtype), Role("output"))
+    return Logits(hidden, ids_shape, Weights(model.tensors, hidden.dtype), Role("output"))
 
 
 def no_model(model: Model) -> UnsupportedModelError:
@@ -94,15 +102,18 @@ def no_model(model: Model) -> UnsupportedModelError:
     )
 
 
-def token_ids(ids: ArrayLike, vocabulary: int) -> NDArray[np.intp]:
-    """Ids as a matrix, checked."""
+def token_ids(ids: ArrayLike, vocabulary: int, features: Array | None = None) -> NDArray[np.intp]:
+    """Ids as a matrix, checked; there are as many negative ones as there are features."""
     try:
         array = np.asarray(ids)
     except ValueError:  # rows of several lengths
         array = np.empty(0)
     if array.ndim != 2 or array.dtype.kind not in "iu" or array.size == 0:
         raise UsageError("token ids must be integers, sequences of one length", hint="shape (batch, length)")
-    if array.min() < 0 or array.max() >= vocabulary:
+    places = int((array < 0).sum())
+    if features is not None and places != len(features):
+        raise UsageError(f"{places} places for {len(features)} features of pictures")
+    if (places and features is None) or array.max() >= vocabulary:
         wrong = array.min() if array.min() < 0 else array.max()
         raise UsageError(f"token id {wrong} is not in the vocabulary of {vocabulary}")
     return array.astype(np.intp)
@@ -119,7 +130,7 @@ def _tiles(matrix: Tensor) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, matrix.rows)
 
 
-class _Weights:
+class Weights:
     """A model's weights by role, in the precision to compute in."""
 
     def __init__(self, tensors: Mapping[Role, Tensor], dtype: np.dtype[Any]) -> None:
@@ -186,7 +197,7 @@ class Logits:
         hidden: What the output matrix is multiplied with at every position, shape (positions, hidden_size).
     """
 
-    def __init__(self, hidden: Array, ids_shape: tuple[int, ...], weights: _Weights, role: Role) -> None:
+    def __init__(self, hidden: Array, ids_shape: tuple[int, ...], weights: Weights, role: Role) -> None:
         self.hidden = hidden
         self._weights = weights
         self._matrix = weights.tensors[output_matrix(weights.tensors)]
@@ -212,14 +223,20 @@ class NumpyOps:
         ids: NDArray[np.intp],
         dtype: np.dtype[Any],
         watch: Watch | None = None,
+        features: Array | None = None,
     ) -> None:
-        self._weights = _Weights(tensors, dtype)
+        self._weights = Weights(tensors, dtype)
         self._ids = ids
+        self._features = features
         self._watch = watch
         self._rotary: dict[object, tuple[Array, Array]] = {}
 
     def embed(self, role: Role, /) -> Array:
-        return self._weights.rows_at(role, self._ids.reshape(-1))
+        ids = self._ids.reshape(-1)
+        x = self._weights.rows_at(role, np.maximum(ids, 0))
+        if self._features is not None:
+            x[ids < 0] = self._features
+        return x
 
     def linear(self, x: Array, role: Role, /) -> Array:
         return self._weights.product(x, *self._matrix(x, role))

@@ -6,6 +6,7 @@ Every result has the dtype of its input, float32 or float64.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -22,6 +23,8 @@ __all__ = [
     "ACTIVATIONS",
     "Array",
     "attend",
+    "attend_to_all",
+    "erf",
     "layer_norm",
     "rms_norm",
     "rotary_table",
@@ -56,7 +59,57 @@ def gelu_tanh(x: Array) -> Array:
     return y
 
 
-ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"silu": silu, "gelu_tanh": gelu_tanh}
+def quick_gelu(x: Array) -> Array:
+    """``x / (1 + exp(-1.702 * x))``."""
+    y = x * x.dtype.type(-1.702)
+    np.exp(y, out=y)
+    y += 1
+    return np.divide(x, y, out=y)
+
+
+def gelu(x: Array) -> Array:
+    """``x / 2 * (1 + erf(x / sqrt(2)))``."""
+    y = erf(x * x.dtype.type(math.sqrt(0.5)))
+    y += 1
+    y *= x
+    y *= 0.5
+    return y
+
+
+def erf(x: Array) -> Array:
+    """The error function, within 2e-9: NumPy has none.
+
+    Cubic Hermite interpolation between points 1/64 apart, whose slopes are ``2 / sqrt(pi) * exp(-t**2)``.
+    """
+    values, slopes = _erf_table()
+    place = np.minimum(np.abs(x.astype(np.float64)), _ERF_END) * _ERF_POINTS
+    left = np.minimum(place.astype(np.intp), len(values) - 2)
+    t = place - left
+    a, b = values[left], values[left + 1]
+    da, db = slopes[left], slopes[left + 1]
+    y = a + t * (da + t * (3 * (b - a) - 2 * da - db + t * (2 * (a - b) + da + db)))
+    signed: Array = np.copysign(y, x).astype(x.dtype)
+    return signed
+
+
+_ERF_POINTS = 64
+_ERF_END = 6.0  # from here on it is 1 in float64
+
+
+@cache
+def _erf_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The function at points from 0 to the end, and its slopes per point."""
+    points = [i / _ERF_POINTS for i in range(int(_ERF_END * _ERF_POINTS) + 1)]
+    slopes = [2 / math.sqrt(math.pi) * math.exp(-t * t) / _ERF_POINTS for t in points]
+    return np.array([math.erf(t) for t in points]), np.array(slopes)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+    "gelu": gelu,
+    "quick_gelu": quick_gelu,
+}
 """By the names of `phiconv.forward.ops.Activation`; the result is a new array."""
 
 
@@ -142,6 +195,25 @@ def attend(q: Array, k: Array, v: Array, window: int | None, *, most_scores: int
         mixed = mixed.reshape(kv_heads, group, stop - start, head_dim) / total
         result[start:stop] = mixed.transpose(2, 0, 1, 3)
     return result.reshape(length, heads, head_dim)
+
+
+def attend_to_all(q: Array, k: Array, v: Array, hidden: NDArray[np.bool_] | None) -> Array:
+    """Attention of one head in both directions: ``softmax(q @ k.T / sqrt(head_dim)) @ v``.
+
+    Args:
+        q: Shape (length, head_dim).
+        k: The same.
+        v: The same.
+        hidden: Keys that nobody attends to, shape (length,); None for no such.
+    """
+    scores: Array = (q * q.dtype.type(q.shape[-1] ** -0.5)) @ k.T
+    if hidden is not None:
+        scores[:, hidden] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    result: Array = scores @ v / total
+    return result
 
 
 def _mask(start: int, stop: int, low: int, window: int | None, dtype: np.dtype[Any]) -> Array:

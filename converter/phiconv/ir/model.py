@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.adapter import Adapter
     from phiconv.ir.rope import Rope
+    from phiconv.ir.senses import Senses
     from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = [
@@ -140,12 +141,14 @@ class ModelCard:
         folder: Where they are; None where the weights' own file says it.
         config: config.json.
         generation: generation_config.json.
+        preprocessor: preprocessor_config.json.
         supplied: What the source does not say and was taken for granted, one sentence each.
     """
 
     folder: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
     supplied: tuple[str, ...] = ()
 
 
@@ -200,6 +203,7 @@ class Model:
         own_adapters: Those that come with the checkpoint and are merged only if asked for by these names, or
             their folders.
         left_out: What a multimodal checkpoint holds beside this model of text, a sentence; else "".
+        senses: The encoders of a multimodal checkpoint; None for a model of text alone.
     """
 
     path: Path
@@ -217,6 +221,7 @@ class Model:
     adapters: tuple[Adapter, ...] = ()
     own_adapters: Mapping[str, Adapter | Path] = field(default_factory=dict)
     left_out: str = ""
+    senses: Senses | None = None
 
     @property
     def size(self) -> int:

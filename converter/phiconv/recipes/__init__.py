@@ -10,6 +10,7 @@ from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding, plain_name
 from phiconv.recipes import awq, compressed_tensors, gguf, gptq, litert, mlx, onnx, openvino, safetensors
 from phiconv.recipes.choices import Choices, override, spelled
+from phiconv.recipes.encoders import encoder_encoding
 from phiconv.recipes.kept import keep_blocks
 from phiconv.recipes.target import Recipes
 
@@ -94,9 +95,27 @@ def choose(
     Without a name the tensors of a quantized GGUF stay as they are in another GGUF, and so do the quantized
     matrices of others where the target has such blocks (see `keep_blocks`); for the rest see `find_recipe`.
 
+    The matrices of an encoder are treated as `encoders` says.
+
     Raises:
         UsageError: The target has no such recipe, or does not know a choice.
     """
+    recipe, found = _choose(target, name, model, [t for t in tensors if not t.in_encoder], choices)
+    return recipe, _with_encoders(target, recipe, tensors, found)
+
+
+def _with_encoders(
+    target: str, recipe: str, tensors: Sequence[OutputTensor], found: list[Encoding]
+) -> list[Encoding]:
+    """The encodings of all tensors, where those of the decoder are known."""
+    recipes, rest = TARGETS[target], iter(found)
+    return [encoder_encoding(target, recipes, recipe, t) if t.in_encoder else next(rest) for t in tensors]
+
+
+def _choose(
+    target: str, name: str | None, model: Model, tensors: Sequence[OutputTensor], choices: Choices
+) -> tuple[str, list[Encoding]]:
+    """The recipe, and the encoding of every tensor of the decoder."""
     if name is None and target == "gguf" and (recipe := gguf.as_stored(model, tensors, choices)):
         check(target, choices)
         return recipe, [tensor.tensor.encoding for tensor in tensors]
@@ -130,7 +149,8 @@ def assign(
         UsageError: A choice that the target does not know.
     """
     check(target, choices)
-    return TARGETS[target].assign(recipe, model, tensors, choices)
+    own = [tensor for tensor in tensors if not tensor.in_encoder]
+    return _with_encoders(target, recipe, tensors, TARGETS[target].assign(recipe, model, own, choices))
 
 
 def check(target: str, choices: Choices) -> None:

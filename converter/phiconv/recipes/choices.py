@@ -64,6 +64,7 @@ class Choices:
         target_size: Bytes that the output may have: each matrix gets a type such that predictions suffer
             least.
         bits_per_weight: The same, by the mean over all tensors.
+        text_only: Of a model that sees or hears the language model alone.
         plain: The source is plain tensors and no model: names and numbers, which no runtime loads.
     """
 
@@ -88,6 +89,7 @@ class Choices:
     accuracy_level: int | None = None
     ratio: float | None = None
     all_layers: bool = False
+    text_only: bool = False
     plain: bool = False
     target_size: int | None = None
     bits_per_weight: float | None = None

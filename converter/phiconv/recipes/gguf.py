@@ -47,7 +47,7 @@ PRESETS = {"q4": "Q4_K_M", "q8": "Q8_0", "f16": "F16", "bf16": "BF16", "f32": "F
 OPTIONS = frozenset(
     "pure output_tensor_type token_embedding_type leave_output_tensor tensor_types allow_requantize effort "
     "calibration importance match_runtime short_context long_context plain "
-    "target_size bits_per_weight".split()
+    "target_size bits_per_weight text_only".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

@@ -40,7 +40,7 @@ PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32
 
 OPTIONS = frozenset(
     "tensor_types allow_requantize dtype match_runtime short_context long_context effort calibration "
-    "target_size bits_per_weight".split()
+    "target_size bits_per_weight text_only".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

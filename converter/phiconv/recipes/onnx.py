@@ -35,7 +35,7 @@ PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32
 OPTIONS = frozenset(
     "tensor_types allow_requantize effort calibration match_runtime short_context long_context target layout "
     "accuracy_level context attention ranges "
-    "target_size bits_per_weight".split()
+    "target_size bits_per_weight text_only".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

@@ -43,7 +43,7 @@ PRESETS = {"q4": "int4-asym", "q8": "int8-asym", "f16": "f16", "bf16": "bf16", "
 OPTIONS = frozenset(
     "tensor_types allow_requantize match_runtime short_context long_context effort calibration ratio "
     "all_layers "
-    "target_size bits_per_weight".split()
+    "target_size bits_per_weight text_only".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

@@ -47,7 +47,8 @@ def with_folder(
         generation: What to take for generation_config.json where there is none.
 
     Raises:
-        MalformedFileError: generation_config.json is no JSON object. The tokenizer is read later.
+        MalformedFileError: generation_config.json or preprocessor_config.json is no JSON object. The
+            tokenizer is read later.
     """
     folder = config_path.parent
 
@@ -55,7 +56,12 @@ def with_folder(
         return read_tokenizer(folder, vocab_size=vocab_size, config=config)
 
     found = optional_json(folder / "generation_config.json")
-    card = ModelCard(folder, config, dict(generation or {}) if found is None else found)
+    card = ModelCard(
+        folder,
+        config,
+        dict(generation or {}) if found is None else found,
+        optional_json(folder / "preprocessor_config.json") or {},
+    )
     return replace(weights, config=config, config_path=config_path, read_tokenizer=tokenizer, card=card)
 
 

@@ -73,6 +73,11 @@ class OutputTensor:
     role: Role | None
     required: Encoding | None = None
 
+    @property
+    def in_encoder(self) -> bool:
+        """Whether it is one of an encoder beside the decoder (see `phiconv.ir.senses`)."""
+        return self.role is not None and "." in self.role.name
+
 
 def roles_of(outputs: Sequence[OutputTensor], model: Model) -> list[Role | None]:
     """What each tensor is for; one that is stored as it will be has the role of its first rows."""

@@ -1,0 +1,1 @@
+"""From a picture as it is to one that an encoder takes."""
