@@ -36,14 +36,15 @@ def _parse(tower: Tower, config: Config, stored: Mapping[str, Tensor], features:
     section = config.section("img_processor")
     hidden, inner = sizes(tower, stored)
     stated = hidden if section is None else section.integer("image_dim_out", default=hidden or 1024)
-    if stated != hidden or hidden % _HEAD_DIM:
+    heads = max(hidden // _HEAD_DIM, 1)
+    if stated != hidden or hidden % heads:
         message = f"{stated}, where the tensors are {hidden} wide, and a head has {_HEAD_DIM}"
         raise config.error("image_dim_out", message)
     return Vision(
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=count_layers(tower, stored) - 1,
-        num_attention_heads=hidden // _HEAD_DIM,
+        num_attention_heads=heads,
         patch_size=_PATCH,
         crop_size=_CROP,
         positions=(_CROP // _PATCH) ** 2 + 1,

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from phiconv.ir.roles import Role
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -51,22 +53,6 @@ def title_of(path: Path) -> str:
 def as_text(name: str) -> str:
     """A file's name as text on one line: bytes that are no UTF-8 as U+FFFD, control characters as spaces."""
     return _CONTROL.sub(" ", _HALF.sub("\ufffd", name))
-
-
-class Role(NamedTuple):
-    """What a weight is for: its canonical name, its layer, and whether it is the matrix or the bias.
-
-    Roles are always split (``attn_q``, ``attn_k``, ``attn_v``, ``ffn_gate``, ``ffn_up``), also where a
-    checkpoint stores them fused: those are row views of one stored tensor.
-    """
-
-    name: str
-    layer: int | None = None
-    part: str = "weight"
-
-    def __str__(self) -> str:
-        layer = "" if self.layer is None else f"layers.{self.layer}."
-        return f"{layer}{self.name}.{self.part}"
 
 
 class RoleRows(NamedTuple):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from phiconv.ir.encodings import Encoding
-    from phiconv.ir.model import Role
+    from phiconv.ir.roles import Role
     from phiconv.ir.tensors import Encoded, Tensor
 
 __all__ = ["Encoder", "Picture", "Senses", "Vision", "flat_rows"]
