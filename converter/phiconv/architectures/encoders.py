@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, printable
-from phiconv.forward.encoder_ops import EncoderAttention, check_encoder, vision
+from phiconv.forward.encoder_ops import EncoderAttention, check_calls, record, vision
 from phiconv.ir import FloatEncoding
 from phiconv.ir.senses import Encoder, Vision, flat_rows
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.model import Role
 
-__all__ = ["LAYER", "Tower", "count_layers", "find_encoder", "layers", "project", "sizes"]
+__all__ = ["LAYER", "Tower", "checked", "count_layers", "find_encoder", "layers", "project", "sizes"]
 
 LAYER = {
     "attn_norm": "layer_norm1",
@@ -119,7 +119,7 @@ def find_encoder(
     parameters = tower.parse(tower, config, stored, features)
     tensors, used = {}, set()
     for role, name, shape in _expected(tower, parameters, count_layers(tower, stored)):
-        tensor = _checked(stored, name, shape, path)
+        tensor = checked(stored, name, shape, path)
         used.add(name)
         computed = role.layer is None or role.layer < parameters.num_hidden_layers
         if computed:
@@ -131,7 +131,7 @@ def find_encoder(
             "is no tensor that this model has for pictures", path=path, at=f"tensor {printable(other)}"
         )
     encoder = Encoder(parameters, tensors, stored, tower.tower, tower.arrange, tower.project)
-    check_encoder(encoder, path)
+    check_calls(record(encoder), tensors, path)
     return encoder
 
 
@@ -172,7 +172,12 @@ def _shape(name: str, v: Vision) -> tuple[int, ...]:
     }[name]
 
 
-def _checked(stored: Mapping[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+def checked(stored: Mapping[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    """A tensor that a checkpoint must have in this shape, in floats.
+
+    Raises:
+        MalformedFileError: It has not.
+    """
     tensor = stored.get(name)
     where, cure = f"tensor {printable(name)}", "download the checkpoint again"
     if tensor is None:

@@ -15,6 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures.clip import CLIP
+from phiconv.architectures.conformer import (
+    CONFORMER,
+    CONFORMER_OF_TRANSFORMERS,
+    Conformer,
+    find_sound_encoder,
+)
 from phiconv.architectures.encoders import find_encoder
 from phiconv.architectures.phi3 import PHI3
 from phiconv.architectures.siglip import SIGLIP, SIGLIP2, SIGLIP_OF_TRANSFORMERS
@@ -46,7 +52,8 @@ class Multimodal:
         keys: Keys of config.json that are about these parts, or about code that is not copied.
         adapters: The adapters in it, and the keys of config.json with their ``r`` and ``lora_alpha``.
         folders: Adapters that are folders beside it, as PEFT saves them.
-        tower: The family of its encoder of pictures; None where phiconv does not know it.
+        tower: The family of its encoder of pictures.
+        conformer: Where its encoder of sounds is; None where it has none.
     """
 
     names: tuple[str, ...]
@@ -57,6 +64,7 @@ class Multimodal:
     adapters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     folders: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     tower: Tower | None = None
+    conformer: Conformer | None = None
 
     def beside(self, name: str) -> bool:
         """Whether a tensor belongs to another part than the language model."""
@@ -87,6 +95,7 @@ KINDS = (
         ),
         adapters={"vision": "vision_lora", "speech": "speech_lora"},
         tower=SIGLIP,
+        conformer=CONFORMER,
     ),
     Multimodal(
         names=("Phi4MultimodalForCausalLM", "phi4_multimodal"),
@@ -96,6 +105,7 @@ KINDS = (
         keys=frozenset("_attn_implementation audio_config vision_config".split()),
         folders={"vision": "vision-lora", "speech": "speech-lora"},
         tower=SIGLIP_OF_TRANSFORMERS,
+        conformer=CONFORMER_OF_TRANSFORMERS,
     ),
     Multimodal(
         names=("Phi4ForCausalLMV", "phi4-siglip"),
@@ -217,11 +227,13 @@ def senses(
         MalformedFileError: Tensors that are missing, misshapen or unknown.
         ConfigError: Numbers that do not fit.
     """
-    vision = None
+    own = {part: {n: t for n, t in named.items() if n.startswith(p)} for part, p in kind.parts.items()}
+    vision = hearing = None
     if kind.tower is not None:
-        own = {name: t for name, t in named.items() if name.startswith(kind.parts["vision"])}
-        vision = find_encoder(kind.tower, own, config, features, path)
-    return Senses(kind.names[1], config.values, vision, preprocessor)
+        vision = find_encoder(kind.tower, own["vision"], config, features, path)
+    if kind.conformer is not None:
+        hearing = find_sound_encoder(kind.conformer, own["audio"], config, features, path)
+    return Senses(kind.names[1], config.values, vision, preprocessor, hearing)
 
 
 _BASE = ".base_layer."

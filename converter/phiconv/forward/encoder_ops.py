@@ -7,12 +7,15 @@ a picture has, which of its patches show something, and the pixels themselves ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from phiconv.errors import MalformedFileError
-from phiconv.ir.model import Role
+from phiconv.forward.ops import ATTENTION_ROLES
+from phiconv.ir.roles import Role
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from phiconv.forward.ops import Activation
@@ -25,7 +28,7 @@ __all__ = [
     "EncoderRecorder",
     "Merging",
     "Positions",
-    "check_encoder",
+    "check_calls",
     "record",
     "vision",
 ]
@@ -57,15 +60,18 @@ class EncoderAttention:
     Attributes:
         heads: How many.
         head_dim: Dimensions of a head; scores are divided by its square root.
+        encoder: What its roles begin with.
     """
 
     heads: int
     head_dim: int
 
+    encoder: str = "vision"
+
     @property
     def roles(self) -> tuple[str, ...]:
         """The matrices that it reads."""
-        return ("vision.attn_q", "vision.attn_k", "vision.attn_v")
+        return tuple(f"{self.encoder}.{name}" for name in ATTENTION_ROLES)
 
 
 class EncoderOps(Protocol[V]):
@@ -116,7 +122,7 @@ class EncoderCall(NamedTuple):
 
 
 class EncoderRecorder:
-    """An `EncoderOps` that computes nothing: a value is the number of the call that makes it.
+    """Operations that compute nothing: each is written down, and its value is the number of the call.
 
     Attributes:
         calls: In order.
@@ -125,53 +131,18 @@ class EncoderRecorder:
     def __init__(self) -> None:
         self.calls: list[EncoderCall] = []
 
-    def _record(self, operation: str, *roles: Role) -> int:
-        self.calls.append(EncoderCall(operation, roles))
-        return len(self.calls) - 1
+    def __getattr__(self, operation: str) -> Callable[..., int]:
+        """Any operation, of `EncoderOps` or of another vocabulary whose weights are arguments."""
 
-    def patches(self, role: Role, parameters: Vision, /) -> int:  # noqa: ARG002 - the protocol's
-        """See `EncoderOps.patches`."""
-        return self._record("patches", role)
+        def written_down(*arguments: object) -> int:
+            roles = [each for each in arguments if isinstance(each, Role)]
+            for before, spec in pairwise(arguments):
+                if isinstance(spec, EncoderAttention) and isinstance(before, int):
+                    roles += [Role(name, before) for name in spec.roles]
+            self.calls.append(EncoderCall(operation, tuple(roles)))
+            return len(self.calls) - 1
 
-    def with_class(self, x: int, role: Role, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.with_class`."""
-        return self._record("with_class", role)
-
-    def without_class(self, x: int, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.without_class`."""
-        return self._record("without_class")
-
-    def positions(self, x: int, role: Role, how: Positions, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.positions`."""
-        return self._record("positions", role)
-
-    def linear(self, x: int, role: Role, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.linear`."""
-        return self._record("linear", role)
-
-    def layer_norm(self, x: int, role: Role, epsilon: float, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.layer_norm`."""
-        return self._record("layer_norm", role)
-
-    def add(self, a: int, b: int, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.add`."""
-        return self._record("add")
-
-    def activate(self, x: int, kind: Activation, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.activate`."""
-        return self._record("activate")
-
-    def attention(self, x: int, layer: int, spec: EncoderAttention, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.attention`."""
-        return self._record("attention", *(Role(name, layer) for name in spec.roles))
-
-    def merge(self, x: int, how: Merging, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.merge`."""
-        return self._record("merge")
-
-    def arrange(self, x: int, row_end: Role, separator: Role, /) -> int:  # noqa: ARG002
-        """See `EncoderOps.arrange`."""
-        return self._record("arrange", row_end, separator)
+        return written_down
 
 
 def record(encoder: Encoder) -> tuple[EncoderCall, ...]:
@@ -182,16 +153,17 @@ def record(encoder: Encoder) -> tuple[EncoderCall, ...]:
     return tuple(recorder.calls)
 
 
-def check_encoder(encoder: Encoder, path: Path) -> None:
+def check_calls(calls: Collection[EncoderCall], tensors: Collection[Role], path: Path) -> None:
     """Checks that an encoder has every weight that it uses, and no other among its roles.
 
     Raises:
         MalformedFileError: A weight is missing, or nothing uses it.
     """
-    needed = {role for call in record(encoder) for role in call.roles}
-    wrong = [("this weight is missing", needed - {*encoder.tensors})]
+    needed = {role for call in calls for role in call.roles}
     used = needed | {role._replace(part="bias") for role in needed}
-    wrong.append(("nothing uses this weight", {*encoder.tensors} - used))
-    for fault, roles in wrong:
+    for fault, roles in (
+        ("this weight is missing", needed - {*tensors}),
+        ("nothing uses this weight", {*tensors} - used),
+    ):
         if roles:
             raise MalformedFileError(fault, path=path, at=f"weight {min(map(str, roles))}")

@@ -111,14 +111,13 @@ class NumpyEncoderOps:
             self.linear(x, Role(name, layer)).reshape(crops, count, spec.heads, spec.head_dim)
             for name in spec.roles
         )
-        hidden = None if self._picture.mask is None else ~self._picture.mask.reshape(crops, -1)
+        mask = self._picture.mask
+        added = None if mask is None else np.where(mask, x.dtype.type(0), x.dtype.type(-np.inf))
         y = np.empty_like(q)
 
         def attend(crop: int, head: int) -> None:
-            away = None if hidden is None else hidden[crop]
-            y[crop, :, head] = layers.attend_to_all(
-                q[crop, :, head], k[crop, :, head], v[crop, :, head], away
-            )
+            some = (q[crop, :, head], k[crop, :, head], v[crop, :, head])
+            y[crop, :, head] = layers.attend_to_all(*some, None if added is None else added[crop].reshape(-1))
 
         threads.run(partial(attend, i, head) for i in range(crops) for head in range(spec.heads))
         return y.reshape(crops, count, -1)

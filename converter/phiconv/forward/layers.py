@@ -59,6 +59,12 @@ def gelu_tanh(x: Array) -> Array:
     return y
 
 
+def relu(x: Array) -> Array:
+    """``max(x, 0)``."""
+    y: Array = np.maximum(x, 0)
+    return y
+
+
 def quick_gelu(x: Array) -> Array:
     """``x / (1 + exp(-1.702 * x))``."""
     y = x * x.dtype.type(-1.702)
@@ -109,6 +115,7 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
     "gelu": gelu,
     "quick_gelu": quick_gelu,
+    "relu": relu,
 }
 """By the names of `phiconv.forward.ops.Activation`; the result is a new array."""
 
@@ -197,18 +204,19 @@ def attend(q: Array, k: Array, v: Array, window: int | None, *, most_scores: int
     return result.reshape(length, heads, head_dim)
 
 
-def attend_to_all(q: Array, k: Array, v: Array, hidden: NDArray[np.bool_] | None) -> Array:
+def attend_to_all(q: Array, k: Array, v: Array, added: Array | None) -> Array:
     """Attention of one head in both directions: ``softmax(q @ k.T / sqrt(head_dim)) @ v``.
 
     Args:
         q: Shape (length, head_dim).
         k: The same.
         v: The same.
-        hidden: Keys that nobody attends to, shape (length,); None for no such.
+        added: To the scores, shape (length, length), or (length,) for all queries alike; minus infinity for
+            keys that are not attended to. None for nothing.
     """
     scores: Array = (q * q.dtype.type(q.shape[-1] ** -0.5)) @ k.T
-    if hidden is not None:
-        scores[:, hidden] = -np.inf
+    if added is not None:
+        scores += added
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)

@@ -44,11 +44,11 @@ V = TypeVar("V")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "quick_gelu"]
+Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "quick_gelu", "relu"]
 """``silu(x) = x / (1 + exp(-x))`` (https://arxiv.org/abs/1702.03118), also called swish; ``gelu(x) = x / 2 *
 (1 + erf(x / sqrt(2)))`` (https://arxiv.org/abs/1606.08415), and there as approximations of it ``gelu_tanh(x)
 = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``, "gelu_new", and ``quick_gelu(x) = x / (1 +
-exp(-1.702 * x))``. `gelu` and `quick_gelu` are only in encoders of pictures.
+exp(-1.702 * x))``. All but the first and the third are only in encoders.
 """
 
 ATTENTION_ROLES = ("attn_q", "attn_k", "attn_v")

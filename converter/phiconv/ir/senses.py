@@ -6,7 +6,7 @@ Roles in an encoder begin with its name and a dot, ``vision.attn_q``, so that no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from phiconv.ir.roles import Role
     from phiconv.ir.tensors import Encoded, Tensor
 
-__all__ = ["Encoder", "Picture", "Senses", "Vision", "flat_rows"]
+__all__ = [
+    "Beside",
+    "Encoder",
+    "Hearing",
+    "Picture",
+    "Senses",
+    "SoundEncoder",
+    "Vision",
+    "flat_rows",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,61 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
+class Hearing:
+    """The validated numbers of an encoder of sounds, a Conformer (https://arxiv.org/abs/2005.08100).
+
+    Attributes:
+        num_hidden_layers: Blocks.
+        channels: Of the convolutions that subsample.
+        mels: Bands of the spectrogram.
+        distance: Beyond how many frames the bias of attention stays the same.
+        features: Hidden size of the language model.
+        subsampling: Frames of the spectrogram that become one.
+        longest: Frames, after subsampling, that are encoded together; longer sounds are cut.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    channels: int
+    mels: int
+    distance: int
+    features: int
+    norm_epsilon: float = 1e-5
+    subsampling: int = 8
+    longest: int = 500
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of an attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+Beside: TypeAlias = Literal["speech", "vision"]
+"""Whether a sound is alone in a prompt, or beside a picture: each way has a projection of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SoundEncoder:
+    """An encoder of sounds with its weights.
+
+    Attributes:
+        parameters: Its numbers.
+        tensors: The weights that it computes with, by role.
+        stored: Its tensors under the names of the checkpoint.
+        tower: From the spectrogram to a vector for each (subsampled) frame.
+        project: From these to the features; takes a `Beside` as well.
+    """
+
+    parameters: Hearing
+    tensors: Mapping[Role, Tensor]
+    stored: Mapping[str, Tensor]
+    tower: Callable[[Any, Any], Any]
+    project: Callable[[Any, Any, Any, Beside], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Senses:
     """What a multimodal model has beside the language model.
 
@@ -117,12 +181,14 @@ class Senses:
         config: config.json as a whole.
         vision: None for a model that does not see, or not in a way that is known.
         preprocessor: preprocessor_config.json; empty where there is none.
+        hearing: None for a model that does not hear.
     """
 
     kind: str
     config: Mapping[str, Any]
     vision: Encoder | None = None
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    hearing: SoundEncoder | None = None
 
 
 @dataclass(frozen=True, slots=True)
