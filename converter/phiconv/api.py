@@ -116,7 +116,9 @@ def plan(
     elif isinstance(base, Model):
         model = merge(base, (source, *lora))
     else:
-        model = open_model(source, config=config, plain=choices.plain, lora=lora, base=base)
+        model = open_model(
+            source, config=config, plain=choices.plain, lora=lora, base=base, text_only=choices.text_only
+        )
     if imatrix is not None:
         choices = replace(choices, importance=read_imatrix(imatrix))
     if calibration is not None:

@@ -222,7 +222,7 @@ def _blocks(stored: Mapping[str, Tensor]) -> int:
 
 def _expected(kind: Conformer, p: Hearing) -> Iterator[tuple[Role, str, tuple[int, ...]]]:
     """Role, name and shape of every tensor."""
-    names = [(name, None, path) for name, path in kind.names.items()]
+    names: list[tuple[str, int | None, str]] = [(name, None, path) for name, path in kind.names.items()]
     names += [
         (name, layer, f"encoder.encoders.{layer}.{path}")
         for layer in range(p.num_hidden_layers)

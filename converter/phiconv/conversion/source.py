@@ -55,6 +55,7 @@ def open_model(
     plain: bool = False,
     lora: Sequence[Lora] = (),
     base: str | PathLike[str] | None = None,
+    text_only: bool = False,
 ) -> Model:
     """Opens a model without reading its weights.
 
@@ -68,6 +69,7 @@ def open_model(
         plain: Take it for plain tensors, whatever it is.
         lora: Adapters to merge into it, see `phiconv.merge`.
         base: The model, where ``path`` is an adapter to merge into it.
+        text_only: Of a model that sees or hears the language model alone; the encoders are not looked at.
 
     Returns:
         The model. A file of weights without config.json, and a GGUF of an architecture that phiconv does not
@@ -93,7 +95,7 @@ def open_model(
     found = _checkpoint(path, config)
     if plain:
         return Model(path, found.format, found.stored, metadata=found.metadata)
-    return merge(_model(found), lora)
+    return merge(_model(found, text_only=text_only), lora)
 
 
 def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:
@@ -106,13 +108,13 @@ def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:
     return find_reader(path)(path, None if config is None else _companions(expanded(config)))
 
 
-def _model(found: Checkpoint) -> Model:
+def _model(found: Checkpoint, *, text_only: bool = False) -> Model:
     """What a reader found as a model; an error carries it."""
     with keeping(lambda _: found):
-        return _named_model(found)
+        return _named_model(found, text_only=text_only)
 
 
-def _named_model(found: Checkpoint) -> Model:
+def _named_model(found: Checkpoint, *, text_only: bool) -> Model:
     path = found.path
     if found.config is None:
         return Model(path, found.format, found.stored, metadata=found.metadata)
@@ -142,7 +144,7 @@ def _named_model(found: Checkpoint) -> Model:
         forward=architecture.forward,
         own_adapters=text.adapters if text else {},
         left_out=text.left_out if text else "",
-        senses=_senses_of(whole, keys, hyperparameters),
+        senses=None if text_only else _senses_of(whole, keys, hyperparameters),
     )
 
 

@@ -71,13 +71,15 @@ class _NumpySoundOps:
 
     def convolve(self, x: Array, role: Role, /) -> Array:
         weights = self._array(role).reshape(-1, len(x), 9)
-        result = np.einsum("ock,cktf->otf", weights, _neighbours(x), optimize=True)
-        return result + self._array(role, "bias")[:, None, None]
+        result: Array = np.einsum("ock,cktf->otf", weights, _neighbours(x), optimize=True)
+        result += self._array(role, "bias")[:, None, None]
+        return result
 
     def convolve_each(self, x: Array, role: Role, /) -> Array:
         weights = self._array(role).reshape(len(x), 9)
-        result = np.einsum("ck,cktf->ctf", weights, _neighbours(x))
-        return result + self._array(role, "bias")[:, None, None]
+        result: Array = np.einsum("ck,cktf->ctf", weights, _neighbours(x))
+        result += self._array(role, "bias")[:, None, None]
+        return result
 
     def mix(self, x: Array, role: Role, /) -> Array:
         channels, frames, bands = x.shape

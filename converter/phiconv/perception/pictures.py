@@ -2,7 +2,7 @@
 
 Three ways: Phi-3.5-vision and Phi-4-multimodal cut a picture into square crops and add one small view of the
 whole ("HD transform"); Phi-4-reasoning-vision takes it whole, in its own proportions. All start from 8-bit
-colours and resize these as Pillow does, bit by bit.
+colours and resize these to the very bytes of Pillow, or of PyTorch where that is what the processor uses.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["prepare", "resized_pixels"]
 
 _WHITE = 255
-_PRECISION = 22
-"""Bits behind the point of Pillow's weights for 8-bit colours."""
+_BITS = 22
+"""Behind the point, of Pillow's weights for 8-bit colours; PyTorch's have no more."""
+
+_TORCH_LIMIT = 1 << 15
 
 
 def prepare(senses: Senses, pixels: Pixels) -> Picture:
@@ -51,20 +53,33 @@ def prepare(senses: Senses, pixels: Pixels) -> Picture:
     return _WAYS[senses.kind](pixels, senses.vision.parameters, senses.preprocessor)
 
 
-def resized_pixels(pixels: Pixels, height: int, width: int) -> Pixels:
-    """An 8-bit picture in another size, with the bytes of Pillow's ``resize`` (bilinear)."""
-    for axis, size in ((1, width), (0, height)):
-        if pixels.shape[axis] != size:
-            pixels = _resized_axis(pixels, antialiased(pixels.shape[axis], size), axis)
+def resized_pixels(pixels: Pixels, height: int, width: int, *, pytorch: bool = False) -> Pixels:
+    """An 8-bit picture in another size (bilinear), with the bytes of Pillow's ``resize``, or of PyTorch's.
+
+    Both compute in whole numbers, an axis at a time, and round weights to so many bits behind the point.
+    Pillow is that of release 13; those before it never begin with the height.
+    """
+    fewer = pixels.shape[0] - height
+    down_first = not pytorch and fewer > 0 and fewer > 2 * (pixels.shape[1] - width)
+    for axis in (0, 1) if down_first else (1, 0):
+        if pixels.shape[axis] != (height, width)[axis]:
+            taps = antialiased(pixels.shape[axis], (height, width)[axis])
+            pixels = _resized_axis(pixels, taps, axis, _pytorch_bits(taps) if pytorch else _BITS)
     return pixels
 
 
-def _resized_axis(pixels: Pixels, taps: Taps, axis: int) -> Pixels:
-    """Along one axis in whole numbers: Pillow rounds weights to so many bits, and the result of each axis."""
-    scaled = taps.weights * (1 << _PRECISION)
-    whole = np.where(scaled < 0, scaled - 0.5, scaled + 0.5).astype(np.int32).astype(np.float64)
+def _pytorch_bits(taps: Taps) -> int:
+    """As many as leave the largest weight within 16 bits; so it is where a processor has AVX2."""
+    largest, bits = float(taps.weights.max()), 0
+    while bits < _BITS and int(0.5 + largest * (1 << (bits + 1))) < _TORCH_LIMIT:
+        bits += 1
+    return bits
+
+
+def _resized_axis(pixels: Pixels, taps: Taps, axis: int, bits: int) -> Pixels:
+    whole = np.floor(taps.weights * (1 << bits) + 0.5)  # none is negative
     sums = resized(pixels.astype(np.float64), taps._replace(weights=whole), axis)  # exact: below 2**53
-    return np.clip(np.floor((sums + (1 << (_PRECISION - 1))) / (1 << _PRECISION)), 0, 255).astype(np.uint8)
+    return np.clip(np.floor((sums + (1 << (bits - 1))) / (1 << bits)), 0, 255).astype(np.uint8)
 
 
 def _phi3v(pixels: Pixels, vision: Vision, settings: Mapping[str, Any]) -> Picture:
@@ -99,7 +114,7 @@ def _phi4mm(pixels: Pixels, vision: Vision, settings: Mapping[str, Any]) -> Pict
     else:
         new = (rows * side, min(int(width * scale), columns * side))
     canvas = np.full((rows * side, columns * side, 3), _WHITE, np.uint8)
-    canvas[: new[0], : new[1]] = resized_pixels(pixels, max(new[0], 1), max(new[1], 1))
+    canvas[: new[0], : new[1]] = resized_pixels(pixels, max(new[0], 1), max(new[1], 1), pytorch=True)
     shown = np.ones((rows * side // size, columns * side // size), np.bool_)
     for axis, (whole, used) in enumerate(zip(canvas.shape, new, strict=False)):
         if (empty := (whole - used) // size) > 0:

@@ -54,8 +54,9 @@ def log_mel(samples: NDArray[np.floating[Any]], bands: int = 80) -> NDArray[np.f
     return result
 
 
-def _mel(frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1127.0 * np.log(1 + frequency / 700)
+def _mel(frequency: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    mel: NDArray[np.float64] = 1127.0 * np.log(1 + frequency / 700)
+    return mel
 
 
 @cache
