@@ -242,7 +242,7 @@ FORMATS = {
             writer=_openvino_writer,
             folder=True,
             file_suffix=".xml",
-            sees=("phi3_v",),
+            sees=("phi3_v", "phi4mm", "phi4_multimodal"),
         ),
         Format(
             "compressed-tensors",

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import phiconv
+from make_multimodal import picture as drawn
 from openvino_runtime import STRICT, quantized
-from phiconv.forward.encoders import NumpyEncoderOps, features
+from phiconv.forward.encoders import NumpyEncoderOps, features, place_ids
 from phiconv.forward.interpreter import compute
 from phiconv.ir.senses import Picture
 from phiconv.perception.pictures import prepare
@@ -161,3 +162,54 @@ def test_crops(ask, expect, source, tmp_path):
         answer = found(PROMPT, pixels)
         turned = replace(picture, grid=picture.grid[::-1])
         assert answer in (expect(model, PROMPT, x) for x in (turned, picture))
+
+
+# ------------------------------------------------------------------------------------------ Phi-4-multimodal
+
+
+@pytest.fixture(scope="module", params=["phi4mm", "phi4-multimodal"])
+def phi4mm(request, make_multimodal, tmp_path_factory):
+    """A folder of a model with its adapter merged, and the model."""
+    root = tmp_path_factory.mktemp(request.param)
+    source = make_multimodal(root / "m", request.param, seed=7)
+    phiconv.convert(source, root / "out", to="openvino", quant="f32", lora=["vision"])
+    return root / "out", phiconv.open_model(source, lora=["vision"])
+
+
+def test_tower_with_a_mask(openvino, phi4mm):
+    folder, model = phi4mm
+    encoder = model.senses.vision
+    picture = prepare(model.senses, drawn(1, 448, 700))
+    assert not picture.mask.all()
+    ops = NumpyEncoderOps(encoder.tensors, picture, np.dtype(np.float32))
+    patches = encoder.tower(ops, encoder.parameters)
+    places = np.stack([place_ids(mask, 32) for mask in picture.mask]).astype(np.int64)
+    given = {
+        "pixel_values": picture.pixels,
+        "patch_attention_mask": picture.mask,
+        "patch_position_ids": places,
+    }
+    found = compiled(openvino, folder, "vision_embeddings")(given)[0]
+    assert found.shape == (3, 256, 144)
+    assert relative_l2(found, patches) < 1e-5
+    arranged = encoder.arrange(ops, patches, encoder.parameters)
+    found = compiled(openvino, folder, "vision_projection")(arranged[None])[0]
+    assert relative_l2(found[0], encoder.project(ops, arranged, encoder.parameters)) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["SDPA", "PA"])
+def test_answers_of_phi_4_multimodal(ask, expect, phi4mm, backend):
+    """GenAI computes its own part, and the projection, in bfloat16 on processors that have it.
+
+    So the pictures are some to which the answers are clear: the best token is ahead of the next one by 0.1.
+    """
+    folder, model = phi4mm
+    found = ask(folder, backend)
+    assert found("The quick brown fox") == expect(model, "The quick brown fox") != ""
+    answers = set()
+    for seed in (2, 8):
+        pixels = drawn(seed, 448, 700)
+        answer = found(PROMPT, pixels)
+        assert answer == expect(model, PROMPT, prepare(model.senses, pixels)) != ""
+        answers.add(answer)
+    assert len(answers) == 2

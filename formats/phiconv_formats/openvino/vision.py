@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.errors import MalformedFileError, UnsupportedModelError
+from phiconv.ir.adapter import Adapter
 from phiconv_formats.folders.companions import json_bytes, model_config
 from phiconv_formats.openvino.names import SEPARATORS
 
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.ir.senses import Encoder, Senses
 
-__all__ = ["check_senses", "files_of_senses"]
+__all__ = ["check_senses", "files_of_senses", "notes_of_senses"]
 
-_WIDTHS = {"phi3_v": 1024, "phi4mm": 1152}
-"""What the encoders of published models say of a patch; OpenVINO GenAI takes no others."""
+_WIDTHS = {"phi3_v": 1024}
+"""The width of an encoder, where OpenVINO GenAI takes only that of the published models."""
+
+_KNOWN_AS = {"phi4_multimodal": {"architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm"}}
+"""Keys of config.json for a kind that GenAI knows under the name of another."""
+
+_ADAPTER = "vision"
+"""The adapter that Phi-4-multimodal sees with."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "phi3_v": {
@@ -49,10 +56,24 @@ def check_senses(model: Model) -> None:
         )
 
 
+def notes_of_senses(model: Model) -> list[str]:
+    """What is not as it was, or not as it should be."""
+    notes: list[str] = []
+    if model.senses is None:
+        return notes
+    if model.senses.hearing is not None:
+        notes.append("OpenVINO GenAI has no place for an encoder of sounds: it is left out")
+    own = model.own_adapters.get(_ADAPTER)
+    path = own.path if isinstance(own, Adapter) else own
+    if path is not None and all(adapter.path != path for adapter in model.adapters):
+        notes.append(f"this model sees rightly only with its adapter: give --lora {_ADAPTER}")
+    return notes
+
+
 def files_of_senses(model: Model, senses: Senses, encoder: Encoder) -> dict[str, bytes]:
     """config.json with the separators in it, and preprocessor_config.json."""
     whole = replace(model, card=replace(model.card, config=senses.config))
-    config = model_config(whole) | _separators(model, encoder)
+    config = model_config(whole) | _KNOWN_AS.get(senses.kind, {}) | _separators(model, encoder)
     preprocessor = {k: v for k, v in senses.preprocessor.items() if k != "auto_map"}
     return {
         "config.json": json_bytes(config, indent=None),

@@ -20,7 +20,7 @@ from phiconv_formats.openvino.packing import parts_of
 from phiconv_formats.openvino.parts import parts_of_model, streams
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import odd_added
-from phiconv_formats.openvino.vision import check_senses, files_of_senses
+from phiconv_formats.openvino.vision import check_senses, files_of_senses, notes_of_senses
 from phiconv_formats.shared.output import OutputFile, Package
 from phiconv_formats.tokenizers.limits import added_token_notes
 
@@ -63,7 +63,12 @@ def package(
     return Package(
         (*small, *weights),
         streams(parts, tensors),
-        (*_runtime_notes(model), *added_token_notes("OpenVINO", odd), *_notes(tensors, encodings, recipe)),
+        (
+            *notes_of_senses(model),
+            *_runtime_notes(model),
+            *added_token_notes("OpenVINO", odd),
+            *_notes(tensors, encodings, recipe),
+        ),
         own_folder=not file_name,
     )
 

@@ -57,6 +57,29 @@ def test_types(written):
             assert encoding == "f32" if plain else encoding.startswith("openvino_int8_sym")
 
 
+@pytest.mark.parametrize("kind", ["phi4mm", "phi4-multimodal"])
+def test_phi_4_multimodal_sees_with_its_adapter(make_multimodal, tmp_path, kind):
+    source = make_multimodal(tmp_path / "m", kind, seed=7)
+    for lora, warned in (([], True), (["vision"], False), ([("vision", 0.5)], False), (["speech"], True)):
+        plan = phiconv.plan(source, tmp_path / "out", to="openvino", quant="q4", lora=lora)
+        notes = " ".join(plan.package.notes)
+        assert ("give --lora vision" in notes) == warned
+        assert "sounds: it is left out" in notes
+        assert {t.name for t in plan.tensors} >= {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+@pytest.mark.parametrize("kind", ["phi4mm", "phi4-multimodal"])
+def test_phi_4_multimodal_comes_back(make_multimodal, tmp_path, kind):
+    source, output = make_multimodal(tmp_path / "m", kind, seed=7), tmp_path / "out"
+    phiconv.convert(source, output, to="openvino", quant="f32", lora=["vision"])
+    config = json.loads((output / "config.json").read_text())
+    assert (config["model_type"], np.shape(config["sub_GN"])) == ("phi4mm", (1, 1, 1, 144))
+    again = phiconv.open_model(output)
+    assert again.hyperparameters.tie_word_embeddings
+    expected = phiconv.logits(phiconv.open_model(source, lora=["vision"]), [[5, 6, 7]])
+    assert relative_l2(phiconv.logits(again, [[5, 6, 7]]), expected) < 1e-5
+
+
 def test_settings_that_a_source_has_not(source, tmp_path):
     settings = source / "preprocessor_config.json"
     kept = settings.read_bytes()
