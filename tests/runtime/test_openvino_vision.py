@@ -199,7 +199,7 @@ def test_tower_with_a_mask(openvino, phi4mm):
 
 @pytest.mark.parametrize("backend", ["SDPA", "PA"])
 def test_answers_of_phi_4_multimodal(ask, expect, phi4mm, backend):
-    """GenAI computes its own part, and the projection, in bfloat16 on processors that have it.
+    """GenAI computes the projection in bfloat16 on processors that have it, whatever it is told.
 
     So the pictures are some to which the answers are clear: the best token is ahead of the next one by 0.1.
     """

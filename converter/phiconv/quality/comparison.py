@@ -142,6 +142,7 @@ class Comparison:
         tensors: The worst first: those with NaN or infinity, then by relative RMSE.
         total: Over all weights.
         bits_a, bits_b: Bits per weight over all weights compared.
+        encoders: Whether one of them has encoders of pictures or sounds, which are not compared.
     """
 
     a: Path
@@ -151,6 +152,7 @@ class Comparison:
     total: Difference
     bits_a: float
     bits_b: float
+    encoders: bool = False
 
 
 def compare(
@@ -339,7 +341,8 @@ def _result(a: Model, b: Model, way: Way, pairs: Sequence[_Pair], sums: Sequence
     worst_first = sorted(tensors, key=lambda t: (not t.difference.nonfinite, -t.difference.relative_rmse))
     total = sum(sums, Difference())
     bits_a, bits_b = (sum(bits) / max(total.weights, 1) for bits in zip(*_bits(tensors), strict=True))
-    return Comparison(a.path, b.path, way, tuple(worst_first), total, bits_a, bits_b)
+    encoders = any(model.senses is not None or model.left_out for model in (a, b))
+    return Comparison(a.path, b.path, way, tuple(worst_first), total, bits_a, bits_b, encoders)
 
 
 def _bits(tensors: Sequence[TensorDifference]) -> Iterator[tuple[float, float]]:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 import phiconv
+from paths import FIXTURES
 from phiconv.cli import main
 from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError
 from references import relative_l2
@@ -112,6 +113,12 @@ def test_the_text_part_comes_back(source, written, tmp_path):
     np.testing.assert_array_equal(phiconv.logits(tmp_path / "again", ids), phiconv.logits(output, ids))
     assert relative_l2(phiconv.logits(output, ids), phiconv.logits(source, ids)) < 0.3
     assert phiconv.open_model(output / "openvino_language_model.xml").tensors.keys() == model.tensors.keys()
+
+
+def test_encoders_are_not_compared(source, written):
+    shown = CliRunner().invoke(main, ["compare", str(source), str(written[1])]).output
+    assert "encoders of pictures and sounds are not compared" in shown
+    assert not phiconv.compare(FIXTURES / "tiny-phi3", FIXTURES / "tiny-phi3").encoders
 
 
 def test_a_part_of_the_text_is_missing(written, tmp_path):
