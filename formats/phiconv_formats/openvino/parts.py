@@ -6,7 +6,7 @@ tower; the projection of what it says to embeddings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from phiconv.forward.encoder_ops import EncoderRecorder
 from phiconv_formats.openvino.emitter import emit_decoder, emit_embedding
@@ -14,7 +14,6 @@ from phiconv_formats.openvino.encoder import emit_projection, emit_tower
 from phiconv_formats.openvino.graph import Graph
 from phiconv_formats.openvino.names import DECODER, EMBEDDING, PROJECTION, TOWER, with_own_head
 from phiconv_formats.openvino.weights import Weights
-from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model, Role
     from phiconv.ir.senses import Encoder
-    from phiconv_formats.shared.output import Stream
+    from phiconv_formats.shared.output import OutputTensor, Stream
 
 __all__ = ["Part", "parts_of_model", "streams"]
 
@@ -43,7 +42,7 @@ class Part(NamedTuple):
     is_decoder: bool = False
 
 
-_Tensors = list[tuple[OutputTensor, "Encoding"]]
+_Tensors: TypeAlias = "list[tuple[OutputTensor, Encoding]]"
 
 
 def parts_of_model(
@@ -63,7 +62,7 @@ def parts_of_model(
         emit_decoder(part.graph, part.weights, model)
         return [part]
     encoder = model.senses.vision
-    place = {DECODER: _Tensors(), EMBEDDING: _Tensors(), TOWER: _Tensors(), PROJECTION: _Tensors()}
+    place: dict[str, _Tensors] = {name: [] for name in (DECODER, EMBEDDING, TOWER, PROJECTION)}
     in_tower = _roles_of_tower(encoder)
     for tensor, encoding in pairs:
         assert tensor.role is not None  # noqa: S101 - an IR has no plain tensors
