@@ -242,6 +242,7 @@ FORMATS = {
             writer=_openvino_writer,
             folder=True,
             file_suffix=".xml",
+            sees=("phi3_v",),
         ),
         Format(
             "compressed-tensors",

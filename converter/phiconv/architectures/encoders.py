@@ -117,20 +117,21 @@ def find_encoder(
         ConfigError: Numbers that do not fit each other.
     """
     parameters = tower.parse(tower, config, stored, features)
-    tensors, used = {}, set()
+    tensors, names, used = {}, {}, set()
     for role, name, shape in _expected(tower, parameters, count_layers(tower, stored)):
         tensor = checked(stored, name, shape, path)
         used.add(name)
         computed = role.layer is None or role.layer < parameters.num_hidden_layers
         if computed:
             tensors[role] = flat_rows(tensor) if len(shape) > 1 else tensor
+            names[role] = name
     unused = re.compile(re.escape(tower.trunk) + "(" + "|".join(_UNUSED) + ")")
     other = next((n for n in stored if n not in used and not unused.fullmatch(n)), None)
     if other is not None:
         raise MalformedFileError(
             "is no tensor that this model has for pictures", path=path, at=f"tensor {printable(other)}"
         )
-    encoder = Encoder(parameters, tensors, stored, tower.tower, tower.arrange, tower.project)
+    encoder = Encoder(parameters, tensors, stored, names, tower.tower, tower.arrange, tower.project)
     check_calls(record(encoder), tensors, path)
     return encoder
 

@@ -104,6 +104,7 @@ class Encoder:
         parameters: Its numbers.
         tensors: The weights that it computes with, by role. A convolution over patches is a matrix.
         stored: All of its tensors under the names of the checkpoint, unused ones too.
+        names: What the checkpoint calls each of `tensors`.
         tower: From the input to a vector for each patch.
         arrange: From these to one for each feature, separators among them.
         project: From these to the features.
@@ -112,6 +113,7 @@ class Encoder:
     parameters: Vision
     tensors: Mapping[Role, Tensor]
     stored: Mapping[str, Tensor]
+    names: Mapping[Role, str]
     tower: Callable[[Any, Any], Any]
     arrange: Stage
     project: Stage

@@ -58,8 +58,8 @@ _TEMPLATE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"
 
 
-def json_bytes(value: Any, *, indent: int = 2) -> bytes:
-    """A JSON file as people read it."""
+def json_bytes(value: Any, *, indent: int | None = 2) -> bytes:
+    """A JSON file as people read it; without ``indent`` on one line."""
     return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8") + b"\n"
 
 

@@ -13,7 +13,8 @@ from phiconv.forward.ops import ATTENTION_ROLES, EXPERT_ROLES, HEAD_NORMS, outpu
 from phiconv.ir.model import Role
 from phiconv_formats.openvino.attention import AttentionEmitter
 from phiconv_formats.openvino.experts import emit_experts
-from phiconv_formats.openvino.inputs import Inputs
+from phiconv_formats.openvino.inputs import Inputs, parameter
+from phiconv_formats.openvino.layers import layer_norm, product
 from phiconv_formats.openvino.names import group_of, module_of
 
 if TYPE_CHECKING:
@@ -23,31 +24,50 @@ if TYPE_CHECKING:
     from phiconv_formats.openvino.graph import Graph, Value
     from phiconv_formats.openvino.weights import Weights
 
-__all__ = ["emit_decoder"]
+__all__ = ["emit_decoder", "emit_embedding"]
 
 
-def emit_decoder(graph: Graph, weights: Weights, model: Model) -> None:
-    """Adds a model's decoder to a graph, from its inputs to its logits."""
+def emit_decoder(graph: Graph, weights: Weights, model: Model, *, embedded: bool = False) -> None:
+    """Adds a model's decoder to a graph, from its inputs to its logits.
+
+    Args:
+        graph: Where it is added.
+        weights: Those that it uses.
+        model: Says what is computed.
+        embedded: It is given embeddings, and looks none up.
+    """
     assert model.forward is not None  # noqa: S101 - names.output_tensors has seen that it is a model
     assert model.hyperparameters is not None  # noqa: S101 - the same
-    model.forward(IrOps(graph, weights, model), model.hyperparameters)
+    model.forward(IrOps(graph, weights, model, embedded=embedded), model.hyperparameters)
+
+
+def emit_embedding(graph: Graph, weights: Weights, role: Role) -> None:
+    """Adds the look-up of embeddings by itself, from ids to what a decoder is given."""
+    found = _look_up(graph, weights, parameter(graph, "input", "i64", "?,?"), role, names="inputs_embeds")
+    graph.sink("Result", found, "inputs_embeds")
+
+
+def _look_up(graph: Graph, weights: Weights, ids: Value, role: Role, *, names: str = "") -> Value:
+    ids = graph.add("Convert", ids, type="i32", destination_type="i32")
+    return graph.add("Gather", weights.value(role), ids, graph.constant(0, "i32"), names=names, batch_dims=0)
 
 
 class IrOps:
     """The operations on values of shape (batch, length, width) (see `forward.Ops`)."""
 
-    def __init__(self, graph: Graph, weights: Weights, model: Model) -> None:
+    def __init__(self, graph: Graph, weights: Weights, model: Model, *, embedded: bool = False) -> None:
+        assert model.hyperparameters is not None  # noqa: S101 - names.output_tensors has seen it
         self._graph = graph
         self._weights = weights
         self._architecture = model.architecture or ""
         self._roles = model.tensors
-        self._inputs = Inputs(graph)
+        self._embedded = embedded
+        self._inputs = Inputs(graph, model.hyperparameters.hidden_size if embedded else None)
         self._attention = AttentionEmitter(graph, self._inputs)
 
     def embed(self, role: Role, /) -> Value:
-        ids = self._graph.add("Convert", self._inputs.ids, type="i32", destination_type="i32")
-        table = self._weights.value(role)
-        return self._graph.add("Gather", table, ids, self._graph.constant(0, "i32"), batch_dims=0)
+        tokens = self._inputs.tokens
+        return tokens if self._embedded else _look_up(self._graph, self._weights, tokens, role)
 
     def linear(self, x: Value, role: Role, /) -> Value:
         return self._product(x, role, role)
@@ -59,11 +79,7 @@ class IrOps:
         return y if last else self._graph.add("Add", y, self._weights.value(bias), names=names)
 
     def _matmul(self, x: Value, matrix: Value, role: Role, *, names: str = "") -> Value:
-        """A product under the name that tracing gives it: GenAI looks for an adapter's modules in it."""
-        name = f"__module.{module_of(self._architecture, role)}/aten::linear/MatMul"
-        return self._graph.add(
-            "MatMul", x, matrix, name=name, names=names, transpose_a=False, transpose_b=True
-        )
+        return product(self._graph, x, matrix, module_of(self._architecture, role), names=names)
 
     def _products(self, x: Value, roles: tuple[Role, ...]) -> list[Value]:
         """Several products with one input; one that is cut where the matrices are stored as one."""
@@ -80,11 +96,7 @@ class IrOps:
         return g.add("Multiply", self._weights.value(role), g.add("Multiply", x, inverse))
 
     def layer_norm(self, x: Value, role: Role, epsilon: float, /) -> Value:
-        g = self._graph
-        axes = g.constant([-1], "i32")
-        y = g.add("MVN", x, axes, eps=repr(epsilon), normalize_variance=True, eps_mode="INSIDE_SQRT")
-        y = g.add("Multiply", y, self._weights.value(role))
-        return g.add("Add", y, self._weights.value(role._replace(part="bias")))
+        return layer_norm(self._graph, self._weights, x, role, epsilon)
 
     def add(self, a: Value, b: Value, /) -> Value:
         return self._graph.add("Add", a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from phiconv import ir
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
 
     from phiconv.forward.ops import Forward
     from phiconv.ir.model import Model
+    from phiconv.ir.senses import Encoder
 
-__all__ = ["group_of", "module_of", "output_tensors"]
+__all__ = ["SEPARATORS", "group_of", "module_of", "output_tensors", "with_own_head"]
+
+SEPARATORS = {"vision.row_end": "sub_GN", "vision.separator": "glb_GN"}
+"""Vectors of an encoder that are no part of a graph: OpenVINO GenAI looks for them in config.json."""
+
+_PLACES = ("vision.patch_embedding", "vision.position_embedding")
+"""Matrices of an encoder that stay float32: they are small, and all that follows is made of them."""
 
 
 def group_of(architecture: str, role: Role) -> tuple[Role, ...]:
@@ -45,7 +53,26 @@ def output_tensors(model: Model) -> list[OutputTensor]:
             path=model.path,
             hint="give a model folder",
         )
-    return list(_tensors(model, model.architecture))
+    tensors = list(_tensors(with_own_head(model), model.architecture))
+    if model.senses is not None and model.senses.vision is not None:
+        tensors += _encoder_tensors(model.senses.vision)
+    return tensors
+
+
+def with_own_head(model: Model) -> Model:
+    """The model with a head of its own where the embedding, which is the head too, goes to another file."""
+    head, embedding = Role("output"), Role("token_embedding")
+    if model.senses is None or head in model.tensors:
+        return model
+    return replace(model, tensors={**model.tensors, head: model.tensors[embedding]})
+
+
+def _encoder_tensors(encoder: Encoder) -> Iterator[OutputTensor]:
+    """Those of the graphs of an encoder, under the checkpoint's names."""
+    for role, tensor in encoder.tensors.items():
+        if role.name not in SEPARATORS:
+            plain = len(tensor.shape) == 1 or role.name in _PLACES
+            yield OutputTensor(encoder.names[role], tensor, role, ir.F32 if plain else None)
 
 
 def _tensors(model: Model, architecture: str) -> Iterator[OutputTensor]:

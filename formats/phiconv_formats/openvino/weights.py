@@ -51,6 +51,11 @@ class Weights:
     def __contains__(self, role: Role) -> bool:
         return role in self._entries
 
+    @property
+    def all_floats(self) -> bool:
+        """Whether none is quantized."""
+        return all(isinstance(entry.encoding, ir.FloatEncoding) for entry in self._entries.values())
+
     def streams(self, file: str) -> tuple[Stream, ...]:
         """How the weights come to their places, in the order of the tensors."""
         return tuple(

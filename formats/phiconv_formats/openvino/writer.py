@@ -1,6 +1,7 @@
 """An OpenVINO model, laid out in full before a weight is read.
 
-A folder for OpenVINO GenAI, or the two files of the model alone.
+A folder for OpenVINO GenAI, or the two files of the model alone. A model that sees is several graphs, in a
+folder.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from phiconv import ir
 from phiconv._version import __version__
 from phiconv.errors import UsageError
 from phiconv_formats.folders.companions import companion_files, json_bytes, model_config
-from phiconv_formats.openvino.emitter import emit_decoder
-from phiconv_formats.openvino.graph import ELEMENT_BITS, Graph
+from phiconv_formats.openvino.graph import ELEMENT_BITS
 from phiconv_formats.openvino.packing import parts_of
+from phiconv_formats.openvino.parts import MODEL, parts_of_model, streams
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import odd_added
-from phiconv_formats.openvino.weights import Weights
+from phiconv_formats.openvino.vision import check_senses, files_of_senses
 from phiconv_formats.shared.output import OutputFile, Package
 from phiconv_formats.tokenizers.limits import added_token_notes
 
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Model
     from phiconv.tokenization.tokenizer import Tokenizer
+    from phiconv_formats.openvino.parts import Part
     from phiconv_formats.shared.output import OutputTensor, RuntimeSettings
 
 __all__ = ["package"]
-
-_MODEL = "openvino_model.xml"
 
 
 def package(
@@ -50,35 +50,39 @@ def package(
     """Lays the whole output out; see `phiconv_formats.Writer`. Without a file name it is a folder."""
     if split_max_size is not None:
         raise UsageError("--split-max-size means nothing for openvino")
-    document_name = file_name or _MODEL
-    stem = PurePath(document_name).stem
-    graph = Graph()
-    weights = Weights(graph, tensors, encodings)
-    emit_decoder(graph, weights, model)
-    document = graph.xml(_info(encodings, recipe))
+    check_senses(model)
+    stem = PurePath(file_name).stem if file_name else MODEL
+    parts = parts_of_model(model, tensors, encodings, stem)
+    # The document of a single model has the very name that was asked for, whatever its suffix looks like.
+    documents = {file_name or f"{part.stem}.xml": part.graph.xml(_info(part, recipe)) for part in parts}
     odd = odd_added(model.tokenizer) if model.tokenizer is not None and not file_name else ()
-    files = {document_name: document, **({} if file_name else _other_files(model))}
-    weights_file = OutputFile(f"{stem}.bin", graph.size, graph.chunks)
+    files = {**documents, **({} if file_name else _other_files(model))}
     small = [OutputFile(name, len(data), ((0, data),)) for name, data in files.items()]
+    weights = [OutputFile(f"{part.stem}.bin", part.graph.size, part.graph.chunks) for part in parts]
     return Package(
-        (*small, weights_file),
-        weights.streams(weights_file.name),
+        (*small, *weights),
+        streams(parts, tensors),
         (*_runtime_notes(model), *added_token_notes("OpenVINO", odd), *_notes(tensors, encodings, recipe)),
         own_folder=not file_name,
     )
 
 
-def _info(encodings: Sequence[Encoding], recipe: str) -> dict[str, str | Mapping[str, str]]:
+def _info(part: Part, recipe: str) -> dict[str, str | Mapping[str, str]]:
     """What OpenVINO reads about how to run it, and people about how it was made."""
+    own: dict[str, str | Mapping[str, str]] = {"phiconv": {"version": __version__, "recipe": recipe}}
+    if not part.is_decoder:
+        return own
     options = {"ACTIVATIONS_SCALE_FACTOR": "8.0"}  # keeps float16 activations on a GPU within their range
-    if all(isinstance(encoding, ir.FloatEncoding) for encoding in encodings):
+    if part.weights.all_floats:
         options["KV_CACHE_PRECISION"] = "f16"
-    return {"runtime_options": options, "phiconv": {"version": __version__, "recipe": recipe}}
+    return {"runtime_options": options, **own}
 
 
 def _other_files(model: Model) -> dict[str, bytes]:
     """What stands around the model in a folder."""
     files = {"config.json": json_bytes(model_config(model)), **companion_files(model)}
+    if model.senses is not None and model.senses.vision is not None:
+        files |= files_of_senses(model, model.senses, model.senses.vision)
     if model.tokenizer is not None:
         files |= tokenizer_ir(model.tokenizer)
         files["generation_config.json"] = json_bytes(_generation(model, model.tokenizer))
@@ -118,7 +122,7 @@ def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], recip
     bits = set()
     for tensor, encoding in zip(tensors, encodings, strict=True):
         shape, role = tensor.tensor.shape, tensor.role
-        if len(shape) < 2 or role is None or role.layer is None or role.name == "router":
+        if len(shape) < 2 or role is None or role.layer is None or role.name == "router" or tensor.in_encoder:
             continue
         kind = parts_of(encoding, shape)[0].type
         bits.add(ELEMENT_BITS[kind])
