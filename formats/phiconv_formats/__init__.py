@@ -239,6 +239,7 @@ FORMATS = {
             (".xml",),
             reader=_openvino_reader,
             folder_file="openvino_model.xml",
+            inner_files="openvino_language_model.xml",
             writer=_openvino_writer,
             folder=True,
             file_suffix=".xml",

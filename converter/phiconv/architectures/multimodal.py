@@ -49,7 +49,8 @@ class Multimodal:
         title: What people call it.
         text: The family of its language model.
         parts: What is beside that, and what the names of its tensors begin with.
-        keys: Keys of config.json that are about these parts, or about code that is not copied.
+        keys: Keys of config.json that are about these parts, or about code that is not copied; those too that
+            a target has added.
         adapters: The adapters in it, and the keys of config.json with their ``r`` and ``lora_alpha``.
         folders: Adapters that are folders beside it, as PEFT saves them.
         tower: The family of its encoder of pictures.
@@ -82,7 +83,7 @@ KINDS = (
         title="Phi-3-vision and Phi-3.5-vision",
         text=PHI3,
         parts={"vision": ("model.vision_embed_tokens.",)},
-        keys=frozenset("_attn_implementation embd_layer img_processor".split()),
+        keys=frozenset("_attn_implementation embd_layer glb_GN img_processor sub_GN".split()),
         tower=CLIP,
     ),
     Multimodal(
@@ -91,7 +92,8 @@ KINDS = (
         text=PHI3,
         parts=_EXTENDED,
         keys=frozenset(
-            "_attn_implementation audio_processor embd_layer img_processor speech_lora vision_lora".split()
+            "_attn_implementation audio_processor embd_layer glb_GN img_processor speech_lora sub_GN "
+            "vision_lora".split()
         ),
         adapters={"vision": "vision_lora", "speech": "speech_lora"},
         tower=SIGLIP,

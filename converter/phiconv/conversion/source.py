@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from phiconv import architectures
 from phiconv.architectures.adapters import changes_by_role
 from phiconv.architectures.config import Config
-from phiconv.architectures.multimodal import senses, text_config, text_part, text_stored
+from phiconv.architectures.multimodal import TextPart, senses, text_config, text_part, text_stored
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.conversion.paths import expanded
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
-    from phiconv.architectures.multimodal import TextPart
     from phiconv.conversion.adapters import Lora
     from phiconv.ir.model import Hyperparameters
     from phiconv.ir.senses import Senses
@@ -144,7 +143,7 @@ def _named_model(found: Checkpoint, *, text_only: bool) -> Model:
         forward=architecture.forward,
         own_adapters=text.adapters if text else {},
         left_out=text.left_out if text else "",
-        senses=None if text_only else _senses_of(whole, keys, hyperparameters),
+        senses=None if text_only or found.left_out else _senses_of(whole, keys, hyperparameters),
     )
 
 
@@ -162,8 +161,11 @@ def _text_of(found: Checkpoint, config: Config) -> tuple[Checkpoint, TextPart | 
     kind = architectures.find_multimodal(config)
     if kind is None:
         return found, None
-    text = text_part(kind, found.stored if found.tensors is None else found.tensors, config, found.path)
+    named = found.stored if found.tensors is None else found.tensors
     card = replace(found.card, config=text_config(kind, found.card.config))
+    if found.left_out:
+        return replace(found, card=card), TextPart(named, {}, found.left_out)
+    text = text_part(kind, named, config, found.path)
     stored = text_stored(kind, found.stored)
     return replace(found, stored=stored, tensors=text.tensors, card=card), text
 

@@ -153,6 +153,8 @@ class Checkpoint:
         card: Name and origin.
         metadata: The file's own key/value pairs, where the format has them.
         tensors: The same weights under the names of Hugging Face checkpoints; None where ``stored`` has them.
+        left_out: What of a multimodal model is in the files and not among the tensors, which are the text
+            part alone, a sentence; else "".
     """
 
     path: Path
@@ -164,6 +166,7 @@ class Checkpoint:
     card: ModelCard = field(default_factory=ModelCard)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)

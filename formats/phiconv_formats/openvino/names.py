@@ -1,4 +1,7 @@
-"""Under which names an IR stores the weights: those of Hugging Face checkpoints, fused where they are."""
+"""The names of an output's graphs, and under which an IR stores the weights.
+
+Those of the weights are the names of Hugging Face checkpoints, fused where they are.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,25 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.ir.senses import Encoder
 
-__all__ = ["SEPARATORS", "group_of", "module_of", "output_tensors", "with_own_head"]
+__all__ = [
+    "DECODER",
+    "EMBEDDING",
+    "MODEL",
+    "PROJECTION",
+    "SEPARATORS",
+    "TOWER",
+    "group_of",
+    "module_of",
+    "output_tensors",
+    "with_own_head",
+]
+
+MODEL = "openvino_model"
+"""The graph of a model of text, as its files are called without suffix."""
+
+DECODER, EMBEDDING = "openvino_language_model", "openvino_text_embeddings_model"
+TOWER, PROJECTION = "openvino_vision_embeddings_model", "openvino_vision_projection_model"
+"""Those of a model that sees."""
 
 SEPARATORS = {"vision.row_end": "sub_GN", "vision.separator": "glb_GN"}
 """Vectors of an encoder that are no part of a graph: OpenVINO GenAI looks for them in config.json."""

@@ -12,7 +12,7 @@ from phiconv.forward.encoder_ops import EncoderRecorder
 from phiconv_formats.openvino.emitter import emit_decoder, emit_embedding
 from phiconv_formats.openvino.encoder import emit_projection, emit_tower
 from phiconv_formats.openvino.graph import Graph
-from phiconv_formats.openvino.names import with_own_head
+from phiconv_formats.openvino.names import DECODER, EMBEDDING, PROJECTION, TOWER, with_own_head
 from phiconv_formats.openvino.weights import Weights
 from phiconv_formats.shared.output import OutputTensor
 
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from phiconv.ir.senses import Encoder
     from phiconv_formats.shared.output import Stream
 
-__all__ = ["DECODER", "EMBEDDING", "MODEL", "Part", "parts_of_model", "streams"]
-
-MODEL = "openvino_model"
-DECODER, EMBEDDING = "openvino_language_model", "openvino_text_embeddings_model"
-_TOWER, _PROJECTION = "openvino_vision_embeddings_model", "openvino_vision_projection_model"
+__all__ = ["Part", "parts_of_model", "streams"]
 
 
 class Part(NamedTuple):
@@ -67,7 +63,7 @@ def parts_of_model(
         emit_decoder(part.graph, part.weights, model)
         return [part]
     encoder = model.senses.vision
-    place = {DECODER: _Tensors(), EMBEDDING: _Tensors(), _TOWER: _Tensors(), _PROJECTION: _Tensors()}
+    place = {DECODER: _Tensors(), EMBEDDING: _Tensors(), TOWER: _Tensors(), PROJECTION: _Tensors()}
     in_tower = _roles_of_tower(encoder)
     for tensor, encoding in pairs:
         assert tensor.role is not None  # noqa: S101 - an IR has no plain tensors
@@ -101,7 +97,7 @@ def _place(role: Role, in_tower: set[Role]) -> str:
         return EMBEDDING
     if "." not in role.name:
         return DECODER
-    return _TOWER if role._replace(part="weight") in in_tower else _PROJECTION
+    return TOWER if role._replace(part="weight") in in_tower else PROJECTION
 
 
 def streams(parts: Sequence[Part], tensors: Sequence[OutputTensor]) -> tuple[Stream, ...]:

@@ -8,6 +8,7 @@ such name, because it was folded or is shared, the operation says it, which they
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from phiconv.ir.model import Checkpoint
 from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
 from phiconv_formats.openvino.decompression import Chains
 from phiconv_formats.openvino.ir_graph import read_graph
+from phiconv_formats.openvino.names import DECODER, EMBEDDING, MODEL
 from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
@@ -29,8 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["open_checkpoint"]
 
-_MODEL_FILE = "openvino_model.xml"
+_MODEL_FILE = f"{MODEL}.xml"
 """The model in a folder."""
+
+_DECODER_FILE, _EMBEDDING_FILE = f"{DECODER}.xml", f"{EMBEDDING}.xml"
+"""The language model in the folder of one that sees, in two graphs."""
+
+_EMBEDDING_NAME = "model.embed_tokens.weight"
+"""What the one weight of the second is in a checkpoint; converters that trace it by itself do not say."""
+
+_LEFT_OUT = "only the text part of this model is taken: its graphs for pictures are not read"
 
 # Which input of an operation may be a weight; of a sum or a product of numbers either, if the other is none.
 _WEIGHTS = {"MatMul": (0, 1), "Gather": (0,), "Multiply": (0, 1), "Add": (0, 1)}
@@ -49,7 +59,7 @@ _MODULE = re.compile(r"__module\.([A-Za-z0-9_.]+)/.*")
 
 
 def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
-    """Opens an OpenVINO folder, or the .xml of a model.
+    """Opens an OpenVINO folder, or the .xml of a model; of one that sees the language model alone.
 
     An .xml without config.json beside it, or in ``companions``, is a file of plain tensors.
 
@@ -59,25 +69,54 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
         UnsupportedModelError: No language model, or one whose weights are stored in a way that phiconv does
             not read.
     """
-    document = path / _MODEL_FILE if path.is_dir() else path
+    document = path
+    if path.is_dir():
+        names = (_MODEL_FILE, _DECODER_FILE)
+        document = path / next((name for name in names if (path / name).exists()), _MODEL_FILE)
     config_path = (companions or document.parent) / "config.json"
     with keeping(lambda found: whatever_is_there(found, path, config_path, "openvino")):
         return _open(path, document, config_path)
 
 
 def _open(path: Path, document: Path, config_path: Path) -> Checkpoint:
-    binary = document.with_suffix(".bin")
     if path.is_dir() and not config_path.exists():
         hint = "put it there, or give --config and a folder that has it"
         raise MissingFileError("no config.json in this folder", path=path, hint=hint)
-    graph = read_graph(document)
-    if not binary.exists():
-        raise MissingFileError("there is no such file: it has the weights", path=binary)
-    stored, tensors = _weights(graph, InputFile(binary))
+    stored, tensors = _graph_weights(document)
     config = optional_json(config_path)
     if config is None:
         return Checkpoint(path, "openvino", stored)
-    return with_folder(Checkpoint(path, "openvino", stored, tensors=tensors), config_path, config)
+    found = Checkpoint(path, "openvino", stored, tensors=tensors)
+    if document.name == _DECODER_FILE:
+        found = _with_embedding(found, document.with_name(_EMBEDDING_FILE))
+    return with_folder(found, config_path, config)
+
+
+def _graph_weights(document: Path) -> tuple[dict[str, ir.Tensor], dict[str, ir.Tensor]]:
+    """The weights of a graph, see `_weights`."""
+    binary = document.with_suffix(".bin")
+    graph = read_graph(document)
+    if not binary.exists():
+        raise MissingFileError("there is no such file: it has the weights", path=binary)
+    return _weights(graph, InputFile(binary))
+
+
+def _with_embedding(decoder: Checkpoint, document: Path) -> Checkpoint:
+    """The language model of one that sees: a decoder whose embeddings are looked up in another graph.
+
+    Raises:
+        MissingFileError: That graph is not there.
+        UnsupportedModelError: It has more than one weight.
+    """
+    if not document.exists():
+        raise MissingFileError("there is no such file: it has the embeddings", path=document)
+    stored, tensors = _graph_weights(document)
+    if len(tensors) != 1:
+        raise UnsupportedModelError("looks up more than one weight", path=document)
+    ((name, embedding),) = stored.items()
+    stored = {name: embedding, **{n: t for n, t in decoder.stored.items() if n != name}}
+    named = {_EMBEDDING_NAME: embedding, **(decoder.tensors or {})}
+    return replace(decoder, stored=stored, tensors=named, left_out=_LEFT_OUT)
 
 
 def _weights(graph: IrGraph, file: InputFile) -> tuple[dict[str, ir.Tensor], dict[str, ir.Tensor]]:

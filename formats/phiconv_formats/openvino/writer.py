@@ -15,8 +15,9 @@ from phiconv._version import __version__
 from phiconv.errors import UsageError
 from phiconv_formats.folders.companions import companion_files, json_bytes, model_config
 from phiconv_formats.openvino.graph import ELEMENT_BITS
+from phiconv_formats.openvino.names import MODEL
 from phiconv_formats.openvino.packing import parts_of
-from phiconv_formats.openvino.parts import MODEL, parts_of_model, streams
+from phiconv_formats.openvino.parts import parts_of_model, streams
 from phiconv_formats.openvino.tokenizer_ir import tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import odd_added
 from phiconv_formats.openvino.vision import check_senses, files_of_senses
