@@ -76,8 +76,8 @@ class Format:
             their own; else the file in it is named after the model.
         file_suffix: A destination that ends so is the main file of an output; "" where there is none.
         other_suffix: So is one that ends so: the graph without what is around it; "" where there is none.
-        folder_file: A folder that has this file, and no weights in safetensors, is of this format; "" where
-            no file tells.
+        folder_files: A folder that has one of these files, and no weights in safetensors, is of this format;
+            none where no file tells.
         inner_files: So is one with files of this pattern, and no original weights at all.
         sees: The kinds of multimodal models (`phiconv.ir.senses.Senses.kind`) whose encoders of pictures it
             has a place for, because its runtime can use them.
@@ -91,7 +91,7 @@ class Format:
     folder: bool = False
     file_suffix: str = ""
     other_suffix: str = ""
-    folder_file: str = ""
+    folder_files: tuple[str, ...] = ()
     inner_files: str = ""
     sees: tuple[str, ...] = ()
 
@@ -227,7 +227,7 @@ FORMATS = {
             "ONNX Runtime and ONNX Runtime GenAI",
             (".onnx",),
             reader=_onnx_reader,
-            folder_file="genai_config.json",
+            folder_files=("genai_config.json",),
             inner_files="onnx/*.onnx",
             writer=_onnx_writer,
             folder=True,
@@ -238,8 +238,7 @@ FORMATS = {
             "Intel OpenVINO (OpenVINO GenAI)",
             (".xml",),
             reader=_openvino_reader,
-            folder_file="openvino_model.xml",
-            inner_files="openvino_language_model.xml",
+            folder_files=("openvino_model.xml", "openvino_language_model.xml"),
             writer=_openvino_writer,
             folder=True,
             file_suffix=".xml",
@@ -301,7 +300,7 @@ def _folder_format(folder: Path) -> str:
     """The name of the format that a folder is read as; where the original weights are, they are taken."""
     if any(folder.glob("*.safetensors")):
         return "safetensors"
-    files = {f.folder_file: f.name for f in FORMATS.values() if f.reader is not None and f.folder_file}
+    files = {file: f.name for f in FORMATS.values() if f.reader is not None for file in f.folder_files}
     named = next((name for file, name in files.items() if (folder / file).is_file()), "")
     if named or has_original_weights(folder):
         return named or "safetensors"

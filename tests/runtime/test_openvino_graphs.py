@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import phiconv
-from openvino_runtime import STRICT, infer
+from openvino_runtime import STRICT, infer, quantized
 from paths import FIXTURES
-from phiconv import ir
-from phiconv.quantizers import decode, encode
 from phiconv.tokenization.encoder import decode as decode_ids
-from phiconv_formats.openvino.names import group_of, output_tensors
 
 pytestmark = pytest.mark.runtime
 
@@ -53,33 +49,6 @@ def layers(compiled):
 
 def distance(a, b):
     return float(np.linalg.norm((a - b).astype(np.float64)) / np.linalg.norm(b.astype(np.float64)))
-
-
-class Rounded:
-    """A tensor's rows after quantization, in float32."""
-
-    encoding = ir.F32
-    label = "quantized"
-
-    def __init__(self, tensor, encoding):
-        self.tensor, self.target = tensor, encoding
-
-    def read(self, start, stop):
-        return decode(encode(self.tensor.read(start, stop), self.target), self.tensor.columns)
-
-
-def quantized(plan):
-    """The model with the weights that a plan would store."""
-    encodings = {t.name: t.encoding for t in plan.tensors}
-    tensors = {}
-    for output in output_tensors(plan.model):
-        roles = (
-            [output.role] if output.role.part == "bias" else group_of(plan.model.architecture, output.role)
-        )
-        for role in roles:
-            tensor = plan.model.tensors[role]
-            tensors[role] = ir.Tensor.of(Rounded(tensor, encodings[output.name]), tensor.shape)
-    return replace(plan.model, tensors=tensors)
 
 
 def ids_for(folder, shape=(2, 24), seed=3):

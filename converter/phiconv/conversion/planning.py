@@ -191,11 +191,14 @@ def _source_notes(model: Model, target: str) -> list[str]:
 
 def _choice_notes(tensors: Sequence[OutputTensor], choices: Choices, again: int) -> list[str]:
     """Notes on what the user wants, such as a type by name that no tensor has got (a slip of the pen)."""
-    notes = [
-        f"--tensor-type {pattern.pattern}={name}: no tensor has such a name; they are like {tensors[0].name}"
-        for pattern, name in choices.tensor_types
-        if not any(pattern.search(tensor.name) for tensor in tensors)
-    ]
+    notes = []
+    for pattern, name in choices.tensor_types:
+        found = [tensor for tensor in tensors if pattern.search(tensor.name)]
+        reason = f"no tensor has such a name; they are like {tensors[0].name}"
+        if found:
+            reason = "only an encoder's tensors have such names, and their types cannot be chosen"
+        if all(tensor.in_encoder for tensor in found):
+            notes.append(f"--tensor-type {pattern.pattern}={name}: {reason}")
     if choices.plain:
         notes.append("plain tensors, without architecture and tokenizer: no runtime loads this as a model")
     if again:

@@ -112,7 +112,10 @@ def ladder(
         raise UsageError(f"a size to aim at means nothing for {target}")
     usual = assign(choices)
     open_ = [
-        tensor.required is None and len(tensor.tensor.shape) > 1 and isinstance(encoding, AnyBlockEncoding)
+        tensor.required is None
+        and not tensor.in_encoder
+        and len(tensor.tensor.shape) > 1
+        and isinstance(encoding, AnyBlockEncoding)
         for tensor, encoding in zip(tensors, usual, strict=True)
     ]
     pattern = _pattern([tensor.name for tensor, each in zip(tensors, open_, strict=True) if each])
