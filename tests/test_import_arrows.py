@@ -54,6 +54,7 @@ ONLY_IN = {
     "gguf": "phiconv_formats.gguf",
     "multiprocessing": "phiconv.conversion.processes",
     "onnx": "phiconv_formats.onnx",
+    "PIL": "phiconv.perception.files",
     "safetensors": "phiconv_formats.shared.safetensors_check",
     "yaml": "phiconv_formats.gguf",
 }

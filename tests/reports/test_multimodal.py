@@ -106,7 +106,9 @@ def test_inspect_shows_all_of_it(folder_of, kind):
     shown = CliRunner().invoke(main, ["inspect", str(folder_of(kind))])
     found = json.loads(told.stdout)
     assert (told.exit_code, found["architecture"]) == (0, "phi3")
-    assert found["left_out"] in shown.stdout
+    expected = {"vision", "audio"} if kind.startswith("phi4m") or kind == "phi4-multimodal" else {"vision"}
+    assert {*found["encoders"]} == expected
+    assert all(f"  {name}: " in shown.stdout for name in expected)
     (names,) = (k for k in KINDS if found["stated_architecture"] in k.names)
     beside = [t["name"] for t in found["tensors"] if names.beside(t["name"])]
     assert len(beside) > 20

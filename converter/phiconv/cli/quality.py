@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -178,16 +178,31 @@ def calibrate(
     show_default=True,
     help="Most tokens to generate.",
 )
+@click.option("--image", "images", type=PATH, multiple=True, help="A picture to show it, where it sees.")
+@click.option("--audio", "sounds", type=PATH, multiple=True, help="A WAV file for it to hear, 16 kHz.")
 @JSON
-def generate(path: Path, lora: list[Lora], prompt: str, count: int, as_json: bool) -> None:
+def generate(
+    path: Path,
+    lora: list[Lora],
+    prompt: str,
+    count: int,
+    images: tuple[Path, ...],
+    sounds: tuple[Path, ...],
+    as_json: bool,
+) -> None:
     """Continue a text with the likeliest tokens, to see whether a model works."""
     from phiconv import api
+    from phiconv.perception.files import read_picture, read_sound
     from phiconv.tokenization.encoder import decode
 
     model = api.open_model(path, lora=lora)
+    shown_and_played: dict[str, Any] = {
+        "pictures": [read_picture(image) for image in images],
+        "sounds": [read_sound(sound) for sound in sounds],
+    }
     ids: list[int] = []
     shown = ""
-    for token in api.generate(model, prompt, count):
+    for token in api.generate(model, prompt, count, **shown_and_played):
         assert model.tokenizer is not None  # noqa: S101 - or else there would be no ids
         ids.append(token)
         text = decode(model.tokenizer, ids)

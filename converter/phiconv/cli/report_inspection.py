@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from phiconv.cli.report import shape_text, table
 from phiconv.cli.voice import error_object
 from phiconv.errors import printable
+from phiconv.ir.senses import Vision
 from phiconv.units import count_text, size_text
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from phiconv.ir import Tensor
     from phiconv.ir.adapter import Adapter
     from phiconv.ir.model import Hyperparameters
+    from phiconv.ir.senses import Encoder, Senses, SoundEncoder
     from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = ["inspection_lines", "inspection_object"]
@@ -39,8 +42,8 @@ def inspection_object(seen: Examination, *, tensors: bool = True) -> dict[str, A
     }
     if seen.adapter is not None:
         result["adapter"] = _adapter(seen.adapter)
-    if seen.left_out:
-        result["left_out"] = seen.left_out
+    if seen.senses is not None:
+        result["encoders"] = {name: asdict(encoder.parameters) for name, encoder in _encoders(seen.senses)}
     if seen.error is not None:
         result["config"] = dict(found.config or {})
         result["error"] = error_object(seen.error)
@@ -64,7 +67,7 @@ def inspection_lines(seen: Examination, *, tensors: bool = True) -> list[str]:
         f"{printable(found.path)}: {found.format}, {_architecture(seen)}",
         *_amounts(found.stored.values()),
     ]
-    lines += [f"  {printable(seen.left_out, 400)}"] if seen.left_out else []
+    lines += [_encoder_line(name, encoder) for name, encoder in _encoders(seen.senses)]
     shown = _hyperparameters(seen.hyperparameters) or (_adapter(seen.adapter) if seen.adapter else {})
     lines += [f"  {key}: {printable(value)}" for key, value in shown.items()]
     if tokenizer := _tokenizer(seen.tokenizer):
@@ -77,6 +80,21 @@ def inspection_lines(seen: Examination, *, tensors: bool = True) -> list[str]:
         rows = [(printable(n), shape_text(t.shape), t.encoding.name) for n, t in found.stored.items()]
         lines += table(rows)
     return lines
+
+
+def _encoders(senses: Senses | None) -> list[tuple[str, Encoder | SoundEncoder]]:
+    """What is beside the language model, by the sense that it serves."""
+    if senses is None:
+        return []
+    named = (("vision", senses.vision), ("audio", senses.hearing))
+    return [(name, encoder) for name, encoder in named if encoder is not None]
+
+
+def _encoder_line(name: str, encoder: Encoder | SoundEncoder) -> str:
+    p = encoder.parameters
+    weights = sum(tensor.size for tensor in encoder.stored.values())
+    crops = f", pictures in crops of {p.crop_size} pixels" if isinstance(p, Vision) and p.crop_size else ""
+    return f"  {name}: {p.num_hidden_layers} layers of {p.hidden_size}{crops}; {weights:,} weights"
 
 
 def _adapter(adapter: Adapter) -> dict[str, Any]:

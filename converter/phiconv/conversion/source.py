@@ -182,7 +182,7 @@ class Examination:
         tokenizer: None where there is none, or none that can be read.
         error: Why it is no model; None where it is one, a file of plain tensors, or an adapter.
         adapter: The adapter that it is instead of a model.
-        left_out: What a multimodal checkpoint holds beside the model of text, a sentence; else "".
+        senses: The encoders of a multimodal checkpoint; None for a model of text alone.
     """
 
     found: Checkpoint
@@ -192,7 +192,7 @@ class Examination:
     tokenizer: Tokenizer | None
     error: InputError | None
     adapter: Adapter | None = None
-    left_out: str = ""
+    senses: Senses | None = None
 
 
 def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = None) -> Examination:
@@ -222,7 +222,7 @@ def examine(path: str | PathLike[str], *, config: str | PathLike[str] | None = N
             model.hyperparameters,
             model.tokenizer,
             None,
-            left_out=model.left_out,
+            senses=model.senses,
         )
     hyperparameters = tolerated(lambda: _hyperparameters(found))
     tokenizer = tolerated(lambda: found.read_tokenizer(MAX_TOKENS))

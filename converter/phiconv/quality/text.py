@@ -14,6 +14,7 @@ from phiconv.conversion.source import open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.forward.interpreter import compute, no_model
 from phiconv.ir.model import Model
+from phiconv.perception.prompts import make_prompt
 from phiconv.quality import calibration, evaluation
 from phiconv.quality.documents import Document, chosen, chosen_apart
 from phiconv.quality.folder import Texts, is_measured, measure_folder
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from phiconv.forward.interpreter import Precision
     from phiconv.forward.layers import Array
@@ -217,7 +218,12 @@ def _calibrate_ranges(
 
 
 def generate(
-    source: str | PathLike[str] | Model, prompt: str | Sequence[int], count: int = 32
+    source: str | PathLike[str] | Model,
+    prompt: str | Sequence[int],
+    count: int = 32,
+    *,
+    pictures: Sequence[NDArray[np.uint8]] = (),
+    sounds: Sequence[NDArray[np.floating[Any]]] = (),
 ) -> Iterator[int]:
     """Continues a text with the likeliest tokens, to see whether a model works.
 
@@ -227,27 +233,50 @@ def generate(
         source: A path, as `open_model` takes it, or an open model.
         prompt: The text, or its token ids. A text gets a bos token in front if the tokenizer asks for one.
         count: Most tokens to generate.
+        pictures: Red, green, blue, uint8 of shape (height, width, 3), for a model that sees. The prompt is a
+            text with tags where they stand, ``<|image_1|>`` (or ``<image>``), or else they come before it. It
+            may have other special tokens, too.
+        sounds: The same for ``<|audio_1|>``: one channel, 16,000 samples per second, from -1 to 1.
 
     Yields:
         Token ids; one that ends a generation is the last.
 
     Raises:
         InputError: Something is wrong with the model.
-        UsageError: The prompt is empty, or its ids are not in the vocabulary.
+        UsageError: The prompt is empty, or its ids are not in the vocabulary; the model does not see.
     """
     model = _opened(source)
     tokenizer = model.tokenizer
-    ids = np.asarray(_ids(model, prompt, _bos(model))).reshape(-1).tolist()
+    ids, features = _with_senses(model, prompt, pictures, sounds)
     if not ids:
         raise UsageError("the prompt has no tokens", hint="give some text to continue")
     ends = set() if tokenizer is None else {*tokenizer.eos_ids, tokenizer.special_ids.get("eos")}
     for _ in range(count):
-        result = compute(model, [ids])
+        result = compute(model, [ids], features=features)
         token = int(result.at(np.array([len(ids) - 1])).argmax())
         yield token
         if token in ends:
             return
         ids.append(token)
+
+
+def _with_senses(
+    model: Model,
+    prompt: str | Sequence[int],
+    pictures: Sequence[NDArray[np.uint8]],
+    sounds: Sequence[NDArray[np.floating[Any]]],
+) -> tuple[list[int], Array | None]:
+    """The ids of a prompt, negative where the features stand that come with them."""
+    bos = _bos(model)
+    if not pictures and not sounds:
+        return np.asarray(_ids(model, prompt, bos)).reshape(-1).tolist(), None
+    if not isinstance(prompt, str):
+        raise UsageError("a prompt with pictures or sounds is a text, not token ids")
+
+    def encoded(text: str) -> list[int]:
+        return [*np.asarray(_ids(model, text, bos, special=True)).tolist()]
+
+    return make_prompt(model.senses, prompt, encoded, pictures, sounds)
 
 
 def _opened(source: str | PathLike[str] | Model) -> Model:
@@ -287,7 +316,7 @@ def _documents(
     return documents
 
 
-def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:
+def _ids(model: Model, text: str | ArrayLike, bos: int | None, *, special: bool = False) -> ArrayLike:
     """A text's tokens, after ``bos``; ids are taken as they are."""
     if not isinstance(text, str):
         return text
@@ -299,4 +328,4 @@ def _ids(model: Model, text: str | ArrayLike, bos: int | None) -> ArrayLike:
         )
     from phiconv.tokenization.encoder import encode
 
-    return [*([] if bos is None else [bos]), *encode(model.tokenizer, text)]
+    return [*([] if bos is None else [bos]), *encode(model.tokenizer, text, special=special)]
