@@ -232,6 +232,7 @@ FORMATS = {
             writer=_onnx_writer,
             folder=True,
             file_suffix=".onnx",
+            sees=("phi3_v",),
         ),
         Format(
             "openvino",

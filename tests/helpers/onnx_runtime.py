@@ -5,12 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 
-def onnx_logits(ort, folder, ids):
-    """Logits of ONNX Runtime on the processor; products in float32 where the graph names no other level."""
+def open_session(ort, path):
+    """A graph on the processor."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds = {"input_ids": ids[None].astype(np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def features_of(ort, folder, pictures):
+    """What a folder that sees makes of pictures (`phiconv.ir.senses.Picture`), as GenAI hands them over."""
+    session = open_session(ort, folder / "vision.onnx")
+    pixels = np.zeros((len(pictures), 17, *pictures[0].pixels.shape[1:]), np.float32)
+    for place, picture in zip(pixels, pictures, strict=True):
+        place[: len(picture.pixels)] = picture.pixels
+    sizes = np.array([picture.grid for picture in pictures], np.int64) * pixels.shape[-1]
+    return session.run(None, {"pixel_values": pixels, "image_sizes": sizes})[0].astype(np.float64)
+
+
+def onnx_logits(ort, folder, ids, embeddings=None):
+    """Logits of ONNX Runtime on the processor; products in float32 where the graph names no other level.
+
+    With ``embeddings`` the decoder is that of a folder that sees.
+    """
+    seeing = embeddings is not None
+    session = open_session(ort, folder / ("text.onnx" if seeing else "model.onnx"))
+    start = {"inputs_embeds": embeddings} if seeing else {"input_ids": ids[None].astype(np.int64)}
+    feeds = {**start, "attention_mask": np.ones((1, len(ids)), np.int64)}
     inputs = {i.name: i for i in session.get_inputs()}
     if "position_ids" in inputs:
         feeds["position_ids"] = np.arange(len(ids))[None]

@@ -15,11 +15,12 @@ from phiconv.architectures.multimodal import KINDS
 from phiconv.cli import main
 from phiconv.errors import ConfigError, InputError, MalformedFileError
 from phiconv.ir.model import Role
+from phiconv_formats import FORMATS
 from references import open_reference, relative_l2
 
 TEXTS = {"phi3v": "phi3-su", "phi4mm": "phi4mini", "phi4-multimodal": "phi4mini", "phi4-siglip": "phi4"}
 WITH_ADAPTERS = ["phi4mm", "phi4-multimodal"]
-SEEING = ["openvino"]
+SEEING = [name for name, target in FORMATS.items() if target.sees]
 """Targets that would take encoders along."""
 
 TARGETS = ["gguf", "mlx", "onnx", "openvino", "safetensors"]

@@ -9,6 +9,7 @@ from llama_runtime import llama_logits
 from mlx_runtime import run_logits
 from onnx_runtime import onnx_logits
 from openvino_runtime import STRICT, infer
+from phiconv_formats import FORMATS
 from references import open_reference, relative_l2
 
 pytestmark = pytest.mark.runtime
@@ -26,7 +27,7 @@ def written(request, make_multimodal, tmp_path):
         source = make_multimodal(tmp_path / "m", request.param, seed=7)
         # mlx-lm does not switch LongRoPE's factors.
         short = target == "mlx" and request.param != "phi4-siglip"
-        choices = phiconv.Choices(short_context=short, text_only=target == "openvino")
+        choices = phiconv.Choices(short_context=short, text_only=bool(FORMATS[target].sees))
         phiconv.convert(source, output, to=target, quant="f32", choices=choices)
         return output, kept["input_ids"], lambda x: relative_l2(x[kept["positions"]], kept["logits"])
 

@@ -34,6 +34,9 @@ _STEP = 64
 
 _USUAL_CONTEXT = 4096
 
+_BLIND = {"qnn", "transformers.js"}
+"""Targets and layouts of a format that sees, which have no place for encoders themselves."""
+
 _HOLD_PLAIN_TENSORS = {"gguf", "safetensors"}
 
 
@@ -105,12 +108,14 @@ def check_calibration(model: Model, choices: Choices) -> None:
 def with_senses(model: Model, target: Format, destination: Path, choices: Choices) -> Model:
     """The model with its encoders where the target has a place for them, else its language model alone.
 
-    A destination that is a graph by itself has none.
+    A destination that is a graph by itself has none, nor has a folder of `_BLIND`.
     """
     if model.senses is None:
         return model
     alone = target.folder and destination.name.lower().endswith(target.file_suffixes)
-    if choices.text_only or alone or model.senses.vision is None or model.senses.kind not in target.sees:
+    blind = {choices.target, choices.layout} & _BLIND
+    nowhere = alone or blind or model.senses.kind not in target.sees
+    if choices.text_only or nowhere or model.senses.vision is None:
         return replace(model, senses=None)
     return replace(model, left_out="")
 

@@ -142,7 +142,7 @@ def _named_model(found: Checkpoint, *, text_only: bool) -> Model:
         hub=architectures.hub_tensors(architecture, hyperparameters, tensors),
         forward=architecture.forward,
         own_adapters=text.adapters if text else {},
-        left_out=text.left_out if text else "",
+        left_out=text.left_out if text else found.left_out,
         senses=None if text_only or found.left_out else _senses_of(whole, keys, hyperparameters),
     )
 

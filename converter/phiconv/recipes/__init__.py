@@ -101,15 +101,20 @@ def choose(
         UsageError: The target has no such recipe, or does not know a choice.
     """
     recipe, found = _choose(target, name, model, [t for t in tensors if not t.in_encoder], choices)
-    return recipe, _with_encoders(target, recipe, tensors, found)
+    return recipe, _with_encoders(target, recipe, tensors, found, choices)
 
 
 def _with_encoders(
-    target: str, recipe: str, tensors: Sequence[OutputTensor], found: list[Encoding]
+    target: str, recipe: str, tensors: Sequence[OutputTensor], found: list[Encoding], choices: Choices
 ) -> list[Encoding]:
     """The encodings of all tensors, where those of the decoder are known."""
     recipes, rest = TARGETS[target], iter(found)
-    return [encoder_encoding(target, recipes, recipe, t) if t.in_encoder else next(rest) for t in tensors]
+
+    def of_encoder(tensor: OutputTensor) -> Encoding:
+        encoding = encoder_encoding(target, recipes, recipe, tensor)
+        return onnx.in_graph(encoding, recipe, choices) if target == "onnx" else encoding
+
+    return [of_encoder(tensor) if tensor.in_encoder else next(rest) for tensor in tensors]
 
 
 def _choose(
@@ -150,7 +155,8 @@ def assign(
     """
     check(target, choices)
     own = [tensor for tensor in tensors if not tensor.in_encoder]
-    return _with_encoders(target, recipe, tensors, TARGETS[target].assign(recipe, model, own, choices))
+    found = TARGETS[target].assign(recipe, model, own, choices)
+    return _with_encoders(target, recipe, tensors, found, choices)
 
 
 def check(target: str, choices: Choices) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from phiconv.recipes.grammar import Name
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"]
+__all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "in_graph", "type_of"]
 
 PRESETS = {"q4": "int4", "q8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32"}
 """What ``--q4``, ``--q8`` and so on mean."""
@@ -228,6 +228,11 @@ def _in_type(encoding: Encoding, dtype: FloatEncoding) -> Encoding:
     if dtype == F32:  # which other floats are cast to as the model is loaded
         return encoding
     return _changed(encoding, dtype=dtype) if isinstance(encoding, BlockEncoding) else dtype
+
+
+def in_graph(encoding: Encoding, recipe: str, choices: Choices) -> Encoding:
+    """An encoding in a graph of this recipe."""
+    return _in_type(encoding, _float_type(recipe, choices))
 
 
 def cast(recipe: str, model: Model, choices: Choices) -> FloatEncoding | None:  # noqa: ARG001 - as others

@@ -58,7 +58,17 @@ class OnnxOps:
 
     ids_type = TensorProto.INT64
 
-    def __init__(self, model: Model, store: Store, settings: RuntimeSettings) -> None:
+    def __init__(
+        self, model: Model, store: Store, settings: RuntimeSettings, *, embedded: bool = False
+    ) -> None:
+        """Begins a graph.
+
+        Args:
+            model: The model.
+            store: Its weights.
+            settings: What the graph is for.
+            embedded: It is given embeddings, which another graph has looked up, instead of token ids.
+        """
         assert model.hyperparameters is not None  # noqa: S101 - output_tensors has looked
         self.target = TARGETS[settings.target or next(iter(TARGETS))]
         self.store = store
@@ -66,11 +76,12 @@ class OnnxOps:
         self._context = model.hyperparameters.max_position_embeddings
         self._settings = settings
         self._open(self.target.accuracy_level)
-        self._float = self._products.float_type
+        self.float_type = self._products.float_type
         self._rotary: dict[Rope, tuple[str, str]] = {}
         self._total = ""
         self._shifted = ""
         self._int32_lengths: tuple[str, str] | None = None
+        self._embedded = embedded
 
     def _open(self, accuracy_level: int) -> None:
         """Begins a graph.
@@ -89,7 +100,15 @@ class OnnxOps:
 
     def embed(self, role: Role, /) -> Value:
         """See `Ops.embed`."""
-        ids = self.graph.input("input_ids", self.ids_type, ["batch_size", "sequence_length"])
+        if self._embedded:
+            shape = ("batch_size", "sequence_length", self._tensors[role].shape[1])
+            return self.graph.input("inputs_embeds", self.float_type, shape)
+        return self.rows(
+            self.graph.input("input_ids", self.ids_type, ["batch_size", "sequence_length"]), role
+        )
+
+    def rows(self, ids: str, role: Role) -> str:
+        """The rows of a matrix at some ids."""
         name, path = matrix_name(role.name), _node(role)
         if isinstance(self.store[name].encoding, ir.FloatEncoding):
             found = self.graph.value("Gather", f"{path}/Gather", self.store.floats(self.graph, name), ids)
@@ -214,7 +233,7 @@ class OnnxOps:
         rows = self._tensors[matrix].shape[0]
         shape = ("batch_size", "sequence_length", rows)
         self._products.matrix(self._read(x), matrix.name, None, bias=bias_name(role.name), output="logits")
-        self.graph.output("logits", self._float, shape)
+        self.graph.output("logits", self.float_type, shape)
         return self.graph.finish()
 
     # ------------------------------------------------------------------------------------------------- parts
@@ -269,7 +288,7 @@ class OnnxOps:
         length = "past_sequence_length" if past else "total_sequence_length"
         shape = ("batch_size", spec.kv_heads, length, spec.head_dim)
         declare = self.graph.input if past else self.graph.output
-        key, value = (declare(f"{name}.{layer}.{part}", self._float, shape) for part in ("key", "value"))
+        key, value = (declare(f"{name}.{layer}.{part}", self.float_type, shape) for part in ("key", "value"))
         return key, value
 
     def _tables(self, rope: Rope) -> tuple[str, str]:
@@ -300,7 +319,7 @@ class OnnxOps:
             rows = (zero, g.value("Unsqueeze", f"{path}/Unsqueeze", self._total, zero))
         for branch, long in (("then_branch", True), ("else_branch", False)):
             tables = [self.store.floats(g, name) for name in table_names(long=long)]
-            branches[branch] = g.branch("long" if long else "short", tables, self._float, rows)
+            branches[branch] = g.branch("long" if long else "short", tables, self.float_type, rows)
         original = g.constant(np.array(rope.original_context, np.int64))
         is_long = g.value("Greater", f"{path}/Greater", self._total, original)
         cos, sin = g.node("If", f"{path}/If", is_long, outputs=table_names(long=None), **branches)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from phiconv.errors import UnsupportedModelError
+from phiconv.forward.encoder_ops import record
 from phiconv.forward.ops import (
     ATTENTION_ROLES,
     HEAD_NORMS,
@@ -18,6 +19,7 @@ from phiconv.forward.ops import (
     check_weights,
     output_matrix,
 )
+from phiconv.ir import F32
 from phiconv.ir.interleaving import interleave
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import alike, join
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from phiconv.forward.ops import Call, Forward
     from phiconv.ir.model import Model
     from phiconv.ir.rope import Rope
+    from phiconv.ir.senses import Encoder
 
 __all__ = [
     "EMBEDDING",
@@ -72,12 +75,40 @@ LAYER_ROLES = {path: role for role, path in _LAYER_PATHS.items()} | {
 }
 """Roles by their paths in a layer, those of the model builder included where they are others."""
 
-_PATHS = {"token_embedding": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_PATHS = {
+    "token_embedding": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "vision.patch_embedding": "vision.patch_embedding",
+    "vision.class_embedding": "vision.class_embedding",
+    "vision.position_embedding": "vision.position_embedding",
+    "vision.pre_norm": "vision.pre_layernorm",
+    "vision.row_end": "vision.row_end",
+    "vision.separator": "vision.separator",
+    "vision.projection_in": "vision.projection.fc1",
+    "vision.projection_out": "vision.projection.fc2",
+}
+_VISION_PATHS = {
+    "vision.attn_norm": "layer_norm1",
+    "vision.attn_q": "attn.q_proj",
+    "vision.attn_k": "attn.k_proj",
+    "vision.attn_v": "attn.v_proj",
+    "vision.attn_output": "attn.o_proj",
+    "vision.ffn_norm": "layer_norm2",
+    "vision.ffn_up": "mlp.fc1",
+    "vision.ffn_down": "mlp.fc2",
+}
+_PATCHES = "vision.patch_embedding"
+"""The matrix of an encoder that stays in floats: it is small, and all that follows is made of it."""
 
 
 def path_of(name: str, layer: int | None = None) -> str:
     """Where a role's tensors are, without their last parts."""
-    return _PATHS[name] if layer is None else f"model.layers.{layer}.{_LAYER_PATHS[name]}"
+    if layer is None:
+        return _PATHS[name]
+    if name in _VISION_PATHS:
+        return f"vision.layers.{layer}.{_VISION_PATHS[name]}"
+    return f"model.layers.{layer}.{_LAYER_PATHS[name]}"
 
 
 def matrix_name(name: str, layer: int | None = None) -> str:
@@ -183,7 +214,26 @@ def output_tensors(model: Model) -> list[OutputTensor]:
             found.setdefault(tensor.name, tensor)
     for name, table in rotary_tables(hp.rope, hp.max_position_embeddings):
         found[name] = OutputTensor(name, table, None)
+    if model.senses is not None and model.senses.vision is not None:
+        found |= {tensor.name: tensor for tensor in _encoder_tensors(model.senses.vision)}
     return list(found.values())
+
+
+def _encoder_tensors(encoder: Encoder) -> Iterator[OutputTensor]:
+    """An encoder's matrices, which a recipe may quantize, and what else it has."""
+    multiplied = {r for call in record(encoder) if call.operation in _PRODUCTS for r in call.roles}
+    for role, tensor in encoder.tensors.items():
+        if role._replace(part="weight") not in multiplied:
+            yield OutputTensor(norm_name(role), tensor, role, F32)
+        elif role.part == "bias":
+            yield OutputTensor(bias_name(role.name, role.layer), tensor, role, F32)
+        else:
+            required = F32 if role.name == _PATCHES else None
+            yield OutputTensor(matrix_name(role.name, role.layer), tensor, role, required)
+
+
+_PRODUCTS = ("patches", "linear", "attention")
+"""The operations of an encoder that are products with matrices."""
 
 
 def _of_call(call: Call, weights: _Weights) -> Iterator[OutputTensor]:

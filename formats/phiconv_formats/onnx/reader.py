@@ -91,8 +91,16 @@ def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
         config.pop(SECTION, None)  # speaks of this folder's files
     _check_names(matrices, file.path)
     named = checkpoint_names(weights, _family(config), heads)
-    checkpoint = Checkpoint(path, "onnx", weights.tensors, tensors=named)
+    checkpoint = Checkpoint(path, "onnx", weights.tensors, tensors=named, left_out=_left_out(genai or {}))
     return with_folder(checkpoint, config_path, _with_ends(config, weights), generation_config(genai or {}))
+
+
+def _left_out(genai: Mapping[str, Any]) -> str:
+    """What to say of graphs that are not read."""
+    model = genai.get("model")
+    if not isinstance(model, dict) or not {"vision", "speech"} & {*model}:
+        return ""
+    return "only the text part of this model is taken: what it sees or hears with is left out"
 
 
 def _check_names(matrices: Sequence[Matrix], path: Path) -> None:
@@ -153,7 +161,10 @@ def _graph_files(folder: Path, genai: Mapping[str, Any]) -> list[Path]:
     model = genai.get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     if isinstance(decoder, dict) and decoder.get("filename") is not None:
-        return [_named(folder, decoder["filename"], "filename")]
+        files = [_named(folder, decoder["filename"], "filename")]
+        if (embedding := _embedding_file(model)) is not None:  # a model that sees
+            files.append(_named(folder, embedding, "filename", "embedding"))
+        return files
     if isinstance(decoder, dict) and (stages := pipeline_files(decoder)):
         return [_named(folder, name, "pipeline") for name in stages]
     refuse_outside(folder / FOLDER, folder)
@@ -164,11 +175,17 @@ def _graph_files(folder: Path, genai: Mapping[str, Any]) -> list[Path]:
     raise MissingFileError(message, path=folder, hint=_one_of([str(p.relative_to(folder)) for p in found]))
 
 
-def _named(folder: Path, name: object, key: str) -> Path:
+def _embedding_file(model: object) -> object:
+    """The graph that looks embeddings up, where the decoder does not; None where it does."""
+    embedding = model.get("embedding") if isinstance(model, dict) else None
+    return embedding.get("filename") if isinstance(embedding, dict) else None
+
+
+def _named(folder: Path, name: object, key: str, section: str = "decoder") -> Path:
     """A graph by its name in genai_config.json."""
     if not isinstance(name, str) or not is_plain_name(name):
         message = f"{printable(name, 80)} is not the name of a file in the same folder"
-        raise MalformedFileError(message, path=folder / "genai_config.json", at=f"key model.decoder.{key}")
+        raise MalformedFileError(message, path=folder / "genai_config.json", at=f"key model.{section}.{key}")
     return folder / name
 
 

@@ -83,7 +83,7 @@ class StaticOps(OnnxOps):
         self._standard = settings.attention == "standard"
         self._shared: dict[str, str] = {}
         # Beside integers float32 would double the cache, which the processor computes in float16 with anyway.
-        self._cache_type = TensorProto.FLOAT16 if store.has_channels else self._float
+        self._cache_type = TensorProto.FLOAT16 if store.has_channels else self.float_type
 
     # ---------------------------------------------------------------------------------------- the vocabulary
 
@@ -158,13 +158,13 @@ class StaticOps(OnnxOps):
         name, first = self.graph.rename(self._read(x), f"hidden_states.{layer}"), not self.pieces
         any_length = ("batch_size", "sequence_length", self._width)
         fixed = (1, self._length, self._width)
-        self.graph.output(name, self._float, any_length if first else fixed)
+        self.graph.output(name, self.float_type, any_length if first else fixed)
         data = self.graph.finish()
         self.pieces.append(Piece(data, self.graph.inputs, self.graph.outputs))
         last = layer == self._layers
         self._open((TARGETS["cpu"] if last else self.target).accuracy_level)
         self._rotary, self._int32_lengths, self._shared = {}, None, {}
-        self.graph.input(name, self._float, any_length if last else fixed)
+        self.graph.input(name, self.float_type, any_length if last else fixed)
         if not last:
             self.graph.input("past_seq_len", TensorProto.INT32, (1, 1))
             self.graph.input("total_seq_len", TensorProto.INT32, (1,))
@@ -193,7 +193,7 @@ class StaticOps(OnnxOps):
 
     def _for_cache(self, x: str) -> str:
         """See `OnnxOps`; of one value once."""
-        if self._cache_type == self._float:
+        if self._cache_type == self.float_type:
             return x
         if x not in self._shared:
             name = f"{x.removesuffix('/output_0')}/ForCache"
@@ -202,9 +202,9 @@ class StaticOps(OnnxOps):
 
     def _from_cache(self, x: str) -> str:
         """See `OnnxOps`."""
-        if self._cache_type == self._float:
+        if self._cache_type == self.float_type:
             return x
-        return self.graph.value("Cast", f"{x.removesuffix('/output_0')}/FromCache", x, to=self._float)
+        return self.graph.value("Cast", f"{x.removesuffix('/output_0')}/FromCache", x, to=self.float_type)
 
     def _positions_row(self) -> str:
         """The positions of the tokens that come in: int32 of shape (length,)."""

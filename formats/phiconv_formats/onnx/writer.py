@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from phiconv import ir
 from phiconv.errors import OutputError, UsageError
 from phiconv_formats.folders.companions import json_bytes, model_config
-from phiconv_formats.onnx import transformers_js
+from phiconv_formats.onnx import transformers_js, vision
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.pipeline import PIPELINE_NOTES, make_pipeline_config, make_stages
@@ -113,6 +113,8 @@ def _for_genai(wanted: _Wanted) -> _Folder:
     assert hp is not None  # noqa: S101 - check_model has looked
     if TARGETS[settings.target or next(iter(TARGETS))].static:
         return _for_pipeline(wanted)
+    if model.senses is not None:
+        return _for_pictures(wanted)
     name = wanted.file_name or _DEFAULT_NAME
     _check_name(name)
     store = Store(f"{name}.data", wanted.tensors, wanted.encodings)
@@ -120,6 +122,17 @@ def _for_genai(wanted: _Wanted) -> _Folder:
     config = make_config(model, name, target, _session(store, settings))
     files = {name: _graph(model, store, settings), **_companions(model, config)}
     return _Folder(store, files, (*runtime_notes(model), *tokenizer_notes(model.tokenizer)))
+
+
+def _for_pictures(wanted: _Wanted) -> _Folder:
+    """A model that sees: three graphs with one file of weights."""
+    model, settings = wanted.model, wanted.settings
+    store = Store(f"{_DEFAULT_NAME}.data", wanted.tensors, wanted.encodings)
+    target = TARGETS[settings.target or next(iter(TARGETS))]
+    config = make_config(model, vision.TEXT, target, _session(store, settings))
+    files = _companions(model, vision.with_senses(config))
+    files |= vision.graphs(model, store, settings, target) | vision.processor_files(model)
+    return _Folder(store, files, (*runtime_notes(model), vision.NOTE, *tokenizer_notes(model.tokenizer)))
 
 
 def _for_pipeline(wanted: _Wanted) -> _Folder:
