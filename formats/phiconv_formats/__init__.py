@@ -203,7 +203,13 @@ FORMATS = {
             reader=_huggingface_reader,
         ),
         Format(
-            "gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer, file_suffix=".gguf"
+            "gguf",
+            "llama.cpp",
+            (".gguf",),
+            reader=_gguf_reader,
+            writer=_gguf_writer,
+            file_suffix=".gguf",
+            sees=("phi4-siglip",),
         ),
         Format(
             "litert",

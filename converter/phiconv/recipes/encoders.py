@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from phiconv.ir import F16, F32, Q8_0, FloatEncoding, mlx_affine, onnx_affine, openvino_affine
+from phiconv.ir.roles import Role
 from phiconv.recipes.grammar import FLOATS
 
 if TYPE_CHECKING:
@@ -28,14 +29,19 @@ class EncoderTypes(NamedTuple):
     Attributes:
         eight: The blocks of 8 bits of rows of so many columns.
         floats: For rows that do not divide into these.
+        convolution: What the patch embedding is in any type but `floats`; None for the type of the others.
     """
 
     eight: Callable[[int], Encoding]
     floats: FloatEncoding
+    convolution: FloatEncoding | None = None
 
+
+_PATCHES = Role("vision.patch_embedding")
 
 ENCODERS = {
-    "gguf": EncoderTypes(lambda _: Q8_0, F16),
+    # ggml convolves with float16 and float32, and its converter writes the first only in a file of it.
+    "gguf": EncoderTypes(lambda _: Q8_0, F16, F32),
     "onnx": EncoderTypes(lambda _: onnx_affine(8, 32, F32), F32),
     "openvino": EncoderTypes(lambda columns: openvino_affine(8, columns, symmetric=True), F16),
     "mlx": EncoderTypes(lambda _: mlx_affine(8, 64, F16), F16),
@@ -54,9 +60,11 @@ def encoder_encoding(target: str, recipes: Recipes, recipe: str, tensor: OutputT
     """
     if tensor.required is not None:
         return tensor.required
-    if dtype := FLOATS.get(recipes.RECIPES.read(recipe).stem):
+    types, dtype = ENCODERS[target], FLOATS.get(recipes.RECIPES.read(recipe).stem.lower())
+    if types.convolution and tensor.role == _PATCHES and dtype != types.floats:
+        return types.convolution
+    if dtype is not None:
         return dtype
-    types = ENCODERS[target]
     columns = tensor.tensor.columns
     eight = types.eight(columns)
     divides = isinstance(eight, FloatEncoding) or columns % eight.block_size == 0
