@@ -26,7 +26,8 @@ def written(request, make_multimodal, tmp_path):
         source = make_multimodal(tmp_path / "m", request.param, seed=7)
         # mlx-lm does not switch LongRoPE's factors.
         short = target == "mlx" and request.param != "phi4-siglip"
-        phiconv.convert(source, output, to=target, quant="f32", choices=phiconv.Choices(short_context=short))
+        choices = phiconv.Choices(short_context=short, text_only=True)
+        phiconv.convert(source, output, to=target, quant="f32", choices=choices)
         return output, kept["input_ids"], lambda x: relative_l2(x[kept["positions"]], kept["logits"])
 
     return write
