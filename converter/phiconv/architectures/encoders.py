@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, printable
 from phiconv.forward.encoder_ops import EncoderAttention, check_calls, record, vision
-from phiconv.ir import FloatEncoding
+from phiconv.ir import AnyBlockEncoding, FloatEncoding
 from phiconv.ir.senses import Encoder, Vision, flat_rows
 
 if TYPE_CHECKING:
@@ -117,20 +117,21 @@ def find_encoder(
         ConfigError: Numbers that do not fit each other.
     """
     parameters = tower.parse(tower, config, stored, features)
-    tensors, used = {}, set()
+    tensors, names, used = {}, {}, set()
     for role, name, shape in _expected(tower, parameters, count_layers(tower, stored)):
         tensor = checked(stored, name, shape, path)
         used.add(name)
         computed = role.layer is None or role.layer < parameters.num_hidden_layers
         if computed:
             tensors[role] = flat_rows(tensor) if len(shape) > 1 else tensor
+            names[role] = name
     unused = re.compile(re.escape(tower.trunk) + "(" + "|".join(_UNUSED) + ")")
     other = next((n for n in stored if n not in used and not unused.fullmatch(n)), None)
     if other is not None:
         raise MalformedFileError(
             "is no tensor that this model has for pictures", path=path, at=f"tensor {printable(other)}"
         )
-    encoder = Encoder(parameters, tensors, stored, tower.tower, tower.arrange, tower.project)
+    encoder = Encoder(parameters, tensors, stored, names, tower.tower, tower.arrange, tower.project)
     check_calls(record(encoder), tensors, path)
     return encoder
 
@@ -185,7 +186,8 @@ def checked(stored: Mapping[str, Tensor], name: str, shape: tuple[int, ...], pat
     if tensor.shape != shape:
         message = f"has shape {list(tensor.shape)}, where this model has {list(shape)}"
         raise MalformedFileError(message, path=path, at=where, hint=cure)
-    if not isinstance(tensor.encoding, FloatEncoding):
+    blocks = len(shape) == 2 and isinstance(tensor.encoding, AnyBlockEncoding)
+    if not blocks and not isinstance(tensor.encoding, FloatEncoding):
         message = f"is stored as {tensor.encoding.name}, and not in floats"
         raise MalformedFileError(message, path=path, at=where, hint=cure)
     return tensor

@@ -104,6 +104,7 @@ class Encoder:
         parameters: Its numbers.
         tensors: The weights that it computes with, by role. A convolution over patches is a matrix.
         stored: All of its tensors under the names of the checkpoint, unused ones too.
+        names: What the checkpoint calls each of `tensors`.
         tower: From the input to a vector for each patch.
         arrange: From these to one for each feature, separators among them.
         project: From these to the features.
@@ -112,6 +113,7 @@ class Encoder:
     parameters: Vision
     tensors: Mapping[Role, Tensor]
     stored: Mapping[str, Tensor]
+    names: Mapping[Role, str]
     tower: Callable[[Any, Any], Any]
     arrange: Stage
     project: Stage
@@ -218,9 +220,13 @@ class _Joined:
 def flat_rows(tensor: Tensor) -> Tensor:
     """A tensor of floats as a matrix whose rows are all that follows the first dimension.
 
+    A matrix stays as it is, in whatever blocks.
+
     Raises:
-        ValueError: It is a vector, or stored in blocks.
+        ValueError: It is a vector, or another tensor stored in blocks.
     """
+    if len(tensor.shape) == 2:
+        return tensor
     if len(tensor.shape) < 2 or not isinstance(tensor.encoding, FloatEncoding):
         raise ValueError(f"{tensor.shape} of {tensor.encoding.name} has no rows to join")
     rows = tensor.rows // tensor.shape[0]

@@ -101,15 +101,23 @@ def choose(
         UsageError: The target has no such recipe, or does not know a choice.
     """
     recipe, found = _choose(target, name, model, [t for t in tensors if not t.in_encoder], choices)
-    return recipe, _with_encoders(target, recipe, tensors, found)
+    return recipe, _with_encoders(target, recipe, model, tensors, choices, found)
 
 
 def _with_encoders(
-    target: str, recipe: str, tensors: Sequence[OutputTensor], found: list[Encoding]
+    target: str,
+    recipe: str,
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    choices: Choices,
+    found: list[Encoding],
 ) -> list[Encoding]:
     """The encodings of all tensors, where those of the decoder are known."""
     recipes, rest = TARGETS[target], iter(found)
-    return [encoder_encoding(target, recipes, recipe, t) if t.in_encoder else next(rest) for t in tensors]
+    return [
+        encoder_encoding(target, recipes, recipe, t, model, choices) if t.in_encoder else next(rest)
+        for t in tensors
+    ]
 
 
 def _choose(
@@ -150,7 +158,8 @@ def assign(
     """
     check(target, choices)
     own = [tensor for tensor in tensors if not tensor.in_encoder]
-    return _with_encoders(target, recipe, tensors, TARGETS[target].assign(recipe, model, own, choices))
+    found = TARGETS[target].assign(recipe, model, own, choices)
+    return _with_encoders(target, recipe, model, tensors, choices, found)
 
 
 def check(target: str, choices: Choices) -> None:

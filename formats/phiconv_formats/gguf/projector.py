@@ -15,6 +15,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 
 from phiconv import ir
+from phiconv.errors import UnsupportedModelError
 from phiconv.forward.encoder_ops import vision
 from phiconv.perception.pictures import normalization, patch_limits
 from phiconv_formats.gguf.metadata import described
@@ -24,6 +25,7 @@ from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from phiconv.ir import Encoded, Encoding
     from phiconv.ir.model import Model
@@ -63,13 +65,16 @@ def projector_tensors(model: Model) -> list[OutputTensor]:
     """The tensors of the file; none where the model does not see.
 
     Vectors and positions stay float32, as llama.cpp's converter keeps them.
+
+    Raises:
+        UnsupportedModelError: The patch embedding comes in blocks, which cannot be put in another order.
     """
     if model.senses is None or model.senses.vision is None:
         return []
-    return [*_named(model.senses.vision)]
+    return [*_named(model.senses.vision, model.path)]
 
 
-def _named(encoder: Encoder) -> Iterator[OutputTensor]:
+def _named(encoder: Encoder, path: Path) -> Iterator[OutputTensor]:
     names = {vision(name): stored for name, stored in _ENDS.items()}
     for layer in range(encoder.parameters.num_hidden_layers):
         names |= {vision(name, layer): f"v.blk.{layer}.{stored}" for name, stored in _LAYER.items()}
@@ -78,8 +83,11 @@ def _named(encoder: Encoder) -> Iterator[OutputTensor]:
             if (tensor := encoder.tensors.get(role)) is None:
                 continue
             keep = len(tensor.shape) == 1 or role == _POSITIONS
-            if role == _PATCHES:
+            if role == _PATCHES and isinstance(tensor.encoding, ir.FloatEncoding):
                 tensor = _colour_by_colour(tensor, encoder.parameters.patch_size)
+            elif role == _PATCHES:
+                message = f"is stored as {tensor.encoding.name}: llama.cpp wants floats in another order"
+                raise UnsupportedModelError(message, path=path, at=f"weight {role}")
             yield OutputTensor(f"{stored}.{role.part}", tensor, role, ir.F32 if keep else None)
 
 
