@@ -40,6 +40,12 @@ _PREFIXES = {
 }
 """What the hub's names begin with, and mlx-vlm's, by the kind of model; the first that fits counts."""
 
+_TEXT_KEYS = (
+    "hidden_size intermediate_size num_attention_heads num_hidden_layers num_key_value_heads "
+    "partial_rotary_factor rms_norm_eps rope_scaling rope_theta vocab_size"
+).split()
+"""What it reads of the language model of a ``phi4-siglip`` in a section of its own, and there alone."""
+
 _ABSENT = ".vision_model.head."
 """Tensors that it has no place for have this in their names."""
 
@@ -70,22 +76,31 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def encoder_tensors(model: Model) -> list[OutputTensor]:
-    """What a model sees with, in the order of the checkpoint; nothing where it does not see."""
+    """What a model sees with, in the order of the hub's names; nothing where it does not see."""
     senses = model.senses
     if senses is None or senses.vision is None:
         return []
     roles = {name: role for role, name in senses.vision.names.items()}
     return [
         OutputTensor(runtime_name(senses.kind, name), tensor, roles.get(name, Role("vision.unused")))
-        for name, tensor in senses.vision.stored.items()
+        for name, tensor in sorted(senses.vision.stored.items())
         if _ABSENT not in name
     ]
 
 
 def vision_config(senses: Senses, text: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole model's config.json, with what mlx-lm would read in that of its language model."""
+    """The whole model's config.json, with what mlx-lm would read in that of its language model.
+
+    mlx-vlm asks transformers for the tokenizer, which knows no ``phi3_v``: it then takes config.json for one
+    of its own, and fails at LongRoPE by that name. By the older one, ``su``, it passes it over.
+    """
     whole = portable(senses.config)
     own = {key: whole[key] for key in ("architectures",) if key in whole}
+    if senses.kind == "phi4-siglip":
+        own["text_config"] = {key: text[key] for key in _TEXT_KEYS if key in text}
+    scaling = text.get("rope_scaling")
+    if isinstance(scaling, dict):
+        own["rope_scaling"] = scaling | {"type": "su"}
     return whole | dict(text) | {"model_type": senses.kind} | own
 
 
