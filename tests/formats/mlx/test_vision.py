@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from click.testing import CliRunner
 
 import phiconv
 from make_multimodal import picture
+from phiconv.cli import main
 from phiconv.errors import UnsupportedModelError
 from phiconv.forward.encoders import features
 from phiconv.perception.pictures import prepare
@@ -100,6 +102,18 @@ def test_it_sees_when_it_is_opened_again(source, written, tmp_path):
     if source.name == "phi4-siglip":
         phiconv.convert(written[1], tmp_path / "out.gguf")
         assert (tmp_path / "mmproj-out.gguf").exists()
+
+
+def test_encoders_are_compared_where_both_have_one(source, written, tmp_path):
+    found = phiconv.compare(source, written[1])
+    assert not found.without_encoders
+    names = {tensor.name: tensor.difference.relative_rmse for tensor in found.tensors}
+    assert names["vision.position_embedding.weight"] == 0 < names["layers.0.attn_output.weight"]
+    alone = phiconv.Choices(text_only=True)
+    phiconv.convert(source, tmp_path / "out", to="mlx", quant="q4", choices=alone)
+    told = CliRunner().invoke(main, ["compare", str(source), str(tmp_path / "out")])
+    assert "what one of them sees with is not compared" in told.stdout
+    assert phiconv.compare(source, tmp_path / "out").without_encoders
 
 
 def test_text_alone_is_for_mlx_lm(source, tmp_path):
