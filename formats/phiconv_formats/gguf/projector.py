@@ -8,15 +8,15 @@ has the numbers of a patch in the order colour, row, column, where the checkpoin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
 from phiconv.forward.encoder_ops import vision
+from phiconv.ir.patches import colour_by_colour
 from phiconv.perception.pictures import normalization, patch_limits
 from phiconv_formats.gguf.metadata import described
 from phiconv_formats.gguf.values import GgufValue
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from phiconv.ir import Encoded, Encoding
+    from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv.ir.senses import Encoder, Senses
     from phiconv_formats.shared.output import Package
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["projector_tensors", "with_projector"]
 
 _PATCHES, _POSITIONS = vision("patch_embedding"), vision("position_embedding")
-_COLOURS = 3
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = "Q8_0"
 
@@ -84,42 +83,11 @@ def _named(encoder: Encoder, path: Path) -> Iterator[OutputTensor]:
                 continue
             keep = len(tensor.shape) == 1 or role == _POSITIONS
             if role == _PATCHES and isinstance(tensor.encoding, ir.FloatEncoding):
-                tensor = _colour_by_colour(tensor, encoder.parameters.patch_size)
+                tensor = colour_by_colour(tensor, encoder.parameters.patch_size)
             elif role == _PATCHES:
                 message = f"is stored as {tensor.encoding.name}: llama.cpp wants floats in another order"
                 raise UnsupportedModelError(message, path=path, at=f"weight {role}")
             yield OutputTensor(f"{stored}.{role.part}", tensor, role, ir.F32 if keep else None)
-
-
-@dataclass(frozen=True, slots=True)
-class _ColourByColour:
-    """The rows of pixels of patches, first all of one colour (an `ir.Source`)."""
-
-    patches: ir.Tensor
-    side: int
-
-    @property
-    def label(self) -> str:
-        return self.patches.label
-
-    @property
-    def encoding(self) -> Encoding:
-        return self.patches.encoding
-
-    def read(self, start: int, stop: int) -> Encoded:
-        of_a_patch = _COLOURS * self.side
-        first, last = start // of_a_patch, -(-stop // of_a_patch)
-        pixels = np.asarray(self.patches.read(first, last)).reshape(-1, self.side, self.side, _COLOURS)
-        rows = pixels.transpose(0, 3, 1, 2).reshape(-1, self.side)
-        return np.ascontiguousarray(rows[start - first * of_a_patch : stop - first * of_a_patch])
-
-    def changed(self) -> bool:
-        return self.patches.changed()
-
-
-def _colour_by_colour(patches: ir.Tensor, side: int) -> ir.Tensor:
-    """A matrix over patches as a convolution, shape (rows, colours, side, side); it is read when needed."""
-    return ir.Tensor.of(_ColourByColour(patches, side), (patches.shape[0], _COLOURS, side, side))
 
 
 def with_projector(

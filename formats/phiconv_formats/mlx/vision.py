@@ -9,17 +9,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import UnsupportedModelError
+from phiconv.ir import FloatEncoding
 from phiconv.ir.model import Role
+from phiconv.ir.patches import colour_by_colour
+from phiconv.ir.senses import flat_rows
 from phiconv_formats.folders.companions import json_bytes, portable
 from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from phiconv.ir import Tensor
     from phiconv.ir.model import Model
     from phiconv.ir.senses import Senses
 
 __all__ = [
+    "as_on_the_hub",
     "check_vision",
     "encoder_tensors",
     "hub_name",
@@ -68,6 +73,15 @@ def runtime_name(kind: str, name: str) -> str:
 def hub_name(kind: str, name: str) -> str:
     """The inverse of `runtime_name`; a name of the hub stays what it is."""
     return _renamed(name, {ours: hub for hub, ours in _PREFIXES.get(kind, {}).items()})
+
+
+def as_on_the_hub(name: str, tensor: Tensor) -> Tensor:
+    """A tensor with its numbers in the hub's order; mlx-vlm itself has colours last in a convolution."""
+    side = tensor.shape[1] if len(tensor.shape) == 4 else 0
+    last = name.endswith(".patch_embedding.weight") and tensor.shape[1:] == (side, side, 3) and side != 3
+    if not last or not isinstance(tensor.encoding, FloatEncoding):
+        return tensor
+    return colour_by_colour(flat_rows(tensor), side)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
 import phiconv
 from make_multimodal import picture
@@ -102,6 +104,17 @@ def test_it_sees_when_it_is_opened_again(source, written, tmp_path):
     if source.name == "phi4-siglip":
         phiconv.convert(written[1], tmp_path / "out.gguf")
         assert (tmp_path / "mmproj-out.gguf").exists()
+
+
+def test_mlx_vlm_has_colours_last(make_multimodal, tmp_path):
+    source = make_multimodal(tmp_path / "m", "phi3v")
+    phiconv.convert(source, tmp_path / "out", to="mlx", quant="f32")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    (name,) = (name for name in tensors if name.endswith("patch_embedding.weight"))
+    tensors[name] = np.ascontiguousarray(tensors[name].transpose(0, 2, 3, 1))
+    save_file(tensors, tmp_path / "out" / "model.safetensors", {"format": "mlx"})
+    assert phiconv.compare(source, tmp_path / "out").total.square_error == 0
+    assert phiconv.plan(tmp_path / "out", tmp_path / "again", to="mlx").tensors
 
 
 def test_encoders_are_compared_where_both_have_one(source, written, tmp_path):
