@@ -203,7 +203,13 @@ FORMATS = {
             reader=_huggingface_reader,
         ),
         Format(
-            "gguf", "llama.cpp", (".gguf",), reader=_gguf_reader, writer=_gguf_writer, file_suffix=".gguf"
+            "gguf",
+            "llama.cpp",
+            (".gguf",),
+            reader=_gguf_reader,
+            writer=_gguf_writer,
+            file_suffix=".gguf",
+            sees=("phi4-siglip",),
         ),
         Format(
             "litert",
@@ -216,11 +222,12 @@ FORMATS = {
         ),
         Format(
             "mlx",
-            "a folder for Apple MLX (mlx-lm, LM Studio)",
+            "a folder for Apple MLX (mlx-lm, mlx-vlm, LM Studio)",
             (),
             reader=_huggingface_reader,
             writer=_mlx_writer,
             folder=True,
+            sees=("phi3_v", "phi4-siglip"),
         ),
         Format(
             "onnx",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, printable
 from phiconv.forward.encoder_ops import EncoderAttention, check_calls, record, vision
-from phiconv.ir import FloatEncoding
+from phiconv.ir import AnyBlockEncoding, FloatEncoding
 from phiconv.ir.senses import Encoder, Vision, flat_rows
 
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ def checked(stored: Mapping[str, Tensor], name: str, shape: tuple[int, ...], pat
     if tensor.shape != shape:
         message = f"has shape {list(tensor.shape)}, where this model has {list(shape)}"
         raise MalformedFileError(message, path=path, at=where, hint=cure)
-    if not isinstance(tensor.encoding, FloatEncoding):
+    blocks = len(shape) == 2 and isinstance(tensor.encoding, AnyBlockEncoding)
+    if not blocks and not isinstance(tensor.encoding, FloatEncoding):
         message = f"is stored as {tensor.encoding.name}, and not in floats"
         raise MalformedFileError(message, path=path, at=where, hint=cure)
     return tensor

@@ -116,7 +116,7 @@ KINDS = (
         parts={"vision": ("model.vision_tower.", "model.mm_projector.")},
         keys=frozenset(
             "freeze_mm_mlp_adapter image_aspect_ratio max_num_patches min_num_patches mm_hidden_size "
-            "mm_projector_lr mm_projector_type mm_vision_tower tokenizer_model_max_length "
+            "mm_projector_lr mm_projector_type mm_vision_tower text_config tokenizer_model_max_length "
             "tokenizer_padding_side tune_mm_mlp_adapter unfreeze_vision_tower use_mm_proj use_s2 "
             "vision_config".split()
         ),

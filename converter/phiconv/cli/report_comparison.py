@@ -23,9 +23,10 @@ def comparison_object(found: Comparison, *, tensors: bool = True) -> dict[str, A
         "a": str(found.a),
         "b": str(found.b),
         "matched_by": found.matched_by,
-        "encoders_left_out": found.encoders,
         "total": {**_numbers(found.total), "bits_per_weight": [found.bits_a, found.bits_b]},
     }
+    if found.without_encoders:
+        result["without_encoders"] = True
     if tensors:
         result["tensors"] = [
             {
@@ -66,8 +67,8 @@ def comparison_lines(found: Comparison, *, tensors: bool = True) -> list[str]:
             f"cosine {total.cosine:.8f}, SQNR {total.sqnr:.2f} dB"
         ),
     ]
-    if found.encoders:
-        lines.append("  only the language models: encoders of pictures and sounds are not compared")
+    if found.without_encoders:
+        lines.append("  what one of them sees with is not compared: the other is a language model alone")
     if total.nonfinite:
         lines.append(f"  warning: {_nonfinite(total)}; these weights are in none of the numbers")
     if tensors:

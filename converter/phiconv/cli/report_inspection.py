@@ -116,6 +116,9 @@ def _architecture(seen: Examination) -> str:
         return "an adapter (LoRA)"
     if seen.architecture is not None:
         return seen.architecture
+    if _plain_value(seen.found.metadata.get("general.type")) == "mmproj":
+        kind = _plain_value(seen.found.metadata.get("clip.projector_type"))
+        return f"what a model sees or hears with (mmproj, projector {printable(kind, 40)})"
     stated = printable(seen.stated, 60)
     if seen.error is not None:
         return stated or "architecture not stated"

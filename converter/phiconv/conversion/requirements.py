@@ -46,6 +46,12 @@ def _no_model(model: Model, target: str) -> PhiconvError:
     said = model.metadata.get("general.architecture")
     if model.format == "gguf" and said is not None:
         kind = getattr(model.metadata.get("general.type"), "value", "model")
+        if kind == "mmproj":
+            return UnsupportedModelError(
+                "this is what a model sees or hears with (mmproj), and not the model",
+                path=model.path,
+                hint="give the folder that both were made of; without pictures, the model's own GGUF",
+            )
         what = f"architecture {said.value!r}" if kind == "model" else f"type {kind!r}"
         return UnsupportedModelError(
             f"a GGUF of the {what} is no model that phiconv can convert; its tensors alone no runtime loads",

@@ -220,9 +220,13 @@ class _Joined:
 def flat_rows(tensor: Tensor) -> Tensor:
     """A tensor of floats as a matrix whose rows are all that follows the first dimension.
 
+    A matrix stays as it is, in whatever blocks.
+
     Raises:
-        ValueError: It is a vector, or stored in blocks.
+        ValueError: It is a vector, or another tensor stored in blocks.
     """
+    if len(tensor.shape) == 2:
+        return tensor
     if len(tensor.shape) < 2 or not isinstance(tensor.encoding, FloatEncoding):
         raise ValueError(f"{tensor.shape} of {tensor.encoding.name} has no rows to join")
     rows = tensor.rows // tensor.shape[0]

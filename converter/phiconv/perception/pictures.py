@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-__all__ = ["prepare", "resized_pixels"]
+__all__ = ["normalization", "patch_limits", "prepare", "resized_pixels"]
 
 _WHITE = 255
 _BITS = 22
@@ -51,6 +51,26 @@ def prepare(senses: Senses, pixels: Pixels) -> Picture:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise UsageError("a picture is an array of uint8, of shape (height, width, 3)")
     return _WAYS[senses.kind](pixels, senses.vision.parameters, senses.preprocessor)
+
+
+def normalization(senses: Senses) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What is subtracted from each colour, as a part of 1, and what that is divided by.
+
+    Raises:
+        UsageError: preprocessor_config.json has something else than three numbers.
+    """
+    mean, std = (_CLIP_MEAN, _CLIP_STD) if senses.kind == "phi3_v" else (_HALF, _HALF)
+    return _colours(senses.preprocessor, "image_mean", mean), _colours(senses.preprocessor, "image_std", std)
+
+
+def patch_limits(senses: Senses) -> tuple[int, int]:
+    """How many patches a picture has at least and at most, where it is taken whole.
+
+    Raises:
+        UsageError: preprocessor_config.json, or config.json, has no such numbers.
+    """
+    settings = {**senses.config, **senses.preprocessor}
+    return _integer(settings, "min_num_patches", 256), _integer(settings, "max_num_patches", 3600)
 
 
 def resized_pixels(pixels: Pixels, height: int, width: int, *, pytorch: bool = False) -> Pixels:
@@ -119,7 +139,7 @@ def _phi4mm(pixels: Pixels, vision: Vision, settings: Mapping[str, Any]) -> Pict
     for axis, (whole, used) in enumerate(zip(canvas.shape, new, strict=False)):
         if (empty := (whole - used) // size) > 0:
             np.moveaxis(shown, axis, 0)[-empty:] = False
-    normal = _normalized(canvas, {}, (0.5,) * 3, (0.5,) * 3)
+    normal = _normalized(canvas, {}, _HALF, _HALF)
     patches = side // size
     masks = shown.reshape(rows, patches, columns, patches).transpose(0, 2, 1, 3).reshape(-1, patches, patches)
     masks = np.concatenate([np.ones((1, patches, patches), np.bool_), masks])
@@ -148,7 +168,7 @@ def _phi4_siglip(pixels: Pixels, vision: Vision, settings: Mapping[str, Any]) ->
     own = max((height // size) * (width // size), 1)
     rows, columns = _patches_within(height, width, size, min(max(own, least), most))
     new = resized_pixels(pixels, rows * size, columns * size)
-    normal = _normalized(new, settings, (0.5,) * 3, (0.5,) * 3)
+    normal = _normalized(new, settings, _HALF, _HALF)
     return Picture(normal[None])
 
 
@@ -170,6 +190,7 @@ def _patches_within(height: int, width: int, size: int, most: int) -> tuple[int,
     return patches(low)
 
 
+_HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 

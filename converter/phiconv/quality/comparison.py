@@ -142,7 +142,7 @@ class Comparison:
         tensors: The worst first: those with NaN or infinity, then by relative RMSE.
         total: Over all weights.
         bits_a, bits_b: Bits per weight over all weights compared.
-        encoders: Whether one of them has encoders of pictures or sounds, which are not compared.
+        without_encoders: What one of the two sees or hears with is not compared: the other has nothing such.
     """
 
     a: Path
@@ -152,7 +152,7 @@ class Comparison:
     total: Difference
     bits_a: float
     bits_b: float
-    encoders: bool = False
+    without_encoders: bool = False
 
 
 def compare(
@@ -165,8 +165,9 @@ def compare(
 ) -> Comparison:
     """Compares the weights of two models.
 
-    They are matched by role where both models have roles, and else by stored name. They are read in tiles of
-    rows, dequantized to float32, and summed in float64; the numbers do not depend on the number of threads.
+    They are matched by role where both models have roles, and else by stored name. Encoders of pictures are
+    compared where both have one. Weights are read in tiles of rows, dequantized to float32, and summed in
+    float64; the numbers do not depend on the number of threads.
 
     Args:
         a: The original: a path, as `open_model` takes it, or an open model.
@@ -210,6 +211,8 @@ def _match(a: Model, b: Model) -> tuple[Way, list[_Pair]]:
     """
     way: Way = "role" if a.tensors and b.tensors else "name"
     mine, theirs = (_weights(model, way) for model in (a, b))
+    if way == "role" and _sees(a) and _sees(b):
+        mine, theirs = ({**w, **_of_encoder(m)} for w, m in ((mine, a), (theirs, b)))
     if way == "role":
         _untie(a, mine, theirs)
         _untie(b, theirs, mine)
@@ -229,6 +232,17 @@ def _weights(model: Model, way: Way) -> dict[str, Tensor]:
     if way == "role":
         return {str(role): tensor for role, tensor in model.tensors.items()}
     return dict(model.stored)
+
+
+def _sees(model: Model) -> bool:
+    return model.senses is not None and model.senses.vision is not None
+
+
+def _of_encoder(model: Model) -> dict[str, Tensor]:
+    """The weights of an encoder of pictures, by role."""
+    if model.senses is None or model.senses.vision is None:
+        return {}
+    return {str(role): tensor for role, tensor in model.senses.vision.tensors.items()}
 
 
 def _untie(model: Model, mine: dict[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
@@ -341,7 +355,7 @@ def _result(a: Model, b: Model, way: Way, pairs: Sequence[_Pair], sums: Sequence
     worst_first = sorted(tensors, key=lambda t: (not t.difference.nonfinite, -t.difference.relative_rmse))
     total = sum(sums, Difference())
     bits_a, bits_b = (sum(bits) / max(total.weights, 1) for bits in zip(*_bits(tensors), strict=True))
-    encoders = any(model.senses is not None or model.left_out for model in (a, b))
+    encoders = _sees(a) != _sees(b)
     return Comparison(a.path, b.path, way, tuple(worst_first), total, bits_a, bits_b, encoders)
 
 

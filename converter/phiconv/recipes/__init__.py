@@ -101,17 +101,22 @@ def choose(
         UsageError: The target has no such recipe, or does not know a choice.
     """
     recipe, found = _choose(target, name, model, [t for t in tensors if not t.in_encoder], choices)
-    return recipe, _with_encoders(target, recipe, tensors, found, choices)
+    return recipe, _with_encoders(target, recipe, model, tensors, choices, found)
 
 
 def _with_encoders(
-    target: str, recipe: str, tensors: Sequence[OutputTensor], found: list[Encoding], choices: Choices
+    target: str,
+    recipe: str,
+    model: Model,
+    tensors: Sequence[OutputTensor],
+    choices: Choices,
+    found: list[Encoding],
 ) -> list[Encoding]:
     """The encodings of all tensors, where those of the decoder are known."""
     recipes, rest = TARGETS[target], iter(found)
 
     def of_encoder(tensor: OutputTensor) -> Encoding:
-        encoding = encoder_encoding(target, recipes, recipe, tensor)
+        encoding = encoder_encoding(target, recipes, recipe, tensor, model, choices)
         return onnx.in_graph(encoding, recipe, choices) if target == "onnx" else encoding
 
     return [of_encoder(tensor) if tensor.in_encoder else next(rest) for tensor in tensors]
@@ -156,7 +161,7 @@ def assign(
     check(target, choices)
     own = [tensor for tensor in tensors if not tensor.in_encoder]
     found = TARGETS[target].assign(recipe, model, own, choices)
-    return _with_encoders(target, recipe, tensors, found, choices)
+    return _with_encoders(target, recipe, model, tensors, choices, found)
 
 
 def check(target: str, choices: Choices) -> None:

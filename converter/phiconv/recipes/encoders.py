@@ -2,20 +2,23 @@
 
 8 bits where the decoder is quantized: an encoder is small beside it, and what it loses is lost for every
 token of a picture. A matrix whose rows do not divide into blocks stays in floats, as in SigLIP, whose inner
-size is 4304.
+size is 4304; so does one that comes in other blocks, rather than being rounded twice.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from phiconv.ir import F16, F32, Q8_0, FloatEncoding, mlx_affine, onnx_affine, openvino_affine
+from phiconv.ir import F16, F32, Q8_0, FloatEncoding, mlx_affine, onnx_affine, openvino_affine, same_meaning
+from phiconv.ir.roles import Role
 from phiconv.recipes.grammar import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from phiconv.ir import Encoding
+    from phiconv.ir import BlockEncoding, Encoding
+    from phiconv.ir.model import Model
+    from phiconv.recipes.choices import Choices
     from phiconv.recipes.target import Recipes
     from phiconv_formats.shared.output import OutputTensor
 
@@ -26,24 +29,33 @@ class EncoderTypes(NamedTuple):
     """What a target does with the matrices of an encoder.
 
     Attributes:
-        eight: The blocks of 8 bits of rows of so many columns.
-        floats: For rows that do not divide into these.
+        eight: The blocks of 8 bits of rows of so many columns, where floats are of such a type.
+        floats: For rows that do not divide into these; None for the float type of the output.
+        convolution: What the patch embedding is in any type but `floats`; None for the type of the others.
+        kept: The runtime's own tool keeps all in floats, which ``--match-runtime`` asks for.
     """
 
-    eight: Callable[[int], Encoding]
-    floats: FloatEncoding
+    eight: Callable[[int, FloatEncoding], BlockEncoding]
+    floats: FloatEncoding | None
+    convolution: FloatEncoding | None = None
+    kept: bool = False
 
+
+_PATCHES, _POSITIONS = Role("vision.patch_embedding"), Role("vision.position_embedding")
 
 ENCODERS = {
-    "gguf": EncoderTypes(lambda _: Q8_0, F16),
-    "onnx": EncoderTypes(lambda _: onnx_affine(8, 32, F32), F32),
-    "openvino": EncoderTypes(lambda columns: openvino_affine(8, columns, symmetric=True), F16),
-    "mlx": EncoderTypes(lambda _: mlx_affine(8, 64, F16), F16),
+    # ggml convolves with float16 and float32, and its converter writes the first only in a file of it.
+    "gguf": EncoderTypes(lambda *_: Q8_0, F16, F32),
+    "onnx": EncoderTypes(lambda *_: onnx_affine(8, 32, F32), F32),
+    "openvino": EncoderTypes(lambda columns, _: openvino_affine(8, columns, symmetric=True), F16),
+    "mlx": EncoderTypes(lambda _, floats: mlx_affine(8, 64, floats), None, kept=True),
 }
 """By the name of the target; one that is not here takes no encoders."""
 
 
-def encoder_encoding(target: str, recipes: Recipes, recipe: str, tensor: OutputTensor) -> Encoding:
+def encoder_encoding(
+    target: str, recipes: Recipes, recipe: str, tensor: OutputTensor, model: Model, choices: Choices
+) -> Encoding:
     """The encoding of an encoder's tensor.
 
     Args:
@@ -51,13 +63,21 @@ def encoder_encoding(target: str, recipes: Recipes, recipe: str, tensor: OutputT
         recipes: Its recipes.
         recipe: The one of the decoder.
         tensor: What will be stored.
+        model: The source.
+        choices: What the user wants otherwise.
     """
     if tensor.required is not None:
         return tensor.required
-    if dtype := FLOATS.get(recipes.RECIPES.read(recipe).stem):
-        return dtype
-    types = ENCODERS[target]
-    columns = tensor.tensor.columns
-    eight = types.eight(columns)
-    divides = isinstance(eight, FloatEncoding) or columns % eight.block_size == 0
-    return eight if len(tensor.tensor.shape) > 1 and divides else types.floats
+    types, asked = ENCODERS[target], FLOATS.get(recipes.RECIPES.read(recipe).stem.lower())
+    if types.convolution and tensor.role == _PATCHES and asked != types.floats:
+        return types.convolution
+    floats = types.floats or recipes.cast(recipe, model, choices) or F16
+    if asked is not None:
+        return asked if types.floats else floats
+    shape, stored = tensor.tensor.shape, tensor.tensor.encoding
+    matrix = len(shape) == 2 and tensor.role not in {_PATCHES, _POSITIONS}
+    if not matrix or (types.kept and choices.match_runtime):
+        return floats
+    eight = types.eight(shape[-1], floats)
+    again = not isinstance(stored, FloatEncoding) and not same_meaning(stored, eight)
+    return floats if again or shape[-1] % eight.block_size else eight

@@ -150,9 +150,9 @@ def _more_bits(tensor: OutputTensor, model: Model) -> bool:
 
     A fused matrix counts as values: its name has "v_proj" in it.
     """
-    if tensor.name.startswith("lm_head."):
+    if "lm_head." in tensor.name:
         return True
-    layer = re.match(r"model\.layers\.(\d+)\.", tensor.name)
+    layer = re.search(r"\bmodel\.layers\.(\d+)\.", tensor.name)
     if layer is None or not any(part in tensor.name for part in ("v_proj", "down_proj")):
         return False
     assert model.hyperparameters is not None  # noqa: S101 - MLX has no files of plain tensors

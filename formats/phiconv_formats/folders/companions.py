@@ -36,6 +36,7 @@ __all__ = [
     "made_tokenizer_files",
     "model_config",
     "own_config",
+    "portable",
     "rotary_section",
     "scaling_object",
 ]
@@ -65,8 +66,12 @@ def json_bytes(value: Any, *, indent: int | None = 2) -> bytes:
 
 def own_config(model: Model) -> dict[str, Any]:
     """The source's config.json, without what is not for another folder, and right about the weights."""
-    config = {key: value for key, value in model.card.config.items() if key not in _DROPPED}
-    return config | corrected_keys(model)
+    return portable(model.card.config) | corrected_keys(model)
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's keys without those that are not for another folder."""
+    return {key: value for key, value in config.items() if key not in _DROPPED}
 
 
 def rotary_section(config: Mapping[str, Any]) -> dict[str, Any]:

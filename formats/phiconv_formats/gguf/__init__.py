@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from phiconv_formats.gguf.names import output_tensors
+from phiconv_formats.gguf.projector import projector_tensors, with_projector
 from phiconv_formats.gguf.writer import package
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from phiconv.ir import Encoding
+    from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.model import Checkpoint, Model
-    from phiconv_formats.shared.output import OutputTensor
+    from phiconv_formats.shared.output import OutputTensor, Package, RuntimeSettings
 
 __all__ = ["GgufWriter", "open_checkpoint"]
 
@@ -19,11 +23,37 @@ __all__ = ["GgufWriter", "open_checkpoint"]
 class GgufWriter:
     """The writer of GGUF version 3 (see `phiconv_formats.Writer`)."""
 
-    package = staticmethod(package)
-
     def tensors(self, model: Model) -> list[OutputTensor]:
-        """What llama.cpp wants stored, in llama-quantize's order."""
-        return output_tensors(model)
+        """What llama.cpp wants stored, in llama-quantize's order; then what it sees with."""
+        return [*output_tensors(model), *projector_tensors(model)]
+
+    def package(
+        self,
+        model: Model,
+        tensors: Sequence[OutputTensor],
+        encodings: Sequence[Encoding],
+        *,
+        file_name: str,
+        recipe: str,
+        split_max_size: int | None = None,
+        importance: ImportanceMatrix | None = None,
+        settings: RuntimeSettings | None = None,
+    ) -> Package:
+        """The model's file, or files; and one for its encoder of pictures, where it has one."""
+        own = sum(not tensor.in_encoder for tensor in tensors)  # they are the first
+        text = package(
+            model,
+            tensors[:own],
+            encodings[:own],
+            file_name=file_name,
+            recipe=recipe,
+            split_max_size=split_max_size,
+            importance=importance,
+            settings=settings,
+        )
+        if own == len(tensors):
+            return text
+        return with_projector(text, model, tensors[own:], encodings[own:], file_name=file_name, recipe=recipe)
 
 
 def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:

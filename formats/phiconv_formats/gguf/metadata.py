@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Hyperparameters, Model, ModelCard
     from phiconv_formats.shared.output import OutputTensor
 
-__all__ = ["file_metadata"]
+__all__ = ["described", "file_metadata"]
 
 _TEMPLATE = Keys.Tokenizer.CHAT_TEMPLATE
 _U32, _F32, _STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
@@ -114,8 +114,8 @@ def file_metadata(
         if hp.rope.long_factor:
             key = Keys.Rope.SCALING_ATTN_FACTOR.format(arch=name)
             pairs.append((key, GgufValue(_F32, hp.rope.short_mscale)))
-        described, notes = _general(model, tensors)
-        pairs += described
+        origin, notes = described(model, tensors)
+        pairs += origin
         pairs += _sizes(architecture, hp)
         if model.tokenizer is not None:
             pairs += tokenizer_metadata(model.tokenizer, architecture=name, vocab_size=hp.vocab_size)
@@ -154,8 +154,16 @@ def _importance(importance: ImportanceMatrix) -> list[tuple[str, GgufValue]]:
     return pairs
 
 
-def _general(model: Model, tensors: Sequence[OutputTensor]) -> tuple[list[tuple[str, GgufValue]], list[str]]:
-    """``general.*``: name, origin and licence, by the heuristics of the `gguf` package."""
+def described(
+    model: Model, tensors: Sequence[OutputTensor], kind: str = "model"
+) -> tuple[list[tuple[str, GgufValue]], list[str]]:
+    """``general.*``: name, origin and licence, by the heuristics of the `gguf` package; and notes.
+
+    Args:
+        model: Whose name it is.
+        tensors: What is in the file; their number of weights names the size class.
+        kind: What the file is (``general.type``).
+    """
     counts = _parameter_counts(tensors)
     metadata, notes = _describe(model.card, counts[0])
     if metadata.name is None:
@@ -165,7 +173,7 @@ def _general(model: Model, tensors: Sequence[OutputTensor]) -> tuple[list[tuple[
     if metadata.size_label is None:
         metadata.size_label = size_label(*counts)
     collector = GGUFWriter(None, "")  # collects keys with their official names and types; never opened
-    collector.add_type("model")
+    collector.add_type(kind)
     metadata.set_gguf_meta_model(collector)
     # The arrays among them (tags, languages) are lists of strings.
     array = GGUFValueType.ARRAY

@@ -66,8 +66,9 @@ _ROLES = {name: role for role, name in _NAMES.items()}
 _NAME = re.compile(r"(?:blk\.([0-9]+)\.)?([a-z_]+)\.(weight|bias)")
 _QUERIES_AND_KEYS = ("attn_q", "attn_k")
 
-# Parts of names that llama-quantize leaves alone, among the architectures that phiconv knows.
-_KEPT = ("_norm.weight", "ffn_gate_inp.weight")
+# Parts of names that llama-quantize leaves alone, among the architectures that phiconv knows; and what of an
+# encoder of pictures ggml wants in floats.
+_KEPT = ("_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "patch_embd.weight")
 
 LLAMA3_FACTORS = "rope_freqs.weight"
 """What rotary frequencies are divided by, at every length."""

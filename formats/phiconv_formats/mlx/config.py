@@ -15,6 +15,7 @@ from phiconv.errors import UnsupportedModelError
 from phiconv.ir.rope import Rope
 from phiconv_formats.folders.companions import model_config, own_config, rotary_section, scaling_object
 from phiconv_formats.mlx.names import announced_biases
+from phiconv_formats.mlx.vision import check_vision, vision_config, vision_notes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +77,8 @@ def make_config(model: Model, dtype: ir.FloatEncoding, matrices: Mapping[str, ir
         config["dtype"] = _DTYPES[dtype]
     if (eos := model.card.generation.get("eos_token_id")) is not None:
         config["eos_token_id"] = eos
+    if model.senses is not None:
+        config = vision_config(model.senses, config) | {"tie_word_embeddings": False}
     if quantization := _quantization(matrices):
         config |= {"quantization": quantization, "quantization_config": quantization}
     return dict(sorted(config.items()))
@@ -154,6 +157,7 @@ def check_model(model: Model) -> None:
             f"mlx-lm does not support {what}", path=model.path, hint="choose another format"
         )
 
+    check_vision(model)
     architecture = ARCHITECTURES[model.architecture]
     name, keys = architecture.name, architecture.mlx.keys
     if hp.head_dim * hp.num_attention_heads != hp.hidden_size and "head_dim" not in keys:
@@ -170,12 +174,13 @@ def check_model(model: Model) -> None:
 
 
 def runtime_notes(model: Model) -> list[str]:
-    """What mlx-lm (0.32) is known to do wrong with this model, whoever writes the folder."""
+    """What mlx-lm (0.32), or mlx-vlm, is known to do wrong with this model, whoever writes the folder."""
     hp = model.hyperparameters
     if hp is None:
         return []
-    notes, rope = [], hp.rope
-    if rope.long_factor and rope.short_factor != rope.long_factor:
+    notes = [] if model.senses is None else vision_notes(model.senses)
+    rope, runtime = hp.rope, "mlx-lm" if model.senses is None else "mlx-vlm"
+    if model.senses is None and rope.long_factor and rope.short_factor != rope.long_factor:
         notes.append(
             f"mlx-lm uses the long rotary factors at every length, so that up to {rope.original_context} "
             "tokens its answers are off; give --short-context if you need no more than that"
@@ -183,9 +188,9 @@ def runtime_notes(model: Model) -> list[str]:
     if rope.long_factor and model.architecture and not ARCHITECTURES[model.architecture].mscales:
         scale = hp.max_position_embeddings / rope.original_context
         if abs(Rope.longrope_mscale(scale, rope.original_context) - rope.long_mscale) > 1e-6:
-            notes.append("mlx-lm ignores this model's own attention factor of the rotary embedding")
+            notes.append(f"{runtime} ignores this model's own attention factor of the rotary embedding")
     if hp.sliding_window is not None and hp.sliding_window < hp.max_position_embeddings:
         notes.append(
-            f"mlx-lm ignores the sliding window: beyond {hp.sliding_window} tokens its answers are off"
+            f"{runtime} ignores the sliding window: beyond {hp.sliding_window} tokens its answers are off"
         )
     return notes

@@ -1,4 +1,4 @@
-"""What mlx-lm calls the weights of a model, and in which order it stores them.
+"""What mlx-lm calls the weights of a model, and in which order it stores them; then what a model sees with.
 
 A module of its network is a path, the hub's unless the architecture says otherwise; the matrix is
 ``<path>.weight``, an additive bias ``<path>.bias``. Experts are stacked, fused matrices stay fused.
@@ -6,6 +6,7 @@ A module of its network is a path, the hub's unless the architecture says otherw
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from phiconv import ir
@@ -14,6 +15,7 @@ from phiconv.architectures.architecture import full_name
 from phiconv.errors import UnsupportedModelError
 from phiconv.ir.model import Role
 from phiconv.quantizers.joining import join
+from phiconv_formats.mlx.vision import encoder_tensors, runtime_name
 from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
@@ -50,9 +52,13 @@ def output_tensors(model: Model) -> list[OutputTensor]:
     for roles in announced_biases(architecture, model.tensors).values():
         biases.update(roles)
     result: list[OutputTensor] = []
+    tied = architecture.mlx.tied and model.senses is None  # mlx-vlm's classes have a head of their own
     for module in _modules(architecture, hp.num_hidden_layers):
-        result += _of_module(module, model.tensors, biases, tied=architecture.mlx.tied)
-    return result
+        result += _of_module(module, model.tensors, biases, tied=tied)
+    if model.senses is None:
+        return result
+    kind = model.senses.kind
+    return [*(replace(t, name=runtime_name(kind, t.name)) for t in result), *encoder_tensors(model)]
 
 
 def announced_biases(

@@ -15,6 +15,7 @@ from phiconv import ir
 from phiconv.errors import MalformedFileError
 from phiconv_formats.mlx.config import encoding_of
 from phiconv_formats.mlx.packing import row_bytes, unpack
+from phiconv_formats.mlx.vision import as_on_the_hub, hub_name
 from phiconv_formats.shared.rows import AssembledRows
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ def as_checkpoint(folder: Checkpoint) -> Checkpoint:
     Raises:
         MalformedFileError: Arrays that do not fit each other or the configuration.
     """
-    stored = _gather(folder.stored, folder.config or {}, folder.path)
+    config = folder.config or {}
+    gathered = _gather(folder.stored, config, folder.path)
+    kind = config.get("model_type")
+    named = {hub_name(kind, n): t for n, t in gathered.items()} if isinstance(kind, str) else gathered
+    stored = {name: as_on_the_hub(name, tensor) for name, tensor in named.items()}
     return replace(folder, format="mlx", stored=stored, tensors=_named(stored))
 
 

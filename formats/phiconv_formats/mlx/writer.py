@@ -17,6 +17,7 @@ from phiconv_formats.folders.companions import companion_files
 from phiconv_formats.folders.shards import INDEX, Entry, Part, lay_out_shards
 from phiconv_formats.mlx.config import check_model, make_config, quantization_of, runtime_notes
 from phiconv_formats.mlx.packing import pack, row_bytes
+from phiconv_formats.mlx.vision import vision_files
 from phiconv_formats.shared.safetensors import DTYPE_OF_ENCODING
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _other_files(model: Model, entries: Sequence[Entry], shards: Shards, recipe:
         INDEX: shards.index(indent=4, total_parameters=parameters),
         "README.md": _model_card(model, recipe).encode(),
         **companion_files(model),
+        **({} if model.senses is None else vision_files(model.senses)),
     }
 
 
@@ -105,7 +107,9 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     kept = [
         e.output
         for e in entries
-        if isinstance(e.encoding, ir.FloatEncoding) and len(e.output.tensor.shape) > 1
+        if isinstance(e.encoding, ir.FloatEncoding)
+        and len(e.output.tensor.shape) > 1
+        and not e.output.in_encoder
     ]
     if not kept:
         return []
@@ -116,13 +120,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _model_card(model: Model, recipe: str) -> str:
+    task, package, options = "text-generation", "mlx-lm", "--prompt 'Hello'"
+    if model.senses is not None:
+        task, package, options = "image-text-to-text", "mlx-vlm", "--image photo.jpg --prompt 'What is this?'"
     name = title_of(model.path)
     weights = sum(math.prod(t.shape) for t in model.stored.values())
     return (
         "---\n"
-        "language: en\nlibrary_name: mlx\npipeline_tag: text-generation\ntags:\n- mlx\n- phiconv\n"
+        f"language: en\nlibrary_name: mlx\npipeline_tag: {task}\ntags:\n- mlx\n- phiconv\n"
         "---\n\n"
         f"# {name}, {recipe} for MLX\n\n"
         f"Converted from `{name}` ({weights:,} parameters) by phiconv {__version__}, recipe `{recipe}`.\n\n"
-        "```sh\npip install mlx-lm\nmlx_lm.generate --model . --prompt 'Hello'\n```\n"
+        f"```sh\npip install {package}\n{package.replace('-', '_')}.generate --model . {options}\n```\n"
     )
