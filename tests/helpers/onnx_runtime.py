@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+
+from openvino_runtime import Rounded
+from phiconv import ir
+from phiconv_formats.onnx.names import output_tensors
+from phiconv_formats.shared.output import joined_roles
 
 
 def open_session(ort, path):
@@ -39,3 +46,18 @@ def onnx_logits(ort, folder, ids, embeddings=None):
             dtype = np.float32 if value.type == "tensor(float)" else np.float16
             feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), dtype)
     return session.run(["logits"], feeds)[0][0].astype(np.float64)
+
+
+def stored_weights(plan):
+    """The model with the weights that a plan would store, those of its encoder too."""
+    model, encodings = plan.model, {t.name: t.encoding for t in plan.tensors}
+    tensors, seen = dict(model.tensors), dict(model.senses.vision.tensors)
+    for output in output_tensors(model):
+        if output.role is None:  # a rotary table
+            continue
+        found = seen if output.in_encoder else tensors
+        for role in joined_roles(output.role, output.tensor, model) or [output.role]:
+            rounded = Rounded(found[role], encodings[output.name])
+            found[role] = ir.Tensor.of(rounded, found[role].shape)
+    senses = replace(model.senses, vision=replace(model.senses.vision, tensors=seen))
+    return replace(model, tensors=tensors, senses=senses)

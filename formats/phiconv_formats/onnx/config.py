@@ -168,11 +168,21 @@ def runtime_notes(model: Model) -> list[str]:
     """What ONNX Runtime GenAI (0.18) is known to do wrong with this model, whoever writes the folder."""
     hp = model.hyperparameters
     assert hp is not None  # noqa: S101 - output_tensors has looked
-    notes, original = [], hp.rope.original_context
-    if has_two_tables(hp.rope, hp.max_position_embeddings) and original != _SWITCH:
-        notes.append(
-            f"ONNX Runtime GenAI takes up a text again at its {_SWITCH + 1}th token, when the long rotary "
-            f"factors begin for most models; here they begin after {original}: an answer that crosses that "
-            "point is off"
+    original = hp.rope.original_context
+    if not has_two_tables(hp.rope, hp.max_position_embeddings):
+        return []
+    if model.senses is not None:  # it does so only for types of text alone
+        note = (
+            f"ONNX Runtime GenAI does not take up a text again at the {original + 1}th token of a model that "
+            "sees, when the long rotary factors begin: an answer that crosses that point is off, see "
+            "--long-context"
         )
-    return notes
+        return [note]
+    if original == _SWITCH:
+        return []
+    note = (
+        f"ONNX Runtime GenAI takes up a text again at its {_SWITCH + 1}th token, when the long rotary "
+        f"factors begin for most models; here they begin after {original}: an answer that crosses that "
+        "point is off"
+    )
+    return [note]

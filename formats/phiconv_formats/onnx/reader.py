@@ -63,7 +63,7 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
 def _open(path: Path, folder: Path, config_path: Path) -> Checkpoint:
     genai_path = folder / "genai_config.json"
     genai = optional_json(genai_path)
-    files = _graph_files(folder, genai or {}) if path.is_dir() else [path]
+    files = _graph_files(folder, genai or {}) if path.is_dir() or _is_decoder(path, genai or {}) else [path]
     file = InputFile(files[0])
     graph = read_graph(file)
     for other in files[1:]:
@@ -173,6 +173,14 @@ def _graph_files(folder: Path, genai: Mapping[str, Any]) -> list[Path]:
         return found
     message = f"{len(found)} .onnx files in this folder, and no genai_config.json that names one"
     raise MissingFileError(message, path=folder, hint=_one_of([str(p.relative_to(folder)) for p in found]))
+
+
+def _is_decoder(path: Path, genai: Mapping[str, Any]) -> bool:
+    """Whether a file is the decoder of a folder in which another graph looks embeddings up."""
+    model = genai.get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    named = isinstance(decoder, dict) and decoder.get("filename") == path.name
+    return named and _embedding_file(model) is not None
 
 
 def _embedding_file(model: object) -> object:

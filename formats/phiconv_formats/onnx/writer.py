@@ -198,7 +198,8 @@ def _session(store: Store, settings: RuntimeSettings) -> dict[str, str]:
 def _notes(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding]) -> list[str]:
     """Matrices that stayed floats where others were quantized."""
     matrices = [(t, e) for t, e in zip(tensors, encodings, strict=True) if t.role and len(t.tensor.shape) > 1]
-    kept = [t for t, e in matrices if isinstance(e, ir.FloatEncoding) and t.tensor.columns % _SMALLEST_BLOCK]
+    chosen = [(t, e) for t, e in matrices if t.required is None]
+    kept = [t for t, e in chosen if isinstance(e, ir.FloatEncoding) and t.tensor.columns % _SMALLEST_BLOCK]
     if not kept or all(isinstance(e, ir.FloatEncoding) for _, e in matrices):
         return []
     columns = ", ".join(map(str, sorted({t.tensor.columns for t in kept})))
