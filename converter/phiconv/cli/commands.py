@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from phiconv._version import __version__
+from phiconv.cli import carry
 from phiconv.cli import quality as cli_quality
 from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
@@ -217,5 +218,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, compile_, *cli_quality.COMMANDS, help_):
+for _command in (compare, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)
