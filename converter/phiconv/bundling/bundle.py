@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phiconv.bundling.platforms import PLATFORMS, Target
+from phiconv.bundling.platforms import ONLY_THERE, PLATFORMS, Target
 from phiconv.bundling.sbom import bill_of_materials
 from phiconv.bundling.wheels import documents, own_wheel, read_wheel
 from phiconv.errors import OutputError, OutputExistsError, UsageError
@@ -115,7 +115,8 @@ def _fetched(own: Wheel, target: Target, extras: Collection[str], folder: Path) 
         command += ["--abi", abi]
     for name in PLATFORMS[target.platform]:
         command += ["--platform", name]
-    done = subprocess.run([*command, wanted], capture_output=True, text=True, check=False)  # noqa: S603 - pip
+    more = ONLY_THERE.get(target.platform, ())
+    done = subprocess.run([*command, wanted, *more], capture_output=True, text=True, check=False)  # noqa: S603 - pip
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         reason = next((line for line in said if line.startswith("ERROR")), said[-1] if said else "")

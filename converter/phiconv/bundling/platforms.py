@@ -14,7 +14,7 @@ from typing import NamedTuple
 from phiconv.errors import UsageError
 from phiconv.spelling import did_you_mean
 
-__all__ = ["PLATFORMS", "Target", "here", "targets"]
+__all__ = ["ONLY_THERE", "PLATFORMS", "Target", "here", "targets"]
 
 _GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 
@@ -33,6 +33,9 @@ PLATFORMS = {
     "windows-x86_64": ("win_amd64",),
 }
 """By the names that ``--platform`` takes."""
+
+ONLY_THERE = {"windows-x86_64": ("colorama",)}
+"""What is needed on one platform only: pip asks itself that of the machine that it runs on."""
 
 _OLDEST = (3, 11)
 _VERSION = re.compile(r"3\.(\d{1,2})")
