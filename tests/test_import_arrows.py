@@ -48,6 +48,7 @@ CLOSED = {
 
 # Libraries that one place has to itself.
 ONLY_IN = {
+    "distributed": "phiconv.conversion.machines",
     "click": "phiconv.cli",
     "click_default_group": "phiconv.cli",
     "rich": "phiconv.cli.report",
