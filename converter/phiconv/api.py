@@ -11,6 +11,7 @@ from phiconv.conversion import pipeline
 from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.identity import check_identity
+from phiconv.conversion.machines import machines
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import make_plan
 from phiconv.conversion.plans import Plan
@@ -59,6 +60,7 @@ __all__ = [
     "following_links",
     "generate",
     "logits",
+    "machines",
     "merge",
     "open_model",
     "plan",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from phiconv._version import __version__
+from phiconv.cli import carry
 from phiconv.cli import quality as cli_quality
 from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
@@ -64,6 +65,7 @@ def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001
 @conversion_options
 @click.option("--force", "-f", is_flag=True, help="Replace DEST if it exists.")
 @JOBS
+@click.option("--scheduler", metavar="ADDRESS", help="Work on a Dask cluster, like tcp://host:8786.")
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Convert NaN, infinity and overflows instead of refusing them."
 )
@@ -75,6 +77,7 @@ def convert(
     as_json: bool,
     force: bool,
     jobs: int | None,
+    scheduler: str | None,
     allow_nonfinite: bool,
     dry_run: bool,
     quiet: bool,
@@ -90,11 +93,16 @@ def convert(
     if dry_run:
         _plan(source, dest, as_json=as_json, **options)
         return
-    with measured_so_far(dest, quiet=quiet), progress_display(quiet=quiet) as progress:
+    with (
+        measured_so_far(dest, quiet=quiet),
+        progress_display(quiet=quiet) as progress,
+        api.machines(scheduler, source, dest) as workers,
+    ):
         result = api.convert(
-            source,
-            dest,
-            jobs=jobs,
+            source.absolute() if scheduler else source,
+            dest.absolute() if scheduler else dest,
+            executor=workers.executor,
+            jobs=jobs or workers.jobs,
             processes=True,
             force=force,
             allow_nonfinite=allow_nonfinite,
@@ -217,5 +225,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, compile_, *cli_quality.COMMANDS, help_):
+for _command in (compare, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)

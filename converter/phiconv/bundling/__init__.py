@@ -1,0 +1,1 @@
+"""One folder to carry phiconv to a machine without a network."""
