@@ -21,7 +21,8 @@ pytestmark = pytest.mark.runtime
 
 NAMES = [name for name in RANDOM if "moe" not in name]
 BOUND = 1e-6
-LONG = 2e-6  # at position 540 the last bit of an angle counts
+# At position 540, from a float64 model: transformers itself 8.8e-7, NumPy 9.8e-7, LiteRT 1.06e-6.
+LONG = 1.3e-6
 TRAINED = ["tiny-phi3", "tiny-phi4mini"]
 CONTEXTS = {"phi3-su": 512, "phi4mini": 512}  # one position more, and the long factors count
 FLOATS = (override("embed=f32"),)  # a GPU's embedding is int8 otherwise
