@@ -254,7 +254,7 @@ def test_json(write):
     assert result.exit_code == 0
     found = json.loads(result.stdout, parse_constant=pytest.fail)  # neither NaN nor Infinity
     names = {"weights", "relative_rmse", "max_error", "cosine", "sqnr_db", "nonfinite", "bits_per_weight"}
-    assert set(found) == {"a", "b", "matched_by", "encoders_left_out", "total", "tensors"}
+    assert set(found) == {"a", "b", "matched_by", "total", "tensors"}
     assert set(found["total"]) == names
     y, x = found["tensors"]
     assert set(x) == {*names, "name", "shape", "types"}

@@ -10,7 +10,7 @@ import pytest
 
 import phiconv
 from paths import FIXTURES
-from phiconv.errors import MalformedFileError, UnsupportedModelError
+from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError
 from phiconv_formats.litert.container import HEADER, LLM_METADATA, MODEL, TOKENIZER, Section, header
 from phiconv_formats.litert.flatbuffer import Number, Table, Tables, Text, Vector, finish, int32s
 from phiconv_formats.litert.schema import IDENTIFIER, ElementType
@@ -88,7 +88,14 @@ MODELS = {
         model([tensor()], [data(64)], [Table({0: Number("I", 7)})]),
         "an operator of kind 7, and there are 0",
     ),
-    "a long name": (model([tensor(name="n" * 5000)], [data(64)]), "a name of 5000 bytes"),
+    "a long name": (
+        model(x7=Tables([Table({2: Text("n" * 5000), 4: Number("I", 0)})])),
+        "a name of 5000 bytes",
+    ),
+    "long names": (
+        model([tensor(name="n" * 4090)] * 9000, [data(64)]),
+        "names of more than 33554432 bytes together",
+    ),
     "a signature of no subgraph": (
         model(x7=Tables([Table({2: Text("decode"), 4: Number("I", 5)})])),
         "it has no subgraph 5",
@@ -148,6 +155,54 @@ def test_two_constants_of_one_name(write, refused):
 )
 def test_what_is_no_flatbuffer(write, refused, content, says):
     refused(phiconv.open_model, write(content), says=says, kind=MalformedFileError)
+
+
+LINEAR = (
+    "x.ExportableModule/y.LlamaForCausalLM_model/z.LlamaModel_model/z.LlamaDecoderLayer_0/z.Linear_q_proj"
+)
+
+
+def products(count, outputs):
+    """A model whose operations give these tensors, each of a matrix of its own; and their operator's kind."""
+    matrices = [tensor(name=f"constant{i}", buffer=i + 1) for i in range(count)]
+    results = [Table({0: int32s([4]), 3: Text(name)}) for name in outputs]
+    calls = [
+        Table({0: Number("I", 0), 1: int32s([-1, i]), 2: int32s([count + i])}) for i in range(len(outputs))
+    ]
+    codes = [Table({0: Number("b", 9), 3: Number("i", 9)})]
+    return model([*matrices, *results], [data(64)] * count, calls, codes)
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "kind"),
+    [
+        (products(2, [LINEAR, LINEAR]), "two constants are this weight", MalformedFileError),
+        (
+            products(2, [LINEAR, LINEAR.replace("Llama", "Phi").replace("q_proj", "k_proj")]),
+            "several models in one graph: LlamaForCausalLM, PhiForCausalLM",
+            UnsupportedModelError,
+        ),
+        (products(1, [LINEAR]), "the embedding is in another graph", UnsupportedModelError),
+        (
+            products(1, [LINEAR.replace("q_proj", "embed")]),
+            "the graph does not say the shape of model.embed_tokens with certainty",
+            MissingFileError,
+        ),
+    ],
+)
+def test_operations_whose_names_are_wrong(write, refused, content, says, kind):
+    refused(phiconv.open_model, write(content), says=says, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\xff" * 20, "a number without an end"), (b"\x12\x7f", "a field of 127 bytes, where 0 are left")],
+)
+def test_metadata_that_is_none(write, refused, content, says):
+    """Of a file of another converter: phiconv's own says elsewhere what is to be known."""
+    graph = products(1, [LINEAR.replace("q_proj", "embed")])
+    path = write(container((LLM_METADATA, content), (MODEL, graph)), "x.litertlm")
+    refused(phiconv.open_model, path, says=f"not LiteRT-LM's metadata: {says}")
 
 
 def test_many_references_to_one_table_keep_nobody_busy(write, refused):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from phiconv.architectures.architecture import ENDS
 from phiconv.errors import UsageError
 from phiconv.ir import F16, F32, FloatEncoding, litert_block, litert_channel
 from phiconv.quantizers.repack import stays
@@ -37,7 +38,6 @@ _TARGETS = ("cpu", "gpu")
 _FLOATS: dict[str, FloatEncoding] = {"f32": F32, "f16": F16}
 _BLOCKS = {"wi4b32": 32, "wi4b64": 64, "wi4b128": 128}
 _BITS = {"wi8": 8, "wi4": 4}
-_ENDS = ("token_embedding", "output")
 _LEAST_COLUMNS = 4
 """Rows of integers are cut into quads."""
 
@@ -88,7 +88,7 @@ def _chosen(tensor: OutputTensor, name: str, choices: Choices, *, wide: bool) ->
         if pattern.search(tensor.name):
             return _encoding(type_of(other), columns)
     own = _encoding(name, columns)
-    if wide and tensor.role.name in _ENDS:
+    if wide and tensor.role.name in ENDS:
         eight = _encoding("wi8", columns)
         return own if stays(tensor.tensor.encoding, own, eight) else eight
     if tensor.role.name == "token_embedding" and choices.target == "gpu" and isinstance(own, FloatEncoding):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phiconv.architectures.architecture import ENDS
 from phiconv.errors import UsageError
 from phiconv.ir import (
     BF16,
@@ -112,8 +113,6 @@ _BACKUP = Scheme("asym", 8)
 _RUNTIME_BACKUPS = {"mxfp4": Scheme("mxfp8", 8, 32)}
 """What NNCF takes in its place, by recipe."""
 
-_ENDS = ("token_embedding", "output")
-
 
 def assign(
     recipe: str,
@@ -166,7 +165,7 @@ def _backup(scheme: Scheme, tensors: Sequence[OutputTensor], choices: Choices) -
     kept = set()
     for tensor in matrices:
         assert tensor.role is not None  # noqa: S101 - OpenVINO has no plain tensors
-        is_end = tensor.role.name in _ENDS and not choices.all_layers
+        is_end = tensor.role.name in ENDS and not choices.all_layers
         is_router = tensor.role.name == "router" and not choices.match_runtime
         if is_end or is_router or scheme.encoding(tensor.tensor.columns) is None:
             kept.add(tensor.name)

@@ -23,6 +23,9 @@ _LONGEST_TEXT = 1 << 12
 _MOST_TABLES = 1_000_000
 """Ten signatures of a model of 80 layers have a fifth of that."""
 
+_MOST_TEXT = 1 << 25
+"""Bytes of all names together that are read."""
+
 
 class VectorView(NamedTuple):
     """A vector: its first element's byte in the file, and how many elements there are."""
@@ -46,6 +49,7 @@ class FlatBuffer:
         self.start, self.stop = start, min(stop, file.size)
         self._what = what
         self._left = _MOST_TABLES
+        self._text_left = _MOST_TEXT
         self._first, self._window = 0, b""
 
     def root(self, identifier: bytes = b"") -> TableView:
@@ -76,14 +80,23 @@ class FlatBuffer:
         value: int = struct.unpack("<" + kind, self._bytes(at, struct.calcsize(kind)))[0]
         return value
 
-    def text(self, at: int) -> str:
-        """The text that the offset at a byte leads to."""
+    def text(self, at: int, *, cut: bool = False) -> str:
+        """The text that the offset at a byte leads to.
+
+        Args:
+            at: The byte.
+            cut: Whether to take only the beginning of a long one, instead of refusing it.
+        """
         start = at + self.number("I", at)
         size = self.number("I", start)
-        if size > _LONGEST_TEXT:
+        if size > _LONGEST_TEXT and not cut:
             raise self.error(f"a name of {size} bytes", start)
+        taken = min(size, _LONGEST_TEXT)
+        self._text_left -= taken
+        if self._text_left < 0:
+            raise self.error(f"names of more than {_MOST_TEXT} bytes together", start)
         try:
-            return self._bytes(start + 4, size).decode()
+            return self._bytes(start + 4, taken).decode(errors="ignore" if taken < size else "strict")
         except UnicodeDecodeError:
             raise self.error("a name that is no UTF-8", start) from None
 
@@ -133,10 +146,10 @@ class TableView:
         place = self._place(slot)
         return default if place is None else self.buffer.number(kind, place)
 
-    def text(self, slot: int) -> str:
-        """A field that is text."""
+    def text(self, slot: int, *, cut: bool = False) -> str:
+        """A field that is text; perhaps the beginning of it, see `FlatBuffer.text`."""
         place = self._place(slot)
-        return "" if place is None else self.buffer.text(place)
+        return "" if place is None else self.buffer.text(place, cut=cut)
 
     def table(self, slot: int) -> TableView | None:
         """A field that is a table."""
@@ -156,8 +169,13 @@ class TableView:
         place = self._place(slot)
         return None if place is None else self.buffer.vector(place, width)
 
-    def integers(self, slot: int, most: int) -> tuple[int, ...]:
+    def integers(self, slot: int, most: int, *, cut: bool = False) -> tuple[int, ...]:
         """A field that is a list of at most so many int32.
+
+        Args:
+            slot: The field.
+            most: How many.
+            cut: Whether to take only the first ones of more, instead of refusing them.
 
         Raises:
             MalformedFileError: There are more.
@@ -165,6 +183,7 @@ class TableView:
         found = self.vector(slot, 4)
         if found is None:
             return ()
-        if found.length > most:
+        if found.length > most and not cut:
             raise self.buffer.error(f"{found.length} numbers, where there are at most {most}", found.start)
-        return struct.unpack(f"<{found.length}i", self.buffer.read(found.start, 4 * found.length))
+        count = min(found.length, most)
+        return struct.unpack(f"<{count}i", self.buffer.read(found.start, 4 * count))

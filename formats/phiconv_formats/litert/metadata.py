@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["END_TEXTS", "PRELUDE", "chat_template", "llm_metadata", "stop_ids"]
+__all__ = ["END_TEXTS", "PRELUDE", "START", "STOP", "TEMPLATE", "chat_template", "llm_metadata", "stop_ids"]
 
-_START, _STOP, _MOST_TOKENS, _KIND, _TEMPLATE, _PAD = 1, 2, 5, 6, 7, 13
+START, STOP, _MOST_TOKENS, _KIND, TEMPLATE, _PAD = 1, 2, 5, 6, 7, 13
 _GENERIC = 1
 """Of the kinds of models: one without habits of its own."""
 
@@ -93,12 +93,12 @@ def llm_metadata(model: Model, context: int) -> bytes:
     assert tokenizer is not None  # noqa: S101 - requirements.check_source has looked
     parts = []
     if _starts(tokenizer):
-        parts.append(message(_START, _token(tokenizer.special_ids["bos"])))
-    parts += [message(_STOP, _token(number_)) for number_ in stop_ids(tokenizer)]
+        parts.append(message(START, _token(tokenizer.special_ids["bos"])))
+    parts += [message(STOP, _token(number_)) for number_ in stop_ids(tokenizer)]
     parts += [number(_MOST_TOKENS, context), message(_KIND, message(_GENERIC, b""))]
     template = chat_template(tokenizer)
     if template is not None:
-        parts.append(text(_TEMPLATE, template))
+        parts.append(text(TEMPLATE, template))
     if "pad" in tokenizer.special_ids:
         parts.append(message(_PAD, _token(tokenizer.special_ids["pad"])))
     return b"".join(parts)

@@ -1,8 +1,9 @@
 """A LiteRT model as a source: a .litertlm, or the .tflite of a graph alone.
 
 phiconv keeps config.json in the graph, and the small files of the tokenizer, so its own files say all that
-they were made of. The tokenizer of a graph alone is beside it. So is config.json of a file that somebody else
-made, of which the weights are read.
+they were made of. The tokenizer of a graph alone is beside it. Files of litert-torch have no config.json:
+what it would say is told from their graph, and of the tokenizer from what LiteRT-LM is told. Of other files
+only the weights are read, as plain tensors.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import MalformedFileError, PhiconvError, printable
+from phiconv.ir.findings import keeping
 from phiconv.ir.model import Checkpoint, ModelCard
-from phiconv_formats.folders.model_folder import optional_json, with_folder
-from phiconv_formats.litert.container import MODEL, SECTION_KINDS, TOKENIZER
+from phiconv_formats.folders.companions import json_bytes
+from phiconv_formats.folders.model_folder import optional_json, whatever_is_there, with_folder
+from phiconv_formats.litert.container import LLM_METADATA, MODEL, SECTION_KINDS, TOKENIZER
 from phiconv_formats.litert.container_reader import is_container, read_sections, section_bytes
+from phiconv_formats.litert.exported_config import exported_config
+from phiconv_formats.litert.metadata_reader import tokenizer_settings
+from phiconv_formats.litert.modules import exported_weights
 from phiconv_formats.litert.source_weights import find_weights
 from phiconv_formats.litert.tflite_reader import read_tflite
 from phiconv_formats.litert.writer import NOTE
@@ -52,20 +58,36 @@ def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:
         MalformedFileError: The file does not follow its format.
         UnsupportedModelError: Weights that are stored in a way that phiconv does not read.
     """
+    config_path = (companions or path.parent) / _CONFIG
+    with keeping(lambda found: whatever_is_there(found, path, config_path, "litert")):
+        return _open(path, config_path, given=companions is not None)
+
+
+def _open(path: Path, config_path: Path, *, given: bool) -> Checkpoint:
     file = InputFile(path)
     sections = read_sections(file) if is_container(file) else []
     graph = _graph(file, sections)
     notes = {name: place for name, place in graph.notes.items() if name.startswith(NOTE)}
-    stored = find_weights(graph)
-    checkpoint = Checkpoint(path, "litert", stored, metadata=_metadata(graph, sections))
+    exported = None if notes else exported_weights(graph)
+    stored = find_weights(graph, exported)
+    metadata = _metadata(graph, sections, own=exported is None)
+    checkpoint = Checkpoint(path, "litert", stored, metadata=metadata)
     own = {name.removeprefix(NOTE): _note(file, place) for name, place in notes.items()}
-    config_path = (companions or path.parent) / _CONFIG
-    outside = optional_json(config_path) if companions is not None or _CONFIG not in own else None
+    outside = optional_json(config_path) if given or _CONFIG not in own else None
     if outside is not None:
         return with_folder(checkpoint, config_path, outside)
-    if _CONFIG not in own:
+    if _CONFIG not in own and exported is None:
         return checkpoint
-    return _with_own_files(checkpoint, file, own, sections)
+    with keeping(lambda _: checkpoint):
+        if exported is not None:
+            own = _settings(file, sections) | {_CONFIG: json_bytes(exported_config(graph, exported, stored))}
+        return _with_own_files(checkpoint, file, own, sections)
+
+
+def _settings(file: InputFile, sections: Sequence[StoredSection]) -> dict[str, bytes]:
+    """What the file of another converter says of its tokenizer."""
+    metadata = next((section for section in sections if section.kind == LLM_METADATA), None)
+    return {} if metadata is None else tokenizer_settings(file, metadata)
 
 
 def _graph(file: InputFile, sections: Sequence[StoredSection]) -> TfLite:
@@ -133,8 +155,14 @@ def _read_tokenizer(
             raise
 
 
-def _metadata(graph: TfLite, sections: Sequence[StoredSection]) -> dict[str, str]:
-    """What `inspect` shows of a file beyond its weights."""
+def _metadata(graph: TfLite, sections: Sequence[StoredSection], *, own: bool) -> dict[str, str]:
+    """What `inspect` shows of a file beyond its weights.
+
+    Args:
+        graph: Its graph.
+        sections: Its sections.
+        own: Whether the graph may be one of phiconv's, of which is known what XNNPACK takes.
+    """
     found = {}
     for number, section in enumerate(sections):
         items = "".join(f", {key} {value}" for key, value in section.items.items())
@@ -147,7 +175,8 @@ def _metadata(graph: TfLite, sections: Sequence[StoredSection]) -> dict[str, str
         fixed = f"{mask[-1]} positions, of fixed shape"
         found["cache"] = "grows with the text, which a GPU cannot" if mask[-1] < 0 else fixed
     counts = graph.operators
-    left = ", ".join(f"{counts[name]} {name}" for name in _NOT_DELEGATED if counts[name])
     found["operators"] = f"{counts.total()} in {graph.prefix.rstrip('/') or 'the first subgraph'}"
-    found["operators that XNNPACK does not take"] = left or "none known"
+    if own:
+        left = ", ".join(f"{counts[name]} {name}" for name in _NOT_DELEGATED if counts[name])
+        found["operators that XNNPACK does not take"] = left or "none known"
     return found

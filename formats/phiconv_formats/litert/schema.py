@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BITS", "BLOCKWISE", "IDENTIFIER", "OPERATORS", "VERSION", "ElementType", "Operator"]
+__all__ = [
+    "BITS",
+    "BLOCKWISE",
+    "COMPOSITE_OPTIONS",
+    "IDENTIFIER",
+    "OPERATORS",
+    "OTHER_OPERATORS",
+    "VERSION",
+    "ElementType",
+    "Operator",
+]
 
 IDENTIFIER = b"TFL3"
 VERSION = 3
 BLOCKWISE = 2
 """Of the union of quantization details: blocks with a scale each."""
+
+COMPOSITE_OPTIONS = 21
+"""Of the second union of options."""
 
 
 class ElementType(IntEnum):
@@ -80,3 +93,6 @@ OPERATORS = {
     "TRANSPOSE": Operator(39),
 }
 """The operators that a decoder is made of."""
+
+OTHER_OPERATORS = {206: "STABLEHLO_COMPOSITE"}
+"""Operators that only other converters write, by their numbers: the ones that weights are used in."""

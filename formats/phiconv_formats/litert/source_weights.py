@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from phiconv_formats.litert.weights import SCALES
 from phiconv_formats.shared.rows import AssembledRows, FileRows
 
 if TYPE_CHECKING:
+    from phiconv_formats.litert.modules import ExportedWeights
     from phiconv_formats.litert.tflite_reader import Constant, TfLite
 
 __all__ = ["find_weights"]
@@ -25,14 +27,21 @@ _CONSTANT = "constant_"
 _ZEROS_AT_ONCE = 1 << 16
 
 
-def find_weights(model: TfLite) -> dict[str, ir.Tensor]:
+def find_weights(model: TfLite, exported: ExportedWeights | None = None) -> dict[str, ir.Tensor]:
     """The weights by their names in the graph, without the name of the signature.
+
+    Args:
+        model: The graph.
+        exported: Its weights by their names in a checkpoint, where others have told what they are.
 
     Raises:
         MalformedFileError: A constant is not as large as its shape says.
         UnsupportedModelError: Integers that are stored in a way that phiconv does not read; two constants of
             one name.
     """
+    if exported is not None:
+        weights = ((name, model.constants[number]) for name, number in exported.constants.items())
+        return {name: _tensor(model, _whole(constant), name) for name, constant in weights}
     found: dict[str, ir.Tensor] = {}
     scales = {constant.blocks[0] for constant in model.constants.values() if constant.blocks}
     for number, constant in model.constants.items():
@@ -47,6 +56,14 @@ def find_weights(model: TfLite) -> dict[str, ir.Tensor]:
             )
         found[name] = _tensor(model, constant, name)
     return found
+
+
+def _whole(constant: Constant) -> Constant:
+    """A constant without axes of size 1 before its own, which broadcasting asks for."""
+    shape = constant.shape
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return replace(constant, shape=shape)
 
 
 def _is_weight(name: str, constant: Constant) -> bool:

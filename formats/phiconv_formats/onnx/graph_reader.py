@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from phiconv_formats.onnx.wire import Field, WireReader
+from phiconv_formats.shared.wire import Field, WireReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +95,7 @@ def read_graph(file: InputFile) -> GraphFile:
     Raises:
         MalformedFileError: It is no ONNX file, or is damaged.
     """
-    wire = WireReader(file)
+    wire = WireReader(file, "an ONNX model")
     found = [part for part in wire.fields(0, file.size) if part.number == 7]  # ModelProto.graph
     if len(found) != 1:
         raise wire.error(f"{len(found)} graphs, where one is expected", 0)

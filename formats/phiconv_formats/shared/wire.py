@@ -45,10 +45,12 @@ class WireReader:
 
     Args:
         file: The file.
+        what: What it is, for messages, with its article.
     """
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, what: str) -> None:
         self.file = file
+        self._what = what
         self._left = _MOST_FIELDS
         self._first, self._window = 0, b""
 
@@ -114,7 +116,7 @@ class WireReader:
     def error(self, message: str, at: int) -> MalformedFileError:
         """A `MalformedFileError` about a byte of the file."""
         return MalformedFileError(
-            f"not an ONNX model: {message}", path=self.file.path, at=f"byte {at}", hint="download it again"
+            f"not {self._what}: {message}", path=self.file.path, at=f"byte {at}", hint="download it again"
         )
 
     def _varint(self, at: int, stop: int) -> tuple[int, int]:
