@@ -14,11 +14,16 @@ from phiconv.quantizers.numerics.scratch import scratch
 from phiconv.quantizers.numerics.tiles import from_quads, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
 __all__ = ["decode"]
+
+_APART = 4
+"""Blocks between the rows of a tile: one line of a cache."""
 
 
 def decode(encoded: ir.Encoded, columns: int, out: FloatArray | None = None) -> ir.FloatArray:
@@ -104,8 +109,18 @@ def _codebook(blocks: Blocks, out: FloatArray | None) -> FloatArray:
 
 def _codes(blocks: Blocks) -> FloatArray:
     """The codes as float32, to compute in: memory that the thread's next tile overwrites."""
-    x: FloatArray = scratch("decoded", blocks.codes.shape, np.float32)
+    x = _room(blocks.codes.shape)
     np.copyto(x, blocks.codes)
+    return x
+
+
+def _room(shape: Sequence[int]) -> FloatArray:
+    """Memory for a tile, whose rows are a little apart.
+
+    At a distance of a power of two the weights of a block would contend for one place of a core's cache.
+    """
+    per_block, n, lanes = shape
+    x: FloatArray = scratch("decoded", (per_block, n + _APART, lanes), np.float32)[:, :n]
     return x
 
 
@@ -134,8 +149,9 @@ def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
     # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
     indices = scratch("indices", pairs.shape, np.intp)
     np.copyto(indices, keys)
-    result: FloatArray = scratch("decoded", codes.shape, np.float32)
-    _pairs_of_values(encoding.table).take(indices, mode="clip", out=result.view(np.complex64))
+    result = _room(codes.shape)
+    for row, each in zip(result.view(np.complex64), indices, strict=True):
+        _pairs_of_values(encoding.table).take(each, mode="clip", out=row)
     return result
 
 

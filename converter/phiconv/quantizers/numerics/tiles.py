@@ -76,7 +76,8 @@ def from_quads(x: FloatArray, out: FloatArray | None = None) -> FloatArray:
     """
     unit = _UNITS[4]
     result = np.empty(x.size, np.float32) if out is None else out.reshape(-1)
-    np.copyto(result.view(unit).reshape(x.shape[1], x.shape[0]), np.ascontiguousarray(x).view(unit)[..., 0].T)
+    units = (x if x.strides[1:] == (16, 4) else np.ascontiguousarray(x)).view(unit)[..., 0]
+    np.copyto(result.view(unit).reshape(x.shape[1], x.shape[0]), units.T)
     return result
 
 
