@@ -9,10 +9,15 @@ import pytest
 from phiconv_formats.shared.collector import collector_paused
 
 
+@collector_paused()
+def fail():
+    assert not gc.isenabled()
+    raise ValueError("odd")
+
+
 def test_the_collector_goes_on_after_a_pause():
-    with pytest.raises(ValueError, match="odd"), collector_paused():
-        assert not gc.isenabled()
-        raise ValueError("odd")
+    with pytest.raises(ValueError, match="odd"):
+        fail()
     assert gc.isenabled()
 
 
