@@ -37,12 +37,14 @@ class Cost:
         wall: Seconds.
         anonymous: Peak of the memory that is no file's, in MiB, as sampled; None where /proc is missing.
         resident: Peak of all memory, mapped files included, in MiB, as sampled; None likewise.
+        faults: Minor page faults: how often memory had to be made.
     """
 
     cpu: float
     wall: float
     anonymous: float | None
     resident: float | None
+    faults: int
 
 
 def measure(command: Sequence[str | Path]) -> Cost:
@@ -64,7 +66,9 @@ def measure(command: Sequence[str | Path]) -> Cost:
             errors.seek(0)
             text = errors.read().decode(errors="replace")
             sys.exit(f"{shlex.join(map(str, command))} failed with {process.returncode}:\n{text}")
-    return Cost(usage.ru_utime + usage.ru_stime, wall, peaks.get("RssAnon"), peaks.get("VmRSS"))
+    return Cost(
+        usage.ru_utime + usage.ru_stime, wall, peaks.get("RssAnon"), peaks.get("VmRSS"), usage.ru_minflt
+    )
 
 
 def _memory(process: int) -> dict[str, float]:
@@ -136,7 +140,13 @@ def _measured(commands: dict[str, list[str | Path]], repeat: int) -> dict[str, C
         costs = [costs[name] for costs in rounds]
         anonymous = max((c.anonymous for c in costs if c.anonymous is not None), default=None)
         resident = max((c.resident for c in costs if c.resident is not None), default=None)
-        result[name] = Cost(min(c.cpu for c in costs), min(c.wall for c in costs), anonymous, resident)
+        result[name] = Cost(
+            min(c.cpu for c in costs),
+            min(c.wall for c in costs),
+            anonymous,
+            resident,
+            min(c.faults for c in costs),
+        )
     return result
 
 

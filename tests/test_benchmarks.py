@@ -154,3 +154,12 @@ def test_tables_are_aligned():
 
     rows = [{"step": "a", "cpu": 1.0, "n": None}, {"step": "long", "cpu": 12.345, "n": None}]
     assert table(rows).splitlines() == ["step  CPU s  n", "a      1.00  -", "long  12.35  -"]
+
+
+def test_work_measures_every_step(model, capsys):
+    from benchmarks import work
+
+    work.main(["--model", str(model), "--tokens", "2", "--json"])
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert [row["step"] for row in steps][-2:] == ["evaluate", "generate 2"]
+    assert all(row["cpu"] > 0 and row["faults"] > 0 for row in steps)

@@ -2,7 +2,7 @@
 
 No weight stays in memory. A matrix is read, and dequantized if need be, some rows at a time, so a model may
 be larger than memory; several short sequences in one call share the reading. There is no cache of keys and
-values: a call computes whole sequences.
+values, which `generation` has: a call computes whole sequences.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from phiconv.ir.model import Role
 from phiconv.quantizers import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from phiconv.forward.ops import Activation, Attention, Forward, MixtureOfExperts
     from phiconv.ir import Tensor
     from phiconv.ir.model import Model
+    from phiconv.ir.rope import Rope
 
 __all__ = ["Logits", "Precision", "Watch", "Weights", "compute", "logits_of", "no_model"]
 
@@ -158,7 +159,7 @@ class Weights:
         def multiply(start: int, stop: int) -> None:
             np.matmul(x, self._rows(matrix, start, stop).T, out=result[:, start:stop])
 
-        threads.run(partial(multiply, *tile) for tile in _tiles(matrix))
+        self._by_tiles(matrix, len(x), multiply)
         if bias is not None:
             result += bias
         return result
@@ -176,17 +177,34 @@ class Weights:
                     parts[-1] += bias[start:stop]
             np.multiply(layers.ACTIVATIONS[kind](parts[0]), parts[1], out=result[:, start:stop])
 
-        threads.run(partial(multiply, *tile) for tile in _tiles(matrix))
+        self._by_tiles(matrix, len(x), multiply)
         return result
+
+    def _by_tiles(
+        self,
+        matrix: Tensor,
+        tokens: int,  # noqa: ARG002 - `held` asks for it
+        multiply: Callable[[int, int], None],
+    ) -> None:
+        """Calls a function for all rows of a matrix, which that many tokens go into, some rows at a time."""
+        threads.run(partial(multiply, *tile) for tile in _tiles(matrix))
 
     def _rows(self, tensor: Tensor, start: int, stop: int) -> Array:
         """Rows of a matrix."""
         tile = np.empty((stop - start, tensor.columns), self.dtype)
+        self._read_into(tile, tensor, start, stop)
+        return tile
+
+    def _read_into(self, tile: Array, tensor: Tensor, start: int, stop: int) -> None:
+        """Reads rows of a matrix, a piece at a time."""
         step = max(_PIECE // max(tensor.columns, 1), 1)
         for first in range(start, stop, step):
             last = min(first + step, stop)
-            tile[first - start : last - start] = decode(tensor.read(first, last), tensor.columns)
-        return tile
+            rows, read = tile[first - start : last - start], tensor.read(first, last)
+            if self.dtype == np.float32:
+                decode(read, tensor.columns, rows)
+            else:
+                rows[...] = decode(read, tensor.columns)
 
 
 class Logits:
@@ -234,7 +252,7 @@ class NumpyOps:
     def embed(self, role: Role, /) -> Array:
         ids = self._ids.reshape(-1)
         x = self._weights.rows_at(role, np.maximum(ids, 0))
-        if self._features is not None:
+        if self._features is not None and ids.min() < 0:
             x[ids < 0] = self._features
         return x
 
@@ -269,9 +287,13 @@ class NumpyOps:
         return self._weights.gated(x, self._matrix(x, gate), self._matrix(x, up), kind)
 
     def attention(self, x: Array, layer: int, spec: Attention, /) -> Array:
+        return self._attend(*self._heads(x, layer, spec), layer, spec)
+
+    def _heads(self, x: Array, layer: int, spec: Attention) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, rotated; shape (batch, length, heads, head_dim)."""
         batch, length = self._ids.shape
         if spec.rope not in self._rotary:
-            self._rotary[spec.rope] = layers.rotary_table(spec.rope, length, x.dtype)
+            self._rotary[spec.rope] = self._rotary_table(spec.rope, x.dtype)
         cos, sin = self._rotary[spec.rope]
         q, k, v = (
             self.linear(x, Role(name, layer)).reshape(batch, length, -1, spec.head_dim)
@@ -284,6 +306,22 @@ class NumpyOps:
             )
         layers.rotate(q, cos, sin)
         layers.rotate(k, cos, sin)
+        return q, k, v
+
+    def _rotary_table(self, rope: Rope, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        """Cos and sin of the positions that are computed."""
+        return layers.rotary_table(rope, self._ids.shape[1], dtype)
+
+    def _attend(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        layer: int,  # noqa: ARG002 - `generation` asks for it
+        spec: Attention,
+    ) -> Array:
+        """What all heads of a layer make of queries, keys and values; shape (tokens, heads * head_dim)."""
+        batch, length = self._ids.shape
 
         def attend(sequence: int, head: int) -> None:
             queries = slice(head * group, (head + 1) * group)

@@ -23,6 +23,7 @@ __all__ = [
     "ACTIVATIONS",
     "Array",
     "attend",
+    "attend_last",
     "attend_to_all",
     "erf",
     "layer_norm",
@@ -138,14 +139,23 @@ def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
     return y
 
 
-def rotary_table(rope: Rope, length: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """Cos and sin of every position and pair, times the attention factor; shape (length, dimensions / 2).
+def rotary_table(rope: Rope, length: int, dtype: np.dtype[Any], *, first: int = 0) -> tuple[Array, Array]:
+    """Cos and sin of every position and pair, times the attention factor.
 
     A sequence longer than the original context takes the long factors for all of its positions.
+
+    Args:
+        rope: What is rotated by.
+        length: Positions of the sequence.
+        dtype: Of the result.
+        first: The position to begin with.
+
+    Returns:
+        Both of shape (length - first, dimensions / 2).
     """
     long = rope.is_long(length)
     frequencies = np.array(rope.inverse_frequencies(long=long), dtype)
-    angles = np.arange(length, dtype=dtype)[:, None] * frequencies
+    angles = np.arange(first, length, dtype=dtype)[:, None] * frequencies
     mscale = dtype.type(rope.mscale(long=long))
     return np.cos(angles) * mscale, np.sin(angles) * mscale
 
@@ -222,6 +232,26 @@ def attend_to_all(q: Array, k: Array, v: Array, added: Array | None) -> Array:
     total = scores.sum(axis=-1, keepdims=True)
     result: Array = scores @ v / total
     return result
+
+
+def attend_last(q: Array, k: Array, v: Array) -> Array:
+    """Attention of the last token of a sequence: `attend` with one query, which sees all keys.
+
+    Args:
+        q: Shape (heads, head_dim).
+        k: Shape (kv_heads, length, head_dim), so that a head's keys lie together.
+        v: The same.
+
+    Returns:
+        Shape (heads, head_dim).
+    """
+    kv_heads, _, head_dim = k.shape
+    queries = (q * q.dtype.type(head_dim**-0.5)).reshape(kv_heads, -1, head_dim)
+    scores = queries @ k.transpose(0, 2, 1)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    mixed: Array = scores @ v / scores.sum(axis=-1, keepdims=True)
+    return mixed.reshape(q.shape)
 
 
 def _mask(start: int, stop: int, low: int, window: int | None, dtype: np.dtype[Any]) -> Array:

@@ -73,6 +73,12 @@ class Blocks:
     def __len__(self) -> int:
         return int(self.scales.shape[0])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = [getattr(self, field.name) for field in fields(self)[1:]]
+        return sum(int(array.nbytes) for array in arrays if array is not None)
+
     def words(self) -> NDArray[np.uint32]:
         """The codes as little-endian words of four, shape (block_size / 4, n)."""
         return np.ascontiguousarray(self.codes).view("<u4")[..., 0]

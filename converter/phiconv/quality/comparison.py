@@ -15,7 +15,7 @@ import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model, Role
 from phiconv.quantizers import decode
+from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -302,35 +303,50 @@ def _difference(x: Tensor, y: Tensor, start: int, stop: int) -> Difference:
     result = Difference()
     step = max(TILE // max(x.columns, 1), 1)
     for at in range(start, stop, step):
-        result += _tile_difference(_read(x, at, min(at + step, stop)), _read(y, at, min(at + step, stop)))
+        last = min(at + step, stop)
+        result += _tile_difference(_read(x, at, last, "first"), _read(y, at, last, "second"))
     return result
 
 
-def _read(tensor: Tensor, start: int, stop: int) -> _Vector:
+def _read(tensor: Tensor, start: int, stop: int, name: str) -> _Vector:
+    """Weights in memory of this thread under a name, which the next tile overwrites."""
     if isinstance(tensor.encoding, RawEncoding):
         raise UnsupportedModelError(
             f"stored as {tensor.encoding.name}, which phiconv cannot decode", path=tensor.label
         )
-    return decode(tensor.read(start, stop), tensor.columns).ravel().astype(np.float64)
+    shape = (stop - start, tensor.columns)
+    weights = decode(tensor.read(start, stop), tensor.columns, scratch("compared", shape, np.float32))
+    values: _Vector = scratch(name, (weights.size,), np.float64)
+    np.copyto(values, weights.reshape(-1))
+    return values
 
 
 def _tile_difference(a: _Vector, b: _Vector) -> Difference:
     """The formulas' sums."""
-    weights = a.size
+    square_a, square_b = _dot(a, a), _dot(b, b)
+    if math.isfinite(square_a) and math.isfinite(square_b):  # no square of a float32 is too large
+        return _sums(a, b, square_a, square_b)
     finite_a, finite_b = np.isfinite(a), np.isfinite(b)
     both = finite_a & finite_b
-    if not both.all():
-        a, b = a[both], b[both]
-    error = b - a
+    x, y = a[both], b[both]
+    return replace(
+        _sums(x, y, _dot(x, x), _dot(y, y)),
+        weights=a.size,
+        nonfinite_a=a.size - int(np.count_nonzero(finite_a)),
+        nonfinite_b=b.size - int(np.count_nonzero(finite_b)),
+    )
+
+
+def _sums(a: _Vector, b: _Vector, square_a: float, square_b: float) -> Difference:
+    """Of finite weights."""
+    error: _Vector = np.subtract(b, a, out=scratch("error", a.shape, np.float64))
     return Difference(
-        weights=weights,
-        square_a=_dot(a, a),
-        square_b=_dot(b, b),
+        weights=a.size,
+        square_a=square_a,
+        square_b=square_b,
         product=_dot(a, b),
         square_error=_dot(error, error),
-        max_error=float(np.max(np.abs(error), initial=0.0)),
-        nonfinite_a=weights - int(np.count_nonzero(finite_a)),
-        nonfinite_b=weights - int(np.count_nonzero(finite_b)),
+        max_error=max(float(np.max(error, initial=0.0)), -float(np.min(error, initial=0.0))),
     )
 
 

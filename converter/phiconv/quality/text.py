@@ -12,6 +12,7 @@ from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.source import open_model
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
+from phiconv.forward.generation import Generation
 from phiconv.forward.interpreter import compute, no_model
 from phiconv.ir.model import Model
 from phiconv.perception.prompts import make_prompt
@@ -227,7 +228,8 @@ def generate(
 ) -> Iterator[int]:
     """Continues a text with the likeliest tokens, to see whether a model works.
 
-    Every token costs a pass over all weights and the whole text.
+    Every token costs a pass over all weights. What attention needs of the tokens before stays in memory, and
+    so do the weights as they are stored, if that takes at most half of the memory that is free.
 
     Args:
         source: A path, as `open_model` takes it, or an open model.
@@ -251,13 +253,14 @@ def generate(
     if not ids:
         raise UsageError("the prompt has no tokens", hint="give some text to continue")
     ends = set() if tokenizer is None else {*tokenizer.eos_ids, tokenizer.special_ids.get("eos")}
+    generation = Generation(model)
+    token: int | None = None
     for _ in range(count):
-        result = compute(model, [ids], features=features)
-        token = int(result.at(np.array([len(ids) - 1])).argmax())
+        scores = generation.start(ids, features) if token is None else generation.extend(token)
+        token = int(scores.argmax())
         yield token
         if token in ends:
             return
-        ids.append(token)
 
 
 def _with_senses(

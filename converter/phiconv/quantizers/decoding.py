@@ -14,35 +14,41 @@ from phiconv.quantizers.numerics.scratch import scratch
 from phiconv.quantizers.numerics.tiles import from_quads, spread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from phiconv.ir import FloatArray
 
 __all__ = ["decode"]
 
+_APART = 4
+"""Blocks between the rows of a tile: one line of a cache."""
 
-def decode(encoded: ir.Encoded, columns: int) -> ir.FloatArray:
+
+def decode(encoded: ir.Encoded, columns: int, out: FloatArray | None = None) -> ir.FloatArray:
     """The weights that rows stand for.
 
     Args:
         encoded: Rows in a stored float type, or their blocks.
         columns: Weights in a row.
+        out: C-contiguous float32 memory for the result, of as many weights; fresh if None.
 
     Returns:
         float32, shape (rows, columns); a float64 is rounded to it.
     """
     if not isinstance(encoded, ir.Blocks):
-        weights = widen(encoded)
+        weights = widen(encoded, None if out is None else out.reshape(encoded.shape))
     elif isinstance(encoded.encoding, ir.CodebookEncoding):
-        weights = _codebook(encoded)
+        weights = _codebook(encoded, out)
     elif isinstance(encoded.encoding, ir.SuperBlockEncoding):
-        weights = _super_blocks(encoded)
+        weights = _super_blocks(encoded, out)
     else:
-        weights = _affine(encoded)
+        weights = _affine(encoded, out)
     return weights.reshape(-1, columns) if columns else weights  # -1 means nothing there
 
 
-def _affine(blocks: Blocks) -> FloatArray:
+def _affine(blocks: Blocks, out: FloatArray | None) -> FloatArray:
     """The weights of any blocks, in their order: a float32 vector.
 
     They are ``scale * (code - offset) + minimum``, or ``scale * (code - zero_point)``.
@@ -50,36 +56,36 @@ def _affine(blocks: Blocks) -> FloatArray:
     encoding = blocks.encoding
     if not isinstance(encoding, BlockEncoding):
         raise TypeError(encoding.name)
-    x: FloatArray = blocks.codes.astype(np.float32)
+    x = _codes(blocks)
     with np.errstate(all="ignore"):
         if encoding.offset:
             x -= encoding.offset
         if blocks.zero_points is not None:
-            x -= spread(blocks.zero_points.astype(np.float32))
-        x *= spread(widen(blocks.scales))
+            x -= _lanes(blocks.zero_points.astype(np.float32))
+        x *= _lanes(widen(blocks.scales))
         if blocks.minima is not None:
-            x += spread(widen(blocks.minima))
-    return from_quads(x)
+            x += _lanes(widen(blocks.minima))
+    return from_quads(x, out)
 
 
-def _super_blocks(blocks: Blocks) -> FloatArray:
+def _super_blocks(blocks: Blocks, out: FloatArray | None) -> FloatArray:
     """The weights of blocks of a `SuperBlockEncoding`, in their order: a float32 vector."""
     encoding, sub_scales, sub_minima = blocks.encoding, blocks.sub_scales, blocks.sub_minima
     if not isinstance(encoding, SuperBlockEncoding) or sub_scales is None:
         raise TypeError(f"{encoding.name} has no sub-blocks")
-    result: FloatArray = blocks.codes.astype(np.float32)
-    x = result.reshape(encoding.sub_blocks, encoding.sub_block_size // 4, len(blocks), 4)
+    codes = _codes(blocks)
+    x = codes.reshape(encoding.sub_blocks, encoding.sub_block_size // 4, len(blocks), 4)
     with np.errstate(all="ignore"):
         if encoding.offset:
             x -= encoding.offset
         x *= _spread(widen(blocks.scales) * sub_scales)
         if blocks.minima is not None and sub_minima is not None:
             x -= _spread(widen(blocks.minima) * sub_minima)
-    return from_quads(result)
+    return from_quads(codes, out)
 
 
 @np.errstate(all="ignore")
-def _codebook(blocks: Blocks) -> FloatArray:
+def _codebook(blocks: Blocks, out: FloatArray | None) -> FloatArray:
     """The weights of any blocks of a codebook: a float32 vector.
 
     They are ``scale [/ global_scale] [* sub_scale] * table[code]``.
@@ -92,19 +98,41 @@ def _codebook(blocks: Blocks) -> FloatArray:
     if blocks.global_scales is not None:
         scales = scales / blocks.global_scales
     if blocks.sub_scales is None:
-        x *= spread(scales)
+        x *= _lanes(scales)
     else:
         products = scales * blocks.sub_scales.astype(np.float32)
         quads_per_scale = x.shape[0] // len(products)
         for sub, product in enumerate(products):
-            x[sub * quads_per_scale : (sub + 1) * quads_per_scale] *= spread(product)
-    return from_quads(x)
+            x[sub * quads_per_scale : (sub + 1) * quads_per_scale] *= _lanes(product)
+    return from_quads(x, out)
+
+
+def _codes(blocks: Blocks) -> FloatArray:
+    """The codes as float32, to compute in: memory that the thread's next tile overwrites."""
+    x = _room(blocks.codes.shape)
+    np.copyto(x, blocks.codes)
+    return x
+
+
+def _room(shape: Sequence[int]) -> FloatArray:
+    """Memory for a tile, whose rows are a little apart.
+
+    At a distance of a power of two the weights of a block would contend for one place of a core's cache.
+    """
+    per_block, n, lanes = shape
+    x: FloatArray = scratch("decoded", (per_block, n + _APART, lanes), np.float32)[:, :n]
+    return x
+
+
+def _lanes(per_block: NDArray[Any]) -> NDArray[Any]:
+    """`spread` in memory that the thread's next call overwrites."""
+    return spread(per_block, scratch("lanes", (per_block.size, 4), per_block.dtype))
 
 
 def _spread(per_sub_block: FloatArray) -> FloatArray:
     """A value per sub-block, (sub-blocks, n), to be used against a tile (sub-blocks, size / 4, n, 4)."""
     parts, n = per_sub_block.shape
-    lanes: FloatArray = spread(per_sub_block.reshape(-1)).reshape(parts, 1, n, 4)
+    lanes: FloatArray = _lanes(per_sub_block.reshape(-1)).reshape(parts, 1, n, 4)
     return lanes
 
 
@@ -121,8 +149,9 @@ def _values(codes: NDArray[Any], encoding: CodebookEncoding) -> FloatArray:
     # take() wants indices of its own type; any mode but the default one writes into `out` without a copy.
     indices = scratch("indices", pairs.shape, np.intp)
     np.copyto(indices, keys)
-    result = np.empty(codes.shape, np.float32)
-    _pairs_of_values(encoding.table).take(indices, mode="clip", out=result.view(np.complex64))
+    result = _room(codes.shape)
+    for row, each in zip(result.view(np.complex64), indices, strict=True):
+        _pairs_of_values(encoding.table).take(each, mode="clip", out=row)
     return result
 
 

@@ -16,7 +16,7 @@ from gguf.constants import GGUFValueType as ValueType
 from phiconv.errors import MalformedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from phiconv_formats.shared.files import InputFile
 
@@ -90,7 +90,7 @@ def serialize(value: GgufValue) -> bytes:
         raise ValueError("an array needs the type of its items")
     prefix = struct.pack("<IQ", value.item_type, len(value.value))
     if value.item_type is ValueType.STRING:
-        return prefix + b"".join(map(_string, value.value))
+        return prefix + _strings(value.value)
     if value.item_type is ValueType.ARRAY:
         return prefix + b"".join(map(serialize, value.value))
     return prefix + _numbers(value.item_type, value.value)
@@ -122,6 +122,20 @@ def serialize_header(n_tensors: int, n_kv: int) -> bytes:
 def _string(text: str) -> bytes:
     data = text.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(data)) + data
+
+
+_LENGTHS = tuple(struct.pack("<Q", length) for length in range(64))
+"""The bytes of lengths that most tokens have."""
+
+
+def _strings(texts: Iterable[str]) -> bytes:
+    """`_string` of each, for vocabularies."""
+    parts = []
+    for text in texts:
+        data = text.encode("utf-8", "surrogateescape")
+        parts.append(_LENGTHS[len(data)] if len(data) < len(_LENGTHS) else struct.pack("<Q", len(data)))
+        parts.append(data)
+    return b"".join(parts)
 
 
 def _numbers(kind: ValueType, values: Sequence[Any]) -> bytes:

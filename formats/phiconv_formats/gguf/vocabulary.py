@@ -188,7 +188,9 @@ def _byte_bpe(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[Key
             tokens[added.id] = added.content.replace("\u2581", " ")
     _check_unique(tokens)
     # Parts are joined with a space, so one inside a part is written as byte-level tokenizers write it.
-    merges = [f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}" for a, b in tokenizer.merges]
+    merges = [*map(" ".join, tokenizer.merges)]
+    for i, (a, b) in enumerate(tokenizer.merges if any(merge.count(" ") > 1 for merge in merges) else ()):
+        merges[i] = f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}"
     if not merges:
         raise ConfigError("the tokenizer has no merges, and the runtime needs them")
     yield Keys.Tokenizer.MODEL, GgufValue(ValueType.STRING, "gpt2")

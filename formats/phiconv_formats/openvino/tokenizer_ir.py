@@ -11,6 +11,7 @@ has two more in front: where each row begins and ends.
 from __future__ import annotations
 
 import struct
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
 from phiconv.tokenization.tokenizer import SentencePieceOptions, TokenType
@@ -111,15 +112,12 @@ def _string(document: Document, text: str) -> Port:
 
 def _strings(document: Document, strings: Iterable[bytes]) -> list[Port]:
     """A list of strings: where each begins, where it ends, and the bytes of all."""
-    edges = [0]
-    data = bytearray()
-    for string in strings:
-        data += string
-        edges.append(len(data))
+    parts = [*strings]
+    edges = [*accumulate(map(len, parts), initial=0)]
     return [
         _integers(document, edges[:-1]),
         _integers(document, edges[1:]),
-        document.constant(bytes(data), "u8", [len(data)]),
+        document.constant(b"".join(parts), "u8", [edges[-1]]),
     ]
 
 

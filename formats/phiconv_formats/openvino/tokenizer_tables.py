@@ -15,6 +15,7 @@ else. So:
 from __future__ import annotations
 
 import re
+from codecs import charmap_encode
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import SentencePieceOptions, byte_alphabet
 from phiconv_formats.openvino.tokenizer_words import mark, never_merged
+from phiconv_formats.shared.collector import collector_paused
 from phiconv_formats.tokenizers.writer import merges_of_scores
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = ["EncoderTables", "decoder_strings", "encoder_tables"]
 
 _SPACE = "\u2581"  # SentencePiece's mark of a space
 _BYTES = {character: byte for byte, character in byte_alphabet().items()}
+_CHARMAP = {ord(character): byte for character, byte in _BYTES.items()}
 _BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -52,6 +55,7 @@ class EncoderTables:
     whole_words: tuple[str, ...] = ()
 
 
+@collector_paused()
 def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
     """The vocabulary and the merges of a tokenizer.
 
@@ -66,17 +70,18 @@ def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
     merges = tokenizer.merges if byte_level or tokenizer.merges else merges_of_scores(tokenizer)
     spelled = {token: (_byte_level_bytes if byte_level else _utf8)(token) for token in ids}
     has_added = re.compile(b"|".join(map(re.escape, added_texts.values())) or rb"(?!)").search
-    possible = [pair for pair in merges if {*pair, "".join(pair)} <= ids.keys()]
+    possible = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
     if byte_ids and any(_BYTE_PIECES & {*pair, "".join(pair)} for pair in possible):
         raise UnsupportedModelError("bytes that are merged, which OpenVINO cannot express")
-    possible = [pair for pair in possible if not has_added(spelled["".join(pair)])]
+    if has_added(b"\0".join(spelled.values())):
+        possible = [pair for pair in possible if not has_added(spelled["".join(pair)])]
     made = _made(symbols, possible)
     whole_words: dict[str, str] = {}
     if tokenizer.ignore_merges:
         apart = never_merged(ids, possible)
         made -= apart
         whole_words = {token: word for token in apart if (word := _word(token)) is not None}
-    vocabulary = [_filler(i) for i in range(len(tokenizer))]
+    vocabulary: list[bytes | None] = [None] * len(tokenizer)
     for token in made:
         vocabulary[ids[token]] = spelled[token]
     for token, word in whole_words.items():
@@ -85,9 +90,9 @@ def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
         vocabulary[i] = bytes([byte])
     for i, text in added_texts.items():
         vocabulary[i] = text
-    kept = [(a, b) for a, b in possible if {a, b, a + b} <= made]
+    kept = [(a, b) for a, b in possible if a in made and b in made and a + b in made]
     return EncoderTables(
-        tuple(vocabulary),
+        tuple(_filler(i) if text is None else text for i, text in enumerate(vocabulary)),
         tuple((spelled[a], spelled[b]) for a, b in kept),
         tuple(sorted(whole_words.values())),
     )
@@ -118,6 +123,17 @@ def _filler(i: int) -> bytes:
 
 def _made(symbols: Collection[str], merges: Iterable[tuple[str, str]]) -> set[str]:
     """The tokens that come out of merging symbols, the symbols included."""
+    made, others = set(symbols), []
+    for pair in merges:  # nearly always after those that make its parts
+        if pair[0] in made and pair[1] in made:
+            made.add("".join(pair))
+        else:
+            others.append(pair)
+    return _made_in_any_order(made, others) if others else made
+
+
+def _made_in_any_order(symbols: Collection[str], merges: Iterable[tuple[str, str]]) -> set[str]:
+    """`_made`, where a merge may come before those that make its parts."""
     merges_with: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for pair in merges:
         for part in pair:
@@ -175,8 +191,8 @@ def _utf8(token: str) -> bytes:
 def _byte_level_bytes(token: str) -> bytes:
     """The bytes of a byte-level token; one with a character outside the alphabet is plain text."""
     try:
-        return bytes([_BYTES[character] for character in token])
-    except KeyError:
+        return charmap_encode(token, "strict", _CHARMAP)[0]
+    except UnicodeEncodeError:
         return _utf8(token)
 
 

@@ -16,12 +16,12 @@ from phiconv.errors import MalformedFileError, printable
 from phiconv_formats.shared.files import read_small_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from os import PathLike
 
 __all__ = ["MAX_VALUES", "load_json", "load_json_object", "parse_json", "parse_json_object"]
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-
 
 MAX_VALUES = 4_000_000
 """Values that a text may hold; the largest tokenizer.json of a Phi model has about 0.8 million."""
@@ -94,7 +94,7 @@ def parse_json(
         strict.fail("not usable JSON: arrays or objects are nested too deeply")
     except ValueError:  # Python's own limit on the digits of an integer
         strict.fail("not usable JSON: an integer has too many digits")
-    if not surrogates and _SURROGATE_ESCAPE.search(data):
+    if not surrogates and _escapes_surrogates(data):
         strict.check_surrogates(value)
     return value
 
@@ -143,10 +143,12 @@ class _Strict:
                     place = f"key {printable(key, 80)}" if key else ""
                     self.fail("a string holds half of a surrogate pair", place)
             elif isinstance(item, list):
-                waiting.extend((key, child) for child in item)
+                odd = not _all_encodable(item)
+                waiting.extend((key, child) for child in item if odd or type(child) is not str)
             elif isinstance(item, dict):
-                waiting.extend((name, name) for name in item)
-                waiting.extend(item.items())
+                waiting.extend((name, name) for name in (() if _all_encodable(item) else item))
+                odd = not _all_encodable(item.values())
+                waiting.extend(pair for pair in item.items() if odd or type(pair[1]) is not str)
 
 
 def _first_duplicate(pairs: list[tuple[str, Any]]) -> str:
@@ -156,6 +158,22 @@ def _first_duplicate(pairs: list[tuple[str, Any]]) -> str:
             return key
         seen.add(key)
     return ""
+
+
+def _escapes_surrogates(data: bytes) -> bool:
+    """Whether there is an escape of a surrogate; after an odd number of backslashes it is a text."""
+    for match in _SURROGATE_ESCAPE.finditer(data):
+        first = match.start()
+        while first and data[first - 1] == 0x5C:
+            first -= 1
+        if (match.start() - first) % 2 == 0:
+            return True
+    return False
+
+
+def _all_encodable(values: Iterable[Any]) -> bool:
+    """`_encodable` for all strings among some values, at once."""
+    return _encodable("".join([value for value in values if type(value) is str]))
 
 
 def _encodable(text: str) -> bool:

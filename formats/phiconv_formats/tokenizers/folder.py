@@ -28,6 +28,7 @@ from phiconv.tokenization.tokenizer import (
     Tokenizer,
     TokenType,
 )
+from phiconv_formats.shared.collector import collector_paused
 from phiconv_formats.shared.files import read_small_file
 from phiconv_formats.shared.strict_json import load_json_object
 from phiconv_formats.tokenizers.chat_templates import read_chat_templates
@@ -76,6 +77,7 @@ class _Base:
     ignore_merges: bool = False
 
 
+@collector_paused()
 def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) -> Tokenizer | None:
     """Reads the tokenizer of a model folder.
 
@@ -200,8 +202,9 @@ def _base_of_json(parsed: TokenizerJson) -> _Base:
     size = 1 + max(parsed.vocabulary.values(), default=-1)
     tokens: list[str | None] = [None] * size
     types = [TokenType.UNUSED] * size
+    normal = TokenType.NORMAL
     for token, i in parsed.vocabulary.items():
-        tokens[i], types[i] = token, TokenType.NORMAL
+        tokens[i], types[i] = token, normal
     scores: list[float] = []
     if parsed.kind == "sentencepiece":
         scores = _scores(parsed, size)

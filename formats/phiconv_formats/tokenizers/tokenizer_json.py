@@ -10,7 +10,8 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from phiconv.errors import ConfigError, printable
 from phiconv.tokenization.tokenizer import (
@@ -27,7 +28,7 @@ from phiconv.tokenization.tokenizer import (
 from phiconv_formats.shared.strict_json import load_json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -169,6 +170,9 @@ def check_vocabulary(vocabulary: Mapping[str, Any], vocab_size: int, path: Path,
 
 def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Path) -> Merges:
     """Merges as pairs, from pairs or from "a b"; both tokens and the joined one must be in the vocabulary."""
+    merges = [*merges]
+    if (found := _plain_merges(merges, vocabulary)) is not None:
+        return found
     pairs: list[tuple[str, str]] = []
     for index, merge in enumerate(merges):
         pair = merge.split(" ") if type(merge) is str else merge
@@ -181,6 +185,22 @@ def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Pat
             raise ConfigError(message, path=path, at=f"merge {index}")
         pairs.append((left, right))
     return tuple(pairs)
+
+
+def _plain_merges(merges: Sequence[Any], vocabulary: Mapping[str, int]) -> Merges | None:
+    """Those of `parse_merges`, a step for all at a time; None where something may be wrong with one."""
+    if {*map(type, merges)} == {str}:
+        pairs = tuple(tuple(merge.split(" ")) for merge in merges)
+    elif {*map(type, merges)} == {list}:
+        pairs = tuple(map(tuple, merges))
+    else:
+        return None
+    if {*map(len, pairs)} != {2} or {*map(type, chain.from_iterable(pairs))} != {str}:
+        return None
+    known = vocabulary.__contains__
+    if all(map(known, chain.from_iterable(pairs))) and all(map(known, map("".join, pairs))):
+        return cast("Merges", pairs)
+    return None
 
 
 def _parts(value: Any, key: str, path: Path) -> _Steps:

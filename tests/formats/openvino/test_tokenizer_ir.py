@@ -28,7 +28,7 @@ from phiconv.tokenization.tokenizer import (
 )
 from phiconv_formats.openvino.tokenizer_ir import MAX_LENGTH, tokenizer_ir
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
-from phiconv_formats.openvino.tokenizer_tables import decoder_strings, encoder_tables
+from phiconv_formats.openvino.tokenizer_tables import _made, decoder_strings, encoder_tables
 from phiconv_formats.openvino.tokenizer_words import marking_expressions
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
@@ -373,3 +373,8 @@ def test_expressions_of_whole_words_are_of_a_size_that_pcre2_compiles():
     in_python = [search.replace(r"\z", r"\Z") for search, _ in steps]
     assert sum(re.search(search, "w19999") is not None for search in in_python) == 1
     assert re.search(in_python[-1], " (")[1] == " ("
+
+
+@given(st.permutations([("a", "b"), ("ab", "c"), ("abc", "abc"), ("c", "d"), ("x", "a"), ("b", "xa")]))
+def test_tokens_are_made_whatever_the_order_of_merges(merges):
+    assert _made("abcd", merges) == {*"abcd", "ab", "abc", "abcabc", "cd"}

@@ -16,6 +16,10 @@ def parse(data):
     return parse_json(data, path="folder/config.json")
 
 
+def test_an_escaped_backslash_before_u_is_a_text():
+    assert parse(rb'["\\ud800", {"\\uDEAD": "\ud83d\ude00"}]') == ["\\ud800", {"\\uDEAD": "\U0001f600"}]
+
+
 REFUSED = {
     "nothing": (b"", "line 1 column 1: not valid JSON"),
     "two_values": (b'{"a": 1}\n{}', "line 2 column 1: not valid JSON"),
@@ -37,6 +41,8 @@ REFUSED = {
     "deep_and_closed": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
     "lone_high_surrogate": (b'{"a": ["\\ud800"]}', "key a: a string holds half of a surrogate pair"),
     "lone_low_surrogate": (b'"\\uDC00 \\ud83d\\ude00"', "half of a surrogate pair"),
+    "lone_surrogate_after_a_backslash": (rb'"\\\ud800"', "half of a surrogate pair"),
+    "lone_surrogate_value": (rb'{"b": 1, "a": "\uDEAD"}', "key a: a string holds half of a surrogate pair"),
     "lone_surrogate_key": (b'{"x": {"\\ud83d": 1}}', "half of a surrogate pair"),
     "hidden_surrogate": (b'"\\\\ud83d\\ude00"', "half of a surrogate pair"),
     "utf16": ('{"a": 1}'.encode("utf-16"), "byte 0: not valid UTF-8"),

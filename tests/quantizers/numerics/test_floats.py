@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding
+from phiconv.quantizers.numerics import floats
 from phiconv.quantizers.numerics.floats import narrow, widen
 
 TYPES = [F16, BF16, F32]
@@ -43,6 +44,16 @@ def check(values, encoding: FloatEncoding):
 )
 def test_every_16_bit_value(source, target):
     check(EVERY_16_BITS.view(source.dtype), target)
+
+
+def test_every_finite_float16():
+    values = EVERY_16_BITS.view(np.float16)
+    check(values[np.isfinite(values)], F32)
+
+
+def test_float16_where_subnormals_are_zeros(monkeypatch):
+    monkeypatch.setattr(floats, "_REBIAS", np.float32(0))
+    test_every_finite_float16()
 
 
 @pytest.mark.parametrize("target", [F16, BF16], ids=lambda t: t.name)

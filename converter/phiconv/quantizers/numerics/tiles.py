@@ -67,12 +67,18 @@ def scratch_quads(values: NDArray[Any], block_size: int) -> FloatArray:
     return quads(values, block_size, scratch("tile", shape, np.float32))
 
 
-def from_quads(x: FloatArray) -> FloatArray:
-    """The inverse of `quads`: float32 (block_size / 4, n, 4) to a vector of the weights in their order."""
+def from_quads(x: FloatArray, out: FloatArray | None = None) -> FloatArray:
+    """The inverse of `quads`: float32 (block_size / 4, n, 4) to a vector of the weights in their order.
+
+    Args:
+        x: The tile.
+        out: C-contiguous memory for the result, of as many weights; fresh if None.
+    """
     unit = _UNITS[4]
-    result = np.empty((x.shape[1], x.shape[0]), unit)
-    np.copyto(result, np.ascontiguousarray(x).view(unit)[..., 0].T)
-    return result.view(np.float32).reshape(-1)
+    result = np.empty(x.size, np.float32) if out is None else out.reshape(-1)
+    units = (x if x.strides[1:] == (16, 4) else np.ascontiguousarray(x)).view(unit)[..., 0]
+    np.copyto(result.view(unit).reshape(x.shape[1], x.shape[0]), units.T)
+    return result
 
 
 def block_max(x: FloatArray) -> FloatArray:
@@ -92,12 +98,13 @@ def _reduce(operation: np.ufunc, x: FloatArray) -> FloatArray:
     return result
 
 
-def spread(per_block: NDArray[Any]) -> NDArray[Any]:
+def spread(per_block: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """A value per block, (n,), as four equal lanes, (n, 4), to be used against a tile (block_size / 4, n, 4).
 
     Broadcasting (n, 1) would leave NumPy with an inner loop of four; against (n, 4) it is one of 4 n.
+    ``out`` is memory for the result; fresh if None.
     """
-    lanes = np.empty((per_block.size, 4), per_block.dtype)
+    lanes = np.empty((per_block.size, 4), per_block.dtype) if out is None else out
     for j in range(4):
         lanes[:, j] = per_block
     return lanes
