@@ -156,7 +156,8 @@ def calibrate(
     except KeyboardInterrupt:
         kept = output.with_name(f"{output.name}.partial")
         if not quiet and kept.is_dir():
-            click.echo(f"{kept} keeps what is done: the same command goes on from there", err=True)
+            line = f"{kept} keeps what is done: the same command goes on from there"
+            click.echo(printable(line, 4096), err=True)
         raise
     if not quiet:
         file = "the ranges" if found.suffix.lower() == ".json" else "the importance matrix"
