@@ -16,7 +16,7 @@ from phiconv.errors import PhiconvError, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CODES", "error_object", "explained", "tell", "wants_json"]
+__all__ = ["CODES", "error_object", "explained", "tame", "tell", "wants_json"]
 
 
 class _InterruptedError(PhiconvError):
@@ -119,6 +119,11 @@ def error_object(error: PhiconvError) -> dict[str, Any]:
         "at": error.at or None,
         "hint": cure or None,
     }
+
+
+def tame(text: str) -> str:
+    """A text of several lines, its other control characters escaped."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
 def tell(error: PhiconvError, *, as_json: bool) -> None:

@@ -207,9 +207,19 @@ def partial_files(
                 for partial in made.values():
                     partial.remove()
                 if place != folder:
-                    shutil.rmtree(place, ignore_errors=True)  # it is there only if something went wrong
+                    _remove_tree(place)  # it is there only if something went wrong
                 else:
                     _remove_empty([*new_folders, *([folder] if fresh else [])])
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # as where a connection has ended, and nothing was written
+        os.close(descriptor)
+
+
+def _remove_tree(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # which "ignore_errors" does not keep all of
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -248,7 +258,7 @@ def _start(
             place.mkdir()
             if LOCKS:
                 descriptor = os.open(place, os.O_RDONLY)
-                held.callback(os.close, descriptor)
+                held.callback(_close, descriptor)
                 hold(descriptor)
         for path in {partial.path.parent for partial in made.values()}:
             path.mkdir(parents=True, exist_ok=True)

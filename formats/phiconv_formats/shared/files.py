@@ -121,7 +121,7 @@ class InputFile:
         try:
             descriptor, now = _open_regular(self.path, self._within)
         except InputError as error:
-            reason = f"after it was read, to see whether it has changed: {error.message}"
+            reason = f"was read, and whether it has changed since cannot be told: {error.message}"
             raise type(error)(reason, path=self.path, hint=error.hint or "convert it again") from error
         os.close(descriptor)
         return not now.is_of_same_file(first)
