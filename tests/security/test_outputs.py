@@ -197,6 +197,17 @@ def test_messages_name_the_destination(tmp_path, monkeypatch, number, says, call
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("own_folder", [False, True])
+def test_no_room_at_all(tmp_path, own_folder):
+    files = [OutputFile("a", 1 << 60, ())]
+    with (
+        pytest.raises(DiskFullError, match=rf"{tmp_path.name}(/m)?: the output needs \d+"),
+        partial_files(tmp_path / "m", files, force=False, own_folder=own_folder),
+    ):
+        pass
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("filename", [b"/d/.x.0123abcd.partial", "/d/.x.01234567.partial", 7, None])
 def test_names_of_any_kind(tmp_path, filename):
     error = OSError(errno.EIO, "Input/output error", filename)

@@ -262,7 +262,7 @@ def _start(
                 hold(descriptor)
         for path in {partial.path.parent for partial in made.values()}:
             path.mkdir(parents=True, exist_ok=True)
-        check_space(place, sum(f.size for f in destination.files))
+        check_space(around, sum(f.size for f in destination.files))
         for file in destination.files:
             made[file.name].create(file.size)
     for file in destination.files:
