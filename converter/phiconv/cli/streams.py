@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["guarded_streams"]
 
-_GONE = (errno.EPIPE, errno.EINVAL, errno.EIO)
-"""Whoever read has gone, on purpose: head(1), on Windows too; or a terminal was closed."""
+_GONE = (errno.EPIPE, errno.EINVAL)
+"""Whoever read has gone, on purpose, as head(1) does; the second is Windows's word for it."""
 
 
 class _Guarded(io.FileIO):

@@ -109,9 +109,12 @@ class PartialFile:
                     self._descriptor = descriptor if self._keep_open else -1
             try:
                 yield descriptor
-            finally:
+            except BaseException:
                 if not self._keep_open:
-                    os.close(descriptor)
+                    _close(descriptor)
+                raise
+            if not self._keep_open:
+                os.close(descriptor)
         except OSError as error:
             error.filename = os.fspath(self.final)
             raise
@@ -301,7 +304,8 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
                 _rename(made[name], replace=change.may_replace(name))
                 done.append(name)
         except OSError:
-            change.undo(done)
+            with contextlib.suppress(OSError):  # the reason is another
+                change.undo(done)
             raise
         for path in destination.folders:
             _sync_folder(path)
