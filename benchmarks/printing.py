@@ -42,6 +42,6 @@ def show(result: dict[str, Any], *, as_json: bool) -> None:
     if "load average" in result:
         load = ", ".join(f"{x:.2f}" for x in result["load average"])
         print(f"load average: {load}; processors: {os.cpu_count()}")
-    for key in ("kernels", "threads", "steps", "speeds", "ratios", "outputs"):
+    for key in ("kernels", "threads", "steps", "speeds", "ratios", "outputs", "kills"):
         if result.get(key):
             print(f"\n{table(result[key])}")

@@ -64,7 +64,7 @@ class PhiconvError(Exception):
         found: What there is of a model all the same, see `phiconv.ir.findings`.
     """
 
-    exit_code = 1
+    exit_code: int = 1
 
     def __init__(
         self, message: str, *, path: str | PathLike[str] | None = None, at: str = "", hint: str = ""

@@ -81,19 +81,22 @@ def test_a_file_that_is_being_written_stays(tmp_path, own_folder):
 
 
 @pytest.mark.skipif(not leftovers.LOCKS, reason="no locks on files here")
-def test_a_lock_holds_until_the_file_has_its_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("function", "force"), [("replace", True), ("link", False)])
+def test_a_lock_holds_until_the_file_has_its_name(tmp_path, monkeypatch, function, force):
     seen = []
-    real = os.replace
+    real = getattr(os, function)
 
-    def replace(old, new):
+    def watched(old, new, **options):
         with pytest.raises(OutputError, match="another phiconv"):
             leftovers.clear_leftovers(tmp_path, lambda _: True)
         seen.append(new)
-        real(old, new)
+        real(old, new, **options)
 
-    monkeypatch.setattr(os, "replace", replace)
-    write(tmp_path)
+    monkeypatch.setattr(os, function, watched)
+    with partial_files(tmp_path, [FILE], force=force):
+        pass
     assert seen == [tmp_path / "x.gguf"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
 
 
 def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):

@@ -104,25 +104,29 @@ def wait_for(condition):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, None])
-def test_no_end_leaves_a_process_behind(number, tmp_path):
-    """A signal for the program, or (None) a worker that somebody kills."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", None])
+def test_no_end_leaves_a_process_behind(name, tmp_path):
+    """A signal for the program, for all its processes (SIGHUP), or (None) for a worker alone."""
+    number = getattr(signal, name) if name else None
     script, folder = tmp_path / "slow.py", tmp_path / "out"
     script.write_text(SLOW_CONVERSION)
     folder.mkdir()
     command = [sys.executable, script, FIXTURE, folder / "o.gguf"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
         working: set[int] = set()  # both: one that is ended while it starts says so
         wait_for(lambda: working.update(workers(process.pid)) or len(working) == 2)
         started = children(process.pid)
         if number is None:
             os.kill(min(working), signal.SIGKILL)
+        elif name == "SIGHUP":
+            os.killpg(process.pid, number)
         else:
             process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
     assert not (folder / "o.gguf").exists()
-    if number == signal.SIGKILL:
+    if name == "SIGKILL":
         return
     assert list(folder.iterdir()) == []
     if number is None:
@@ -130,4 +134,5 @@ def test_no_end_leaves_a_process_behind(number, tmp_path):
         assert "a worker process was ended" in errors
         assert "--jobs 1" in errors
     else:
-        assert (process.returncode, errors) == (130, "phiconv: interrupted\n")
+        by = "" if name == "SIGINT" else f" by {name}"
+        assert (process.returncode, errors) == (128 + number, f"phiconv: interrupted{by}\n")

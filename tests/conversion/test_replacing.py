@@ -10,6 +10,7 @@ import pytest
 
 from phiconv.conversion.manifest import MANIFEST, read_manifest, refuse_half_replaced
 from phiconv.conversion.outputs import partial_files
+from phiconv.conversion.replacing import Replacement
 from phiconv.errors import MalformedFileError, OutputError, OutputExistsError
 from phiconv_formats.shared.output import Label, OutputFile
 
@@ -220,7 +221,9 @@ def raise_at(monkeypatch, number):
 
         return call
 
-    monkeypatch.setattr(os, "replace", watched(os.replace))
+    for name in ("replace", "link", "rename"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    monkeypatch.setattr(Replacement, "undo", lambda *_: None)  # which a killed run does not
     return counts
 
 

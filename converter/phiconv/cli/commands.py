@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,12 +52,6 @@ format by its suffix (x.gguf), or is a folder, with --to.
 @click.version_option(__version__, prog_name="phiconv")
 def main() -> None:
     """The command line."""
-    # An interrupted run cleans up behind itself, also when it is asked to end.
-    signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001
-    raise KeyboardInterrupt
 
 
 @main.command()

@@ -9,6 +9,7 @@ import click
 
 from phiconv.cli.common import JSON, PATH, QUIET
 from phiconv.cli.group import Command
+from phiconv.errors import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,7 @@ def compile_(folder: Path, dest: Path | None, soc: str, share: bool, as_json: bo
 
     def progress(name: str) -> None:
         if not quiet:
-            click.echo(f"compiling {name}", err=True)
+            click.echo(f"compiling {printable(name)}", err=True)
 
     made = api.compile_qnn(folder, dest, soc=soc, share=share, progress=progress)
     if as_json:
@@ -45,4 +46,4 @@ def compile_(folder: Path, dest: Path | None, soc: str, share: bool, as_json: bo
         click.echo(json.dumps(found, indent=2))
     elif not quiet:
         total = size_text(sum(made.sizes.values()))
-        click.echo(f"{made.folder}: {len(made.sizes)} files, {total}", err=True)
+        click.echo(f"{printable(made.folder, 4096)}: {len(made.sizes)} files, {total}", err=True)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click_default_group import DefaultGroup
 
+from phiconv.cli.signals import ending_signals
+from phiconv.cli.streams import guarded_streams
 from phiconv.cli.usage import as_usage_error, extra_argument, unknown_command
 from phiconv.cli.voice import explained, tell, wants_json
+from phiconv.errors import OutputError
 from phiconv.spelling import folded
 
 if TYPE_CHECKING:
@@ -49,17 +52,27 @@ class Group(DefaultGroup):
         if not extra.get("standalone_mode", True):
             return super().main(args, **extra)
         words = sys.argv[1:] if args is None else list(args)
+        with guarded_streams() as lost:
+            code = self._run(args if words else ["--help"], words, **extra)
+            if not code and (error := lost()) is not None:
+                what = f"all is done, but for telling it: {error.strerror}"
+                code = _end(OutputError(what, path="standard output", hint="write it elsewhere"), [])
+        sys.exit(code)
+
+    def _run(self, args: Sequence[str] | None, words: Sequence[str], **extra: Any) -> int:
+        """Runs the command line and tells what went wrong; returns the exit code."""
         try:
             fixed = {"prog_name": "phiconv", "standalone_mode": False}
-            code = super().main(args if words else ["--help"], **extra | fixed)
+            with ending_signals():
+                code = super().main(args, **extra | fixed)
         except click.ClickException as error:
-            sys.exit(_end(as_usage_error(error, words), words))
+            return _end(as_usage_error(error, words), words)
         except (Exception, KeyboardInterrupt) as error:
             told = explained(error)
             if told is not error and told.exit_code == 1 and os.environ.get("PHICONV_DEBUG"):
                 raise
-            sys.exit(_end(told, words))
-        sys.exit(code if isinstance(code, int) else 0)
+            return _end(told, words)
+        return code if isinstance(code, int) else 0
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; click's own answer to an interrupt has an empty line in it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from phiconv.cli.common import FOLLOW_LINKS, JSON, LORA, PATH, lora_option
 from phiconv.cli.group import Command
+from phiconv.cli.voice import tame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,7 +158,8 @@ def calibrate(
     except KeyboardInterrupt:
         kept = output.with_name(f"{output.name}.partial")
         if not quiet and kept.is_dir():
-            click.echo(f"{kept} keeps what is done: the same command goes on from there", err=True)
+            line = f"{kept} keeps what is done: the same command goes on from there"
+            click.echo(printable(line, 4096), err=True)
         raise
     if not quiet:
         file = "the ranges" if found.suffix.lower() == ".json" else "the importance matrix"
@@ -202,18 +205,20 @@ def generate(
     }
     ids: list[int] = []
     shown = ""
+    # A model may be made to drive a terminal; a program gets its text as it is.
+    told = tame if sys.stdout.isatty() else str
     for token in api.generate(model, prompt, count, **shown_and_played):
         assert model.tokenizer is not None  # noqa: S101 - or else there would be no ids
         ids.append(token)
         text = decode(model.tokenizer, ids)
         # A character may need another token to be whole.
         if not as_json and not text.endswith("\ufffd"):
-            click.echo(text.removeprefix(shown), nl=False)
+            click.echo(told(text.removeprefix(shown)), nl=False)
             shown = text
     if as_json:
         click.echo(json.dumps({"ids": ids, "text": text}, indent=2))
     else:
-        click.echo(text.removeprefix(shown))
+        click.echo(told(text.removeprefix(shown)))
 
 
 COMMANDS = (evaluate, calibrate, generate)

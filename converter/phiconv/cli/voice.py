@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from phiconv import errors
+from phiconv.cli.signals import Ended
 from phiconv.errors import PhiconvError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CODES", "error_object", "explained", "tell", "wants_json"]
+__all__ = ["CODES", "error_object", "explained", "tame", "tell", "wants_json"]
 
 
 class _InterruptedError(PhiconvError):
-    exit_code = 130
+    def __init__(self, error: BaseException) -> None:
+        asked = error if isinstance(error, Ended) else error.__cause__  # where click has put it
+        number = asked.number if isinstance(asked, Ended) else signal.SIGINT
+        self.exit_code = 128 + number
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        super().__init__(f"interrupted{by}")
 
 
 class _OutOfMemoryError(PhiconvError):
@@ -88,7 +95,7 @@ def explained(error: BaseException) -> PhiconvError:
     if isinstance(error, PhiconvError):
         return error
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
-        return _InterruptedError("interrupted")
+        return _InterruptedError(error)
     if isinstance(error, MemoryError):
         return _OutOfMemoryError("out of memory", hint="give --jobs 1")
     if isinstance(error, OSError) and error.strerror:
@@ -112,6 +119,11 @@ def error_object(error: PhiconvError) -> dict[str, Any]:
         "at": error.at or None,
         "hint": cure or None,
     }
+
+
+def tame(text: str) -> str:
+    """A text of several lines, its other control characters escaped."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
 def tell(error: PhiconvError, *, as_json: bool) -> None:

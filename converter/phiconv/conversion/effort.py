@@ -145,7 +145,10 @@ class Preparation:
 
 @contextmanager
 def preparation(streams: Sequence[Stream]) -> Iterator[Preparation]:
-    """A `Preparation` with a folder that is removed at the end."""
+    """A `Preparation`, where it needs one with a folder that is removed at the end."""
+    if all(stream.moments is None for stream in streams):
+        yield Preparation(streams, Path())
+        return
     with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as folder:
         yield Preparation(streams, Path(folder))
 

@@ -1,8 +1,9 @@
 """Temporary files: who is writing one, and what a run that was killed has left.
 
-Whoever writes one holds a lock on it, which ends with the process however that ends. So one without a lock
-is nobody's. On Windows it is the open file itself: it cannot be renamed. Where a file system has no locks
-nothing can be told, and what is there stays.
+Whoever writes some holds a lock on one in each folder, or on the folder if that is temporary; it ends with
+the process however that ends. A token in their names says which belong together. So files none of which is
+locked are nobody's. On Windows it is the open file itself: it cannot be renamed. Where a file system has no
+locks nothing can be told, and what is there stays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from phiconv.conversion.names import name_within, partial_name
+from phiconv.conversion.names import name_within, partial_name, token_of
 from phiconv.errors import OutputError, printable
 
 if TYPE_CHECKING:
@@ -86,14 +87,15 @@ def clear_leftovers(folder: Path, is_ours: Callable[[str], bool], *, folders: bo
     Raises:
         OutputError: Somebody is writing there now.
     """
-    found = []
     kind = stat.S_ISDIR if folders else stat.S_ISREG
+    together: dict[str, list[Path]] = {}
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            inner = name_within(entry.name)
-            if inner and is_ours(inner) and kind(entry.stat(follow_symlinks=False).st_mode):
-                found.append(folder / entry.name)
-    removed = [path.name for path in sorted(found) if _end(path)]
+            if (token := token_of(entry.name)) and kind(entry.stat(follow_symlinks=False).st_mode):
+                together.setdefault(token, []).append(folder / entry.name)
+    ours = {token: [p for p in paths if is_ours(name_within(p.name))] for token, paths in together.items()}
+    ended = [path for token, found in ours.items() if found for path in _end(sorted(found), together[token])]
+    removed = sorted(path.name for path in ended)
     if not removed:
         return []
     more = f" and {len(removed) - _MOST_NAMED} more" if len(removed) > _MOST_NAMED else ""
@@ -101,29 +103,46 @@ def clear_leftovers(folder: Path, is_ours: Callable[[str], bool], *, folders: bo
     return [f"removed {names}, left by a run that was killed"]
 
 
-def _end(path: Path) -> bool:
-    """Removes a leftover; returns whether it is gone.
+def _end(found: list[Path], together: list[Path]) -> list[Path]:
+    """Removes leftovers of one run; returns those that are gone.
+
+    Args:
+        found: The leftovers.
+        together: All temporary files in the folder of whoever made them.
 
     Raises:
-        OutputError: It is none: somebody is writing it.
+        OutputError: They are none: somebody is writing them.
     """
     if not LOCKS:
-        try:
-            path = path.rename(partial_name(path.with_name("leftover")))
-        except OSError:
-            raise _busy(path) from None
-        return _remove(path)
+        return [path for path in found if _remove(_taken(path))]
+    free = {path: _is_free(path) for path in together}
+    if False in free.values():
+        raise _busy(found[0])
+    return [path for path in found if free[path] and _remove(path)]
+
+
+def _is_free(path: Path) -> bool | None:
+    """Whether nobody holds a lock on a file or folder; None if that cannot be told."""
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else _OPEN)
     except OSError:
-        return False
+        return None
     try:
-        held = hold(descriptor)
-        if held is False:
-            raise _busy(path)
-        return bool(held) and _remove(path)
+        return hold(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _taken(path: Path) -> Path:
+    """A leftover under a name of this run's: an open file cannot get one.
+
+    Raises:
+        OutputError: It is open.
+    """
+    try:
+        return path.rename(partial_name(path.with_name("leftover")))
+    except OSError:
+        raise _busy(path) from None
 
 
 def _busy(path: Path) -> OutputError:

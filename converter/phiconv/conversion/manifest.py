@@ -14,6 +14,7 @@ no name in it leads out of the folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -96,7 +97,8 @@ def write_manifest(folder: Path, entries: Iterable[Entry]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)  # noqa: PTH105 - says what it does
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the reason is another
+            partial.unlink(missing_ok=True)
 
 
 def refuse_half_replaced(path: Path) -> None:

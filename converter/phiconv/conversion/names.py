@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["check_names", "inner_name", "name_within", "partial_name", "shortened"]
+__all__ = [
+    "check_names",
+    "destination_of",
+    "inner_name",
+    "name_within",
+    "new_token",
+    "partial_name",
+    "shortened",
+    "token_of",
+]
 
-_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
+_PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{8})\.partial", re.DOTALL)
 _LONGEST = 200  # bytes of the name within; with all around it, less than any usual file system takes
 _USUAL_LIMIT = 255  # bytes on Unix, UTF-16 units on Windows
 
@@ -34,15 +43,31 @@ def shortened(name: str, limit: int) -> str:
     return name if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
 
 
-def partial_name(path: Path) -> Path:
-    """A new name for a temporary file, or folder, beside ``path``."""
-    return path.with_name(f".{inner_name(path.name)}.{secrets.token_hex(4)}.partial")
+def new_token() -> str:
+    """What the names of the temporary files of one run have in common."""
+    return secrets.token_hex(4)
+
+
+def partial_name(path: Path, token: str = "") -> Path:
+    """A name for a temporary file, or folder, beside ``path``; without a token it is a new one."""
+    return path.with_name(f".{inner_name(path.name)}.{token or new_token()}.partial")
 
 
 def name_within(name: str) -> str:
     """What a temporary file is for, as `inner_name` gives it; "" for any other name."""
     match = _PARTIAL.fullmatch(name)
     return match[1] if match else ""
+
+
+def token_of(name: str) -> str:
+    """The token in the name of a temporary file; "" for any other name."""
+    match = _PARTIAL.fullmatch(name)
+    return match[2] if match else ""
+
+
+def destination_of(path: Path) -> Path:
+    """A path as people know it: without the names of temporary files and folders."""
+    return type(path)(*(name_within(part) or part for part in path.parts))
 
 
 def check_names(paths: Iterable[Path]) -> None:

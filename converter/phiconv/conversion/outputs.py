@@ -13,13 +13,16 @@ import errno
 import os
 import shutil
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phiconv.conversion.interrupts import uninterrupted
 from phiconv.conversion.leftovers import LOCKS, clear_leftovers, folder_lock, hold
 from phiconv.conversion.manifest import Entry, write_manifest
-from phiconv.conversion.names import check_names, inner_name, partial_name
+from phiconv.conversion.names import check_names, destination_of, inner_name, new_token, partial_name
+from phiconv.conversion.renaming import rename
 from phiconv.conversion.replacing import Destination
-from phiconv.errors import DiskFullError, OutputError
+from phiconv.errors import DiskFullError, OutputError, OutputExistsError, PhiconvError
 from phiconv.units import size_text
 from phiconv_formats.shared.output import Label
 
@@ -27,35 +30,41 @@ if TYPE_CHECKING:
     from collections.abc import (  # type: ignore[attr-defined]
         Buffer,
         Callable,
-        Iterable,
         Iterator,
         Mapping,
         Sequence,
     )
-    from pathlib import Path
 
     from phiconv_formats.shared.output import OutputFile
 
 __all__ = ["PartialFile", "check_space", "explain", "partial_files"]
 
 _FLAGS = os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_MOST_OPEN = 16  # files of an output; a process may have 256 on some systems, and others have less left
 _HAS_PWRITE = hasattr(os, "pwrite")
 
 
 class PartialFile:
-    """A file on its way: written at any offset, by any thread, and by copies of itself in other processes."""
+    """A file on its way: written at any offset, by any thread, and by copies of itself in other processes.
 
-    def __init__(self, path: Path, final: Path) -> None:
+    Args:
+        path: Where it is.
+        final: What it will be called.
+        keep_open: It is open, and locked, until it has its name; else only while something is written.
+    """
+
+    def __init__(self, path: Path, final: Path, *, keep_open: bool = True) -> None:
         self.path = path
         self.final = final
+        self._keep_open = keep_open
         self._descriptor = -1
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> tuple[Path, Path]:
-        return self.path, self.final
+    def __getstate__(self) -> tuple[Path, Path, bool]:
+        return self.path, self.final, self._keep_open
 
-    def __setstate__(self, state: tuple[Path, Path]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[Path, Path, bool]) -> None:
+        self.__init__(*state[:2], keep_open=state[2])  # type: ignore[misc]
 
     def __del__(self) -> None:
         # Copies in worker processes have no other end.
@@ -64,41 +73,80 @@ class PartialFile:
 
     def create(self, size: int) -> None:
         """Creates the file and reserves its space: a full disk shows before the work and not after it."""
-        self._descriptor = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
-        hold(self._descriptor)  # until it is closed, which is after it has its name
-        try:
-            os.posix_fallocate(self._descriptor, 0, size)
-        except (AttributeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}:
-                raise
-            os.truncate(self._descriptor, size)  # a file system that cannot reserve
+        with self._open(os.O_CREAT | os.O_EXCL) as descriptor:
+            if self._keep_open:
+                hold(descriptor)  # until it is closed, which is after it has its name
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            except (AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}:
+                    raise
+                os.truncate(descriptor, size)  # a file system that cannot reserve
 
     def write(self, offset: int, data: Buffer) -> None:
         """Writes all of ``data`` at ``offset``."""
-        with self._lock:
-            if self._descriptor < 0:
-                self._descriptor = os.open(self.path, _FLAGS)
         view = memoryview(data).cast("B")
-        while view:
-            count = self._write_some(offset, view)
-            view, offset = view[count:], offset + count
+        with self._open() as descriptor:
+            while view:
+                count = self._write_some(descriptor, offset, view)
+                view, offset = view[count:], offset + count
 
-    def _write_some(self, offset: int, view: memoryview) -> int:
+    def _write_some(self, descriptor: int, offset: int, view: memoryview) -> int:
         if _HAS_PWRITE:
-            return os.pwrite(self._descriptor, view, offset)
+            return os.pwrite(descriptor, view, offset)
         with self._lock:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            return os.write(self._descriptor, view)
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.write(descriptor, view)
+
+    @contextlib.contextmanager
+    def _open(self, flags: int = 0) -> Iterator[int]:
+        """The open file; an error of the system that does not name it does so afterwards."""
+        try:
+            with self._lock:
+                descriptor = self._descriptor
+                if descriptor < 0:
+                    descriptor = os.open(self.path, _FLAGS | flags, 0o666)
+                    self._descriptor = descriptor if self._keep_open else -1
+            try:
+                yield descriptor
+            except BaseException:
+                if not self._keep_open:
+                    _close(descriptor)
+                raise
+            if not self._keep_open:
+                os.close(descriptor)
+        except OSError as error:
+            error.filename = os.fspath(self.final)
+            raise
 
     def sync(self) -> None:
         """Waits until the bytes are on the disk: a rename must not be there before them."""
-        os.fsync(self._descriptor)
+        with self._open() as descriptor:
+            os.fsync(descriptor)
 
     def close(self) -> None:
         """Closes it."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def remove(self) -> None:
+        """Closes it, and removes what has not got its name; whatever fails, somebody else says why."""
+        with contextlib.suppress(OSError):
+            self.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def _partials(place: Path, names: Sequence[str]) -> dict[str, PartialFile]:
+    """Files on their way. Of many some are open only while they are written: systems allow few open files."""
+    token, folders, made = new_token(), set(), {}
+    for number, final in enumerate(place / name for name in names):
+        # The first in each folder has the lock for all.
+        keep_open = number < _MOST_OPEN or final.parent not in folders or not LOCKS
+        folders.add(final.parent)
+        made[names[number]] = PartialFile(partial_name(final, token), final, keep_open=keep_open)
+    return made
 
 
 @contextlib.contextmanager
@@ -140,7 +188,7 @@ def partial_files(
     check_names(folder / f.name for f in files)
     fresh = not folder.exists()
     place = partial_name(folder) if fresh and own_folder else folder
-    made = {f.name: PartialFile(partial_name(place / f.name), place / f.name) for f in files}
+    made = _partials(place, [f.name for f in files])
     inner = {p.final.parent for p in made.values()} - {place}
     new_folders = [path for path in inner if not path.exists()]
     with contextlib.ExitStack() as held:
@@ -151,19 +199,30 @@ def partial_files(
                 made[file.name].sync()
                 if file.check is not None:
                     file.check(made[file.name].path)
-            _finish(destination, place, made)
+            with uninterrupted():
+                _finish(destination, place, made)
         except OSError as error:
-            if isinstance(error, OutputError) or error.errno is None:
+            if isinstance(error, PhiconvError) or error.errno is None:
                 raise
             raise explain(error, folder) from error
         finally:
-            for partial in made.values():
-                partial.close()
-                partial.path.unlink(missing_ok=True)
-            if place != folder:
-                shutil.rmtree(place, ignore_errors=True)  # it is still there only if something went wrong
-            else:
-                _remove_empty([*new_folders, *([folder] if fresh else [])])
+            with uninterrupted():
+                for partial in made.values():
+                    partial.remove()
+                if place != folder:
+                    _remove_tree(place)  # it is there only if something went wrong
+                else:
+                    _remove_empty([*new_folders, *([folder] if fresh else [])])
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # as where a connection has ended, and nothing was written
+        os.close(descriptor)
+
+
+def _remove_tree(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # which "ignore_errors" does not keep all of
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -202,11 +261,11 @@ def _start(
             place.mkdir()
             if LOCKS:
                 descriptor = os.open(place, os.O_RDONLY)
-                held.callback(os.close, descriptor)
+                held.callback(_close, descriptor)
                 hold(descriptor)
         for path in {partial.path.parent for partial in made.values()}:
             path.mkdir(parents=True, exist_ok=True)
-        check_space(place, sum(f.size for f in destination.files))
+        check_space(around, sum(f.size for f in destination.files))
         for file in destination.files:
             made[file.name].create(file.size)
     for file in destination.files:
@@ -219,11 +278,17 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
     folder = destination.folder
     if place != folder:
         destination.replacement()
-        _rename(made.values())
+        for partial in made.values():
+            _rename(partial, replace=True)
         write_manifest(place, [Entry(destination.label, destination.sizes)])
         for path in {place, *(partial.final.parent for partial in made.values())}:
             _sync_folder(path)
-        place.rename(folder)
+        try:
+            place.rename(folder)
+        except OSError as error:
+            if os.path.lexists(folder):
+                raise _meanwhile(folder) from error
+            raise
         _sync_folder(folder.parent)
         return
     with folder_lock(folder):
@@ -233,19 +298,34 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
         # The first file is the one that a runtime opens: it appears last, and one that was that before it.
         first = destination.files[0].name
         late = [*(name for name in change.mains if name != first), first]
-        _rename(partial for name, partial in made.items() if name not in late)
-        _rename(made[name] for name in late)
+        done: list[str] = []
+        try:
+            for name in [*(name for name in made if name not in late), *late]:
+                _rename(made[name], replace=change.may_replace(name))
+                done.append(name)
+        except OSError:
+            with contextlib.suppress(OSError):  # the reason is another
+                change.undo(done)
+            raise
         for path in destination.folders:
             _sync_folder(path)
         change.settle()
         _sync_folder(folder)
 
 
-def _rename(partials: Iterable[PartialFile]) -> None:
-    for partial in partials:
-        if not LOCKS:
-            partial.close()  # where an open file cannot be renamed; elsewhere its lock holds it until then
-        os.replace(partial.path, partial.final)  # noqa: PTH105 - says what it does
+def _rename(partial: PartialFile, *, replace: bool) -> None:
+    if not LOCKS:
+        partial.close()  # where an open file cannot be renamed; elsewhere its lock holds it until then
+    try:
+        rename(partial.path, partial.final, replace=replace)
+    except FileExistsError as error:
+        raise _meanwhile(partial.final) from error
+
+
+def _meanwhile(path: Path) -> OutputExistsError:
+    return OutputExistsError(
+        "somebody else made this while it was written", path=path, hint="give --force to replace it"
+    )
 
 
 def check_space(folder: Path, size: int) -> None:
@@ -271,9 +351,9 @@ def explain(error: OSError, folder: Path) -> OutputError:
         return OutputError(
             "the file system holds no file of this size", path=folder, hint="give --split-max-size 2G"
         )
-    return OutputError(
-        error.strerror or str(error), path=error.filename or folder, hint="check the destination"
-    )
+    named = isinstance(error.filename, str | bytes | os.PathLike)
+    path = destination_of(Path(os.fsdecode(error.filename))) if named and error.filename else folder
+    return OutputError(error.strerror or str(error), path=path, hint="check the destination")
 
 
 def _sync_folder(folder: Path) -> None:

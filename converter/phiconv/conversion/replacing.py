@@ -20,7 +20,7 @@ from phiconv.conversion.names import inner_name, name_within
 from phiconv.errors import InputError, OutputError, OutputExistsError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from phiconv_formats.shared.output import Label, OutputFile
@@ -147,6 +147,19 @@ class Replacement:
         self._write(Entry(destination.label, {**destination.sizes, **self.kept}, self.old))
         for name in self.mains:
             (destination.folder / name).unlink(missing_ok=True)
+
+    def may_replace(self, name: str) -> bool:
+        """Whether a file of the new output may take the place of what has its name at that moment."""
+        return self.destination.force or name in self.old
+
+    def undo(self, done: Iterable[str]) -> None:
+        """Takes back files that have their names already; nothing is lost where there was no older output."""
+        if self.destination.force or self.old:
+            return
+        for name in done:
+            (self.destination.folder / name).unlink(missing_ok=True)
+        if not self.is_one_step:
+            write_manifest(self.destination.folder, self.others)
 
     def settle(self) -> None:
         """Removes what is left of the old output, and writes down what there is now."""

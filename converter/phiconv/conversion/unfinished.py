@@ -83,7 +83,8 @@ class Unfinished:
                 file.write(digest.hexdigest().encode())
         except OSError:
             self._full = True
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes all of it."""

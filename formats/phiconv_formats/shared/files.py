@@ -12,16 +12,14 @@ import os
 import stat
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from phiconv.errors import InputError, MalformedFileError, MissingFileError
 from phiconv_formats.shared.links import links_are_followed, real_path
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self, TypeAlias
-
-    Stamp: TypeAlias = tuple[int, int, int, int]
+    from typing import Self
 
 __all__ = ["InputFile", "read_small_file"]
 
@@ -32,6 +30,24 @@ for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 _HAS_PREADV = hasattr(os, "preadv")
+
+
+class _Stamp(NamedTuple):
+    """What tells a file from another version of it."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    """Can be set to any time, as by touch(1)."""
+    status_changed: int
+    """Cannot be set, but follows links to the file as well."""
+    links: int
+
+    def is_of_same_file(self, other: _Stamp) -> bool:
+        """Whether both are of the same bytes; another hard link to the file is no change of it."""
+        times = self.status_changed == other.status_changed or self.links != other.links
+        return self[:4] == other[:4] and times
 
 
 class InputFile:
@@ -56,16 +72,16 @@ class InputFile:
         self.path = Path(path)
         self._within = None if links_are_followed() else within or self.path.parent
         self._descriptor = -1
-        self._stamp: Stamp | None = None
+        self._stamp: _Stamp | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"InputFile({str(self.path)!r})"
 
-    def __getstate__(self) -> tuple[Path, Path | None, Stamp | None]:
+    def __getstate__(self) -> tuple[Path, Path | None, _Stamp | None]:
         return self.path, self._within, self._stamp
 
-    def __setstate__(self, state: tuple[Path, Path | None, Stamp | None]) -> None:
+    def __setstate__(self, state: tuple[Path, Path | None, _Stamp | None]) -> None:
         self.path, self._within, self._stamp = state
         self._descriptor = -1
         self._lock = threading.Lock()
@@ -87,22 +103,28 @@ class InputFile:
     @property
     def size(self) -> int:
         """Bytes of the file when it was first opened."""
-        return self._first_stamp()[2]
+        return self._first_stamp().size
 
     @property
     def identity(self) -> tuple[int, int]:
         """Device and inode: two paths with one identity are one file."""
-        return self._first_stamp()[:2]
+        stamp = self._first_stamp()
+        return stamp.device, stamp.inode
 
     def changed(self) -> bool:
-        """Whether the path now holds other bytes than when the file was first opened (by size and time)."""
+        """Whether the path now holds other bytes than when the file was first opened (by size and times).
+
+        Raises:
+            InputError: That cannot be told, since it can no longer be opened.
+        """
         first = self._first_stamp()
         try:
             descriptor, now = _open_regular(self.path, self._within)
-        except InputError:
-            return True
+        except InputError as error:
+            reason = f"was read, and whether it has changed since cannot be told: {error.message}"
+            raise type(error)(reason, path=self.path, hint=error.hint or "convert it again") from error
         os.close(descriptor)
-        return now != first
+        return not now.is_of_same_file(first)
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fills ``buffer`` with the bytes from ``offset`` on.
@@ -143,7 +165,7 @@ class InputFile:
         if descriptor >= 0:
             os.close(descriptor)
 
-    def _first_stamp(self) -> Stamp:
+    def _first_stamp(self) -> _Stamp:
         if self._stamp is None:
             self._open()
         assert self._stamp is not None  # noqa: S101 - _open sets it
@@ -153,7 +175,7 @@ class InputFile:
         with self._lock:
             if self._descriptor < 0:
                 descriptor, now = _open_regular(self.path, self._within)
-                if self._stamp not in (None, now):
+                if self._stamp is not None and not now.is_of_same_file(self._stamp):
                     os.close(descriptor)
                     raise MalformedFileError(
                         "the file changed while it was being read", path=self.path, hint="run again"
@@ -219,7 +241,7 @@ def read_small_file(path: str | os.PathLike[str], limit: int, *, within: Path | 
         return file.read_bytes(0, file.size)
 
 
-def _open_regular(path: Path, within: Path | None) -> tuple[int, Stamp]:
+def _open_regular(path: Path, within: Path | None) -> tuple[int, _Stamp]:
     """Opens a regular file; returns its descriptor and what tells it from another version of itself."""
     # Opened at the place that was looked at, should a link have come there meanwhile.
     place, flags = (
@@ -245,4 +267,11 @@ def _open_regular(path: Path, within: Path | None) -> tuple[int, Stamp]:
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         hint = "give a file" if stat.S_ISDIR(status.st_mode) else "save it to a file first"
         raise InputError(f"{kind}, not a regular file", path=path, hint=hint)
-    return descriptor, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return descriptor, _Stamp(
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_nlink,
+    )

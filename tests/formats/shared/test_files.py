@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle  # of our own objects, between our own processes
 import sys
@@ -130,7 +131,39 @@ def test_changed(path, tmp_path):
     other.close()
     file.close()
     path.unlink()
-    assert other.changed()
+    with pytest.raises(
+        MissingFileError, match=r"was read, and whether it has changed since cannot be told: the"
+    ):
+        other.changed()
+
+
+def test_a_change_that_hides_behind_an_older_time(path):
+    file = InputFile(path)
+    file.read_bytes(0, 1)
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.changed()
+    with InputFile(path) as file:
+        path.with_name("link").hardlink_to(path)  # the bytes are the same
+        assert not file.changed()
+        file.close()
+        assert file.read_bytes(0, 1) == b"\0"
+
+
+def test_what_cannot_be_opened_has_not_changed(path, monkeypatch):
+    file = InputFile(path)
+    assert not file.changed()
+    real = os.open
+
+    def many(name, *arguments):
+        if os.fspath(name) == os.fspath(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(name, *arguments)
+
+    monkeypatch.setattr(os, "open", many)
+    with pytest.raises(InputError, match=r"whether it has changed .* cannot be opened: Too many open files"):
+        file.changed()
 
 
 def test_identity_is_the_same_for_one_file(path, tmp_path):
