@@ -32,7 +32,7 @@ def test_lines_can_be_read():
     lines = formats_lines()
     assert "  (int4|int8)[-rtn|-qdq][-asym][-gN]   N = 16, 32 (usual), 64, 128, 256" in lines
     assert "  int4(-asym|-sym)[-gN|-channel]   N = 32, 64, 128 (usual)" in lines
-    assert "  mlx (a folder): read and written; a folder for Apple MLX (mlx-lm, LM Studio)" in lines
+    assert "  mlx (a folder): read and written; a folder for Apple MLX (mlx-lm, mlx-vlm, LM Studio)" in lines
     assert "  onnx (.onnx, a folder): read and written; ONNX Runtime and ONNX Runtime GenAI" in lines
     assert max(map(len, lines)) < 180
     families = [family for target in TARGETS.values() for family in target.RECIPES.families]
