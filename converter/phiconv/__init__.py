@@ -36,9 +36,11 @@ if TYPE_CHECKING:
         Comparison,
         Evaluation,
         Examination,
+        Finding,
         Model,
         Plan,
         Result,
+        Verification,
         calibrate,
         compare,
         compile_qnn,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         open_model,
         plan,
         read,
+        verify,
     )
 
 __all__ = [
@@ -62,6 +65,7 @@ __all__ = [
     "DiskFullError",
     "Evaluation",
     "Examination",
+    "Finding",
     "InputError",
     "MalformedFileError",
     "MissingFileError",
@@ -74,6 +78,7 @@ __all__ = [
     "UnsafePickleError",
     "UnsupportedModelError",
     "UsageError",
+    "Verification",
     "WeightError",
     "WorkerError",
     "__version__",
@@ -91,6 +96,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "verify",
 ]
 
 _LAZY = (
@@ -98,9 +104,11 @@ _LAZY = (
     "Comparison",
     "Evaluation",
     "Examination",
+    "Finding",
     "Model",
     "Plan",
     "Result",
+    "Verification",
     "calibrate",
     "compare",
     "compile_qnn",
@@ -115,6 +123,7 @@ _LAZY = (
     "open_model",
     "plan",
     "read",
+    "verify",
 )
 
 

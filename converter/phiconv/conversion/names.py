@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["check_names", "inner_name", "name_within", "partial_name", "shortened"]
+__all__ = ["check_names", "inner_name", "name_within", "partial_name", "receipt_name", "shortened"]
 
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _LONGEST = 200  # bytes of the name within; with all around it, less than any usual file system takes
@@ -37,6 +37,11 @@ def shortened(name: str, limit: int) -> str:
 def partial_name(path: Path) -> Path:
     """A new name for a temporary file, or folder, beside ``path``."""
     return path.with_name(f".{inner_name(path.name)}.{secrets.token_hex(4)}.partial")
+
+
+def receipt_name(output: str) -> str:
+    """What the receipt of an output is called: of a file, or of a folder as a whole ("")."""
+    return f"{output}.receipt.json" if output else "receipt.json"
 
 
 def name_within(name: str) -> str:

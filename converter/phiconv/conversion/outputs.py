@@ -233,6 +233,8 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
         # The first file is the one that a runtime opens: it appears last, and one that was that before it.
         first = destination.files[0].name
         late = [*(name for name in change.mains if name != first), first]
+        if destination.is_alone and destination.receipt in made:
+            late.append(destination.receipt)
         _rename(partial for name, partial in made.items() if name not in late)
         _rename(made[name] for name in late)
         for path in destination.folders:

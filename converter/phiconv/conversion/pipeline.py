@@ -12,12 +12,14 @@ from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from phiconv.conversion import checks, effort
+from phiconv.conversion.digests import FollowingHashes
 from phiconv.conversion.outputs import partial_files
+from phiconv.conversion.receipt import receipt_text
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.forward import threads
 from phiconv.ir import Blocks, FloatEncoding
@@ -26,17 +28,18 @@ from phiconv.quantizers.numerics.floats import narrow, widen
 from phiconv.quantizers.repack import repack, repackable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor, Future
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
+    from phiconv.conversion.receipt import Receipt
     from phiconv.conversion.unfinished import Unfinished
     from phiconv.ir import AnyBlockEncoding, BlockEncoding, Encoded
     from phiconv_formats.shared.output import Package, Stream
 
-__all__ = ["Progress", "TensorReport", "run", "worth_processes"]
+__all__ = ["Progress", "Target", "TensorReport", "compare", "run", "worth_processes"]
 
 TILE = 1 << 18
 """Weights handled at once: enough that NumPy's overhead vanishes, few enough for the L2 cache."""
@@ -44,6 +47,13 @@ TILE = 1 << 18
 _SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
 
 _WORTH_PROCESSES = 1 << 26  # weights whose quantization is a search
+
+
+class Target(Protocol):
+    """Takes the bytes of a file, in any order and from any thread."""
+
+    def write(self, offset: int, data: Any) -> None:
+        """Takes ``data``, which has its place at ``offset``."""
 
 
 class Progress(Protocol):
@@ -91,6 +101,7 @@ def run(
     source: Path | None = None,
     note: Callable[[str], None] | None = None,
     unfinished: Unfinished | None = None,
+    receipt: Receipt | None = None,
 ) -> list[TensorReport]:
     """Writes an output.
 
@@ -106,6 +117,7 @@ def run(
         source: What is converted; it is not replaced.
         note: Is told what else was done at the destination, in one line.
         unfinished: Has what an interrupted run has done, and keeps what this one does.
+        receipt: What the receipt among the files says, but for the sums.
 
     Returns:
         One report per tensor, in order.
@@ -133,16 +145,52 @@ def run(
         pool = _own_pool(package, jobs, processes=processes) if executor is None else executor
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
-        with effort.preparation(package.streams) as ready, context:
+        hashing = None if receipt is None else _hashes(package, receipt, files)
+        with effort.preparation(package.streams) as ready, hashing or nullcontext(), context:
+            work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress, hashing)
             try:
-                work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress)
                 work.run(allow_nonfinite=allow_nonfinite)
             except BrokenExecutor as error:
                 raise WorkerError(
                     "a worker process was ended, as systems do when memory runs out", hint="give --jobs 1"
                 ) from error
+            if receipt is not None and hashing is not None:
+                files[receipt.name].write(0, receipt_text(receipt.statement(hashing.digests())))
         _check_unchanged(package)
     return reports
+
+
+def _hashes(package: Package, receipt: Receipt, files: Mapping[str, PartialFile]) -> FollowingHashes:
+    """What takes the sums for a receipt."""
+    return FollowingHashes(
+        package, {name: files[name].path for name in receipt.outputs}, [file for _, file in receipt.sources]
+    )
+
+
+def compare(
+    package: Package,
+    targets: Mapping[str, Target],
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Converts once more: gives every packed row to targets that compare it with what is there.
+
+    Args:
+        package: The output.
+        targets: Its files by name. What one of them raises ends the comparison.
+        jobs: Number of threads; by default one per processor.
+        progress: Called from this thread after each task.
+
+    Raises:
+        WeightError: A source that could not have been converted.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    reports = [TensorReport(s.name) for s in package.streams]
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv")
+    with effort.preparation(package.streams) as ready, pool:
+        _Work(package, targets, pool, 2 * jobs, ready, None, reports, progress).run(allow_nonfinite=True)
+    _check_unchanged(package)
 
 
 def _own_pool(package: Package, jobs: int, *, processes: bool) -> Executor:
@@ -178,16 +226,18 @@ class _Work:
         unfinished: See `run`.
         reports: One per stream.
         progress: See `run`.
+        hashing: Is told which tensors are done.
     """
 
     package: Package
-    files: dict[str, PartialFile]
+    files: Mapping[str, Target]
     pool: Executor
     limit: int
     ready: effort.Preparation
     unfinished: Unfinished | None
     reports: list[TensorReport]
     progress: Progress | None
+    hashing: FollowingHashes | None = None
     done: int = 0
 
     def run(self, *, allow_nonfinite: bool) -> None:
@@ -225,7 +275,7 @@ class _Work:
         for span in _spans(self.package):
             stream = self.package.streams[span.index]
             first = span.start == 0 and self.unfinished is not None
-            if first and self.unfinished and self.unfinished.restore(span.index, stream, self.files):
+            if first and self.unfinished and self.unfinished.restore(span.index, stream, self._partials()):
                 restored = span.index
             if span.index == restored:
                 self._step(span)
@@ -238,7 +288,13 @@ class _Work:
         self.ready.release(index)
         _check_overflow(stream, report, allowed=allow_nonfinite)
         if self.unfinished is not None and not (report.nonfinite or report.overflows):
-            self.unfinished.keep(index, stream, self.files)
+            self.unfinished.keep(index, stream, self._partials())
+        if self.hashing is not None:
+            self.hashing.finished(index)
+
+    def _partials(self) -> Mapping[str, PartialFile]:
+        """The files, where they are written to."""
+        return cast("Mapping[str, PartialFile]", self.files)
 
     def _step(self, span: _Span) -> None:
         self.done += span.weights
@@ -348,7 +404,7 @@ def _repacked(blocks: Blocks, stream: Stream) -> Blocks:
 
 
 def _convert_span(
-    stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
+    stream: Stream, span: _Span, targets: list[Target], allow_nonfinite: bool
 ) -> tuple[int, int]:
     """Converts the rows of one task; returns how many weights were not finite, and how many overflowed."""
     with threads.parallel():  # what an adapter adds is a small product of matrices
@@ -356,7 +412,7 @@ def _convert_span(
 
 
 def _convert_rows(
-    stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
+    stream: Stream, span: _Span, targets: list[Target], allow_nonfinite: bool
 ) -> tuple[int, int]:
     nonfinite = overflows = 0
     across, kept = any(segment.lines > 1 for segment in stream.segments), []
@@ -377,7 +433,7 @@ def _convert_rows(
     return nonfinite, overflows
 
 
-def _write(stream: Stream, targets: list[PartialFile], encoded: Encoded, start: int) -> None:
+def _write(stream: Stream, targets: list[Target], encoded: Encoded, start: int) -> None:
     """Writes encoded rows to their places."""
     for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
         position = segment.position(start)

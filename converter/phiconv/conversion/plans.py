@@ -12,6 +12,7 @@ from phiconv.quantizers.repack import repackable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from phiconv.conversion.receipt import Receipt
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv_formats.calibration.reader import Calibration
@@ -72,6 +73,7 @@ class Plan:
         tensors: What becomes of each tensor, in the order of the output.
         outputs: What the writer was given, in the same order.
         calibration: What was measured of the model, if anything.
+        receipt: What the output's receipt says, but for the sums; None where it has none.
         mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
     """
 
@@ -84,6 +86,7 @@ class Plan:
     mixture: tuple[tuple[str, str], ...] = ()
     outputs: tuple[OutputTensor, ...] = ()
     calibration: Calibration | None = None
+    receipt: Receipt | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -200,6 +200,7 @@ class Model:
         own_adapters: Those that come with the checkpoint and are merged only if asked for by these names, or
             their folders.
         left_out: What a multimodal checkpoint holds beside this model of text, a sentence; else "".
+        opened: The files that were read to open it; of those that hold weights only the heads.
     """
 
     path: Path
@@ -217,6 +218,7 @@ class Model:
     adapters: tuple[Adapter, ...] = ()
     own_adapters: Mapping[str, Adapter | Path] = field(default_factory=dict)
     left_out: str = ""
+    opened: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def size(self) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.errors import InputError, MalformedFileError, MissingFileError
 from phiconv_formats.shared.links import links_are_followed, real_path
+from phiconv_formats.shared.noting import note
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -161,7 +162,10 @@ class InputFile:
                 if self._stamp is None and (stands_for := _placeholder(descriptor)):
                     os.close(descriptor)
                     raise MalformedFileError(stands_for[0], path=self.path, hint=stands_for[1])
+                first = self._stamp is None
                 self._stamp, self._descriptor = now, descriptor
+                if first:
+                    note(self)
             return self._descriptor
 
     def _read_some(self, descriptor: int, offset: int, view: memoryview) -> int:
