@@ -80,6 +80,7 @@ class Result:
         seconds: Wall time.
         tensors: One report per tensor, in the order of the output.
         notes: What the user should know: the plan's, and what else was done at the destination.
+        receipt: The file that says what it was made of, and how; None if there is none.
     """
 
     plan: Plan
@@ -88,6 +89,7 @@ class Result:
     seconds: float
     tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...] = ()
+    receipt: Path | None = None
 
 
 def plan(
@@ -207,16 +209,11 @@ def convert(
     ):
         notes = [*made.package.notes]
         where: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
-        told: dict[str, Any] = {
-            "progress": progress,
-            "note": notes.append,
-            "allow_nonfinite": allow_nonfinite,
-            "receipt": made.receipt,
-        }
-        reports = pipeline.run(
-            made.package, made.folder, source=made.model.path, unfinished=unfinished, **where, **told
-        )
-    return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
+        told: dict[str, Any] = {"progress": progress, "note": notes.append, "receipt": made.receipt}
+        where |= {"source": made.model.path, "allow_nonfinite": allow_nonfinite}
+        reports = pipeline.run(made.package, made.folder, unfinished=unfinished, **where, **told)
+    seconds = time.perf_counter() - started
+    return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes), made.receipt_path)
 
 
 def verify(

@@ -182,32 +182,6 @@ def _awq_writer() -> Writer:
     return WordsWriter("awq")
 
 
-def _safetensors_check() -> Callable[[Path], str]:
-    from phiconv_formats.shared.safetensors_check import refusal
-
-    return refusal
-
-
-def _gguf_check() -> Callable[[Path], str]:
-    from phiconv_formats.gguf.library_check import refusal
-
-    return refusal
-
-
-def _onnx_check() -> Callable[[Path], str]:
-    from phiconv_formats.onnx.library_check import refusal
-
-    return refusal
-
-
-LIBRARY_CHECKS = {
-    "safetensors": ("safetensors", _safetensors_check),
-    "gguf": ("gguf", _gguf_check),
-    "onnx": ("onnx.checker", _onnx_check),
-}
-"""By the end of a file's name: a library that others open it with, and what says why it refuses it ("")."""
-
-
 FORMATS = {
     f.name: f
     for f in (

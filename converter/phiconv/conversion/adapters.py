@@ -13,7 +13,7 @@ from phiconv.conversion.paths import expanded
 from phiconv.errors import UnsupportedModelError, UsageError, printable
 from phiconv.ir.adapter import Adapter
 from phiconv_formats.peft import open_adapter
-from phiconv_formats.shared.noting import noting_files
+from phiconv_formats.shared.files import noting_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Sized

@@ -90,12 +90,17 @@ class Plan:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that will be there."""
+        """The files that will be there, but for the receipt."""
         return tuple(self.folder / f.name for f in self.package.files)
 
     @property
+    def receipt_path(self) -> Path | None:
+        """The receipt, if there will be one."""
+        return None if self.receipt is None else self.folder / self.receipt.name
+
+    @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files, but for the receipt."""
         return self.package.size
 
     @property

@@ -10,14 +10,14 @@ from phiconv.conversion.adapters import merge
 from phiconv.conversion.identity import check_identity
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.planning import make_plan
-from phiconv.conversion.receipt import Request, options_of, with_receipt
+from phiconv.conversion.provenance import Request, options_of, with_receipt
 from phiconv.conversion.source import open_model
 from phiconv.errors import UsageError
 from phiconv.ir.model import Model, name_of
 from phiconv_formats.calibration.ranges import read_ranges
 from phiconv_formats.calibration.reader import open_calibration
 from phiconv_formats.gguf.imatrix import read_imatrix
-from phiconv_formats.shared.noting import noting_files
+from phiconv_formats.shared.files import noting_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,7 +19,7 @@ from phiconv.ir.model import Checkpoint, Model
 from phiconv_formats import find_reader
 from phiconv_formats.peft import adapter_folder, open_adapter
 from phiconv_formats.recognition import what_is_missing
-from phiconv_formats.shared.noting import noting_files
+from phiconv_formats.shared.files import noting_files
 from phiconv_formats.tokenizers.folder import MAX_TOKENS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from phiconv.conversion.source import open_model
 from phiconv.errors import InputError
 from phiconv.verification.outcome import Finding
-from phiconv_formats import LIBRARY_CHECKS
+from phiconv_formats.library_checks import LIBRARY_CHECKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,24 +7,27 @@ must not lead out of the model's folder (`links`).
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import stat
 import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv.errors import InputError, MalformedFileError, MissingFileError
 from phiconv_formats.shared.links import links_are_followed, real_path
-from phiconv_formats.shared.noting import note
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self, TypeAlias
 
     Stamp: TypeAlias = tuple[int, int, int, int]
 
-__all__ = ["InputFile", "read_small_file"]
+__all__ = ["InputFile", "noting_files", "read_small_file"]
 
 # Not every system has each of these. O_NONBLOCK: opening a FIFO with no writer must not wait for one.
 _OPEN_FLAGS = os.O_RDONLY
@@ -165,7 +168,7 @@ class InputFile:
                 first = self._stamp is None
                 self._stamp, self._descriptor = now, descriptor
                 if first:
-                    note(self)
+                    _note(self)
             return self._descriptor
 
     def _read_some(self, descriptor: int, offset: int, view: memoryview) -> int:
@@ -250,3 +253,30 @@ def _open_regular(path: Path, within: Path | None) -> tuple[int, Stamp]:
         hint = "give a file" if stat.S_ISDIR(status.st_mode) else "save it to a file first"
         raise InputError(f"{kind}, not a regular file", path=path, hint=hint)
     return descriptor, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+_noted: ContextVar[list[InputFile] | None] = ContextVar("noted_files", default=None)
+
+
+@contextmanager
+def noting_files() -> Iterator[list[InputFile]]:
+    """Within it every file that is opened for the first time is noted, for contexts around this one too.
+
+    Yields:
+        The files so far: copies, which hold none of them open.
+    """
+    outer = _noted.get()
+    found: list[InputFile] = []
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+        if outer is not None:
+            outer += found
+
+
+def _note(file: InputFile) -> None:
+    found = _noted.get()
+    if found is not None:
+        found.append(copy.copy(file))
