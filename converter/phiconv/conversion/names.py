@@ -14,11 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["check_names", "inner_name", "name_within", "partial_name", "receipt_name", "shortened"]
+__all__ = [
+    "RECEIPT_HEAD",
+    "check_names",
+    "inner_name",
+    "name_within",
+    "partial_name",
+    "receipt_name",
+    "shortened",
+]
 
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _LONGEST = 200  # bytes of the name within; with all around it, less than any usual file system takes
 _USUAL_LIMIT = 255  # bytes on Unix, UTF-16 units on Windows
+
+
+RECEIPT_HEAD = b'{\n "_type": "https://in-toto.io/Statement/v1",\n "subject": ['
+"""How a receipt begins."""
 
 
 def inner_name(name: str) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phiconv.conversion.manifest import MANIFEST, Entry, read_manifest, write_manifest
-from phiconv.conversion.names import inner_name, name_within, receipt_name
+from phiconv.conversion.names import RECEIPT_HEAD, inner_name, name_within, receipt_name
 from phiconv.errors import InputError, OutputError, OutputExistsError, printable
 
 if TYPE_CHECKING:
@@ -251,6 +251,8 @@ class _Look:
 
     def _of_file(self) -> dict[str, int]:
         taken = {name for name in (*self.sizes, self.to.receipt) if name in self.present}
+        if taken == {self.to.receipt} and _is_receipt(self.to.folder / self.to.receipt):
+            taken = set()  # what it was for is gone
         stale = {name for name in self.present if self.to.is_stale(name)} - taken
         may_replace = self.to.force or (self.is_fresh_start and taken | stale <= {*self.known})
         if not may_replace:
@@ -311,6 +313,15 @@ def _names(folder: Path, wanted: Collection[str]) -> frozenset[str]:
         elif name != MANIFEST and not name_within(name):
             names.add(name)
     return frozenset(names)
+
+
+def _is_receipt(path: Path) -> bool:
+    """Whether a file begins as the receipts that phiconv writes."""
+    try:
+        with path.open("rb") as file:
+            return _size(path) is not None and file.read(len(RECEIPT_HEAD)) == RECEIPT_HEAD
+    except OSError:
+        return False
 
 
 def strangers(folder: Path, names: Collection[str]) -> set[str]:

@@ -86,10 +86,10 @@ def judge(
             findings += found
         except PhiconvError as error:
             why = f"cannot be made again: {error}"
-    # Another phiconv may rightly give other bytes: then the sums speak, and no more can be said.
-    if rederived and findings and not sums.findings and not refused and stated.own_sources != own_sources():
+    # Another phiconv, or NumPy, may rightly give other bytes: then the sums speak, and no more can be said.
+    if rederived and findings and not sums.findings and not refused and (other := _other_maker(stated)):
         notes += [_text(finding) for finding in findings]
-        findings, why = [], "another phiconv has made it, and this one would give other bytes"
+        findings, why = [], f"another {other} has made it, and this one gives other bytes"
     outcome: Outcome = "differs" if findings else "unknown" if why else "verified"
     return Verification(
         path,
@@ -134,6 +134,13 @@ def _name_of_output(output: Path, stated: Stated) -> list[Finding]:
     if output.is_dir() or output.name in {stated.output, *(n.rpartition("/")[2] for n in stated.outputs)}:
         return []
     return [Finding(f"is called {stated.output or 'a folder'} in the receipt", output.name)]
+
+
+def _other_maker(stated: Stated) -> str:
+    """What of that which decides on bytes is another one now."""
+    if stated.own_sources != own_sources():
+        return "phiconv"
+    return "NumPy" if stated.versions["numpy"] != versions()["numpy"] else ""
 
 
 def _maker_notes(stated: Stated) -> list[str]:
