@@ -1,7 +1,7 @@
 """What the published schemas of in-toto Statement v1 and SLSA provenance v1 allow, strictly.
 
 Sources: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and resource_descriptor.md
-there; https://slsa.dev/spec/v1.0/provenance with its provenance.proto. Consumers have to ignore keys that they
+there; https://slsa.dev/spec/v1.0/provenance with its .proto. Consumers have to ignore keys that they
 do not know; phiconv writes none, so here they are refused.
 
     python in_toto.py RECEIPT     validates one

@@ -173,16 +173,16 @@ def test_parts_of_odd_names(tmp_path, name):
 
 SLOW = """
 import os, signal, sys, time
-from phiconv.conversion import pipeline
-real, count = pipeline._convert_span, [0]
-pipeline._SPAN = pipeline.TILE = 1 << 16
+from phiconv.conversion import pipeline, rows
+real, count = pipeline.convert_span, [0]
+rows.SPAN = rows.TILE = 1 << 16
 def slow(*arguments):
     count[0] += 1
     if count[0] == 20:
         print("half", flush=True)
         time.sleep(60)
     return real(*arguments)
-pipeline._convert_span = slow
+pipeline.convert_span = slow
 sys.argv[0] = "phiconv"
 from phiconv.cli import main
 main(sys.argv[1:])

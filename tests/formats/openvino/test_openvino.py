@@ -11,7 +11,7 @@ import pytest
 
 import phiconv
 from paths import FIXTURES
-from phiconv.conversion.pipeline import TILE
+from phiconv.conversion.rows import TILE
 from phiconv.errors import PhiconvError
 from phiconv.recipes import override
 
@@ -100,8 +100,8 @@ def test_rows_that_share_a_byte_do_not_depend_on_tiles(tmp_path, monkeypatch, ma
                         num_key_value_heads=3)  # fmt: skip
     found = []
     for tile in (TILE, 700):  # 7 rows, if that were allowed
-        monkeypatch.setattr("phiconv.conversion.pipeline.TILE", tile)
-        monkeypatch.setattr("phiconv.conversion.pipeline._SPAN", 4 * tile)
+        monkeypatch.setattr("phiconv.conversion.rows.TILE", tile)
+        monkeypatch.setattr("phiconv.conversion.rows.SPAN", 4 * tile)
         for quant in ("int4-asym-g32", "int4-asym-channel"):
             target = tmp_path / f"{tile}-{quant}.xml"
             phiconv.convert(folder, target, quant=quant)
