@@ -122,7 +122,7 @@ def test_one_format_over_another(tmp_path, first, second):
     with pytest.raises(OutputExistsError, match=f"not empty: an output for {first}"):
         convert(NEW, tmp_path / "m", second)
     made = convert(NEW, tmp_path / "m", second, force=True)
-    assert {p.name for p in made.files} == {*files(tmp_path / "m")}
+    assert {p.name for p in (*made.files, made.receipt)} == {*files(tmp_path / "m")}
     assert phiconv.open_model(tmp_path / "m").format == second
 
 
@@ -166,7 +166,7 @@ def test_parts_of_odd_names(tmp_path, name):
     assert phiconv.open_model(first).architecture == "phi3"
     result = phiconv.convert(OLD, target, quant="q8", force=True)
     assert {p.name for p in result.files} == {name}
-    assert {p.name for p in tmp_path.iterdir()} == {name, "x1-00001-of-00002.gguf"}
+    assert {p.name for p in tmp_path.iterdir()} == {name, f"{name}.receipt.json", "x1-00001-of-00002.gguf"}
 
 
 # ------------------------------------------------------------------------------------------- the real command

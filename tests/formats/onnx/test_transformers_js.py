@@ -69,7 +69,7 @@ def test_the_usual_layout_is_genais(tmp_path):
     write(tmp_path / "a", layout=None)
     write(tmp_path / "b", layout="genai")
     write(tmp_path / "c")
-    for path in (tmp_path / "a").iterdir():
+    for path in (p for p in (tmp_path / "a").iterdir() if p.name not in ("receipt.json", ".phiconv.json")):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     ours, usual = tmp_path / "c" / "onnx" / "model_q4.onnx", tmp_path / "a" / "model.onnx"
     assert ours.with_suffix(".onnx_data").read_bytes() == (tmp_path / "a" / "model.onnx.data").read_bytes()
@@ -84,7 +84,7 @@ def test_the_usual_layout_is_genais(tmp_path):
 def test_weights_in_several_files(tmp_path):
     write(tmp_path / "m", split=1_000_000)
     onnx_folder = tmp_path / "m" / "onnx"
-    names = {p.name for p in onnx_folder.iterdir()} - {"model_q4.onnx"}
+    names = {p.name for p in onnx_folder.iterdir()} - {"model_q4.onnx", "model_q4.onnx.receipt.json"}
     count = section(tmp_path / "m")["use_external_data_format"]["model_q4.onnx"]
     assert names == {"model_q4.onnx_data", *(f"model_q4.onnx_data_{i}" for i in range(1, count))}
     assert count > 2
@@ -95,13 +95,17 @@ def test_weights_in_several_files(tmp_path):
     with pytest.raises(OutputExistsError):
         write(tmp_path / "m")
     write(tmp_path / "m", force=True)
-    assert {p.name for p in onnx_folder.iterdir()} == {"model_q4.onnx", "model_q4.onnx_data"}
+    names = {"model_q4.onnx", "model_q4.onnx_data", "model_q4.onnx.receipt.json"}
+    assert {p.name for p in onnx_folder.iterdir()} == names
 
 
 def test_another_type_may_stand_beside(tmp_path):
     for recipe in ("int4", "f32"):
         write(tmp_path / "m", recipe, force=True)
     assert {p.name for p in (tmp_path / "m" / "onnx").glob("*.onnx")} == {"model.onnx", "model_q4.onnx"}
+    for name in ("model.onnx", "model_q4.onnx"):  # each has its own receipt
+        found = phiconv.verify(tmp_path / "m", receipt=tmp_path / "m" / "onnx" / f"{name}.receipt.json")
+        assert found.outcome == "verified"
 
 
 @pytest.mark.parametrize("already", [False, True])

@@ -40,7 +40,7 @@ def plan(source, quant, **options):
 def test_folder_has_everything(tmp_path):
     result = convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert names == {".phiconv.json", *(p.name for p in result.files)}
+    assert names == {".phiconv.json", "receipt.json", *(p.name for p in result.files)}
     assert {"openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json"} <= names
     assert {"openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml"} <= names
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
@@ -74,7 +74,8 @@ def test_settings_have_an_end_even_if_the_source_has_no_settings(tmp_path):
 def test_a_file_is_the_model_alone(tmp_path):
     result = phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "x.xml", quant="int4-sym-g64")
     assert [p.name for p in result.files] == ["x.xml", "x.bin"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".phiconv.json", "x.bin", "x.xml"]
+    names = [".phiconv.json", "x.bin", "x.xml", "x.xml.receipt.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     with pytest.raises(phiconv.OutputExistsError):
         phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "x.xml", quant="f16")
 
