@@ -48,8 +48,9 @@ def section(folder):
 def test_names(tmp_path, recipe, target, dtype, graph):
     result = write(tmp_path / "m", recipe, target=target)
     files = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
-    assert files == {".phiconv.json", *(f.name for f in result.plan.package.files)}
-    assert {name for name in files if "/" in name} == {f"onnx/{graph}", f"onnx/{graph}_data"}
+    receipt = f"onnx/{graph}.receipt.json"
+    assert files == {".phiconv.json", receipt, *(f.name for f in result.plan.package.files)}
+    assert {name for name in files - {receipt} if "/" in name} == {f"onnx/{graph}", f"onnx/{graph}_data"}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= files
     assert not files & {"genai_config.json", "tokenizer_module.json"}  # nobody reads them here
     assert locations(tmp_path / "m" / "onnx" / graph) == {f"{graph}_data"}
