@@ -30,6 +30,7 @@ WINGS = (
     "phiconv.recipes",
     "phiconv.conversion",
     "phiconv.quality",
+    "phiconv.verification",
     "phiconv.api",
     "phiconv.cli",
     "phiconv",

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
         Comparison,
         Evaluation,
         Examination,
+        Finding,
         Model,
         Plan,
         Result,
+        Verification,
         calibrate,
         compare,
         compile_qnn,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
         open_model,
         plan,
         read,
+        verify,
     )
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "DiskFullError",
     "Evaluation",
     "Examination",
+    "Finding",
     "InputError",
     "MalformedFileError",
     "MissingFileError",
@@ -75,6 +79,7 @@ __all__ = [
     "UnsafePickleError",
     "UnsupportedModelError",
     "UsageError",
+    "Verification",
     "WeightError",
     "WorkerError",
     "__version__",
@@ -93,6 +98,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "verify",
 ]
 
 _LAZY = (
@@ -100,9 +106,11 @@ _LAZY = (
     "Comparison",
     "Evaluation",
     "Examination",
+    "Finding",
     "Model",
     "Plan",
     "Result",
+    "Verification",
     "calibrate",
     "compare",
     "compile_qnn",
@@ -118,6 +126,7 @@ _LAZY = (
     "open_model",
     "plan",
     "read",
+    "verify",
 )
 
 

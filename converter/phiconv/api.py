@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from phiconv.conversion import pipeline
-from phiconv.conversion.adapter_files import plan_adapter
 from phiconv.conversion.adapters import merge
-from phiconv.conversion.identity import check_identity
 from phiconv.conversion.machines import machines
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.planning import make_plan
 from phiconv.conversion.plans import Plan
+from phiconv.conversion.requests import planned
 from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
 from phiconv.conversion.unfinished import unfinished_work
@@ -26,13 +25,13 @@ from phiconv.quality.comparison import Comparison, compare
 from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
-from phiconv_formats.calibration.ranges import read_ranges
-from phiconv_formats.calibration.reader import open_calibration
-from phiconv_formats.gguf.imatrix import read_imatrix
+from phiconv.verification.again import planned_again
+from phiconv.verification.judging import judge
+from phiconv.verification.outcome import Finding, Verification
 from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from phiconv.conversion.adapters import Lora
     from phiconv.conversion.pipeline import Progress, TensorReport
     from phiconv.ir import FloatArray, Tensor
+    from phiconv.verification.stated import Stated
     from phiconv_formats.onnx.compilation import Compiled
 
 __all__ = [
@@ -47,9 +47,11 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Examination",
+    "Finding",
     "Model",
     "Plan",
     "Result",
+    "Verification",
     "calibrate",
     "compare",
     "compile_qnn",
@@ -65,6 +67,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "verify",
 ]
 
 
@@ -79,6 +82,7 @@ class Result:
         seconds: Wall time.
         tensors: One report per tensor, in the order of the output.
         notes: What the user should know: the plan's, and what else was done at the destination.
+        receipt: The file that says what it was made of, and how; None if there is none.
     """
 
     plan: Plan
@@ -87,6 +91,7 @@ class Result:
     seconds: float
     tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...] = ()
+    receipt: Path | None = None
 
 
 def plan(
@@ -105,58 +110,26 @@ def plan(
     base: str | PathLike[str] | Model | None = None,
     adapter_only: bool = False,
     repack_only: bool = False,
+    receipt: bool = True,
 ) -> Plan:
     """Plans a conversion without reading a weight: every tensor's target type, and exact sizes.
 
     The arguments and errors are those of `convert`.
     """
-    choices = choices or Choices()
-    if adapter_only:
-        return _plan_adapter(source, destination, base, to=to, quant=quant, choices=choices, lora=lora)
-    if isinstance(source, Model):
-        model = merge(source, lora)
-    elif isinstance(base, Model):
-        model = merge(base, (source, *lora))
-    else:
-        model = open_model(
-            source, config=config, plain=choices.plain, lora=lora, base=base, text_only=choices.text_only
-        )
-    if imatrix is not None:
-        choices = replace(choices, importance=read_imatrix(imatrix))
-    if calibration is not None:
-        choices = replace(choices, calibration=open_calibration(expanded(calibration)))
-    if ranges is not None:
-        measured = read_ranges(expanded(ranges))
-        check_identity(measured.model, model, measured.path)
-        choices = replace(choices, ranges=measured.ranges)
-    return make_plan(
-        model,
-        expanded(destination),
+    return planned(
+        source,
+        destination,
+        choices=choices or Choices(),
         to=to,
         quant=quant,
         split_max_size=split_max_size,
-        choices=choices,
+        lora=lora,
+        base=base,
+        adapter_only=adapter_only,
         repack_only=repack_only,
+        receipt=receipt,
+        others={"imatrix": imatrix, "calibration": calibration, "ranges": ranges, "config": config},
     )
-
-
-def _plan_adapter(
-    source: str | PathLike[str] | Model,
-    destination: str | PathLike[str],
-    base: str | PathLike[str] | Model | None,
-    *,
-    to: str | None,
-    quant: str | None,
-    choices: Choices,
-    lora: Sequence[Lora],
-) -> Plan:
-    if base is None or isinstance(source, Model) or lora:
-        raise UsageError(
-            "--adapter-only takes an adapter and the model that it is for",
-            hint="write phiconv ADAPTER x.gguf --base MODEL --adapter-only",
-        )
-    model = base if isinstance(base, Model) else open_model(base)
-    return plan_adapter(source, model, expanded(destination), to=to, quant=quant, choices=choices)
 
 
 def convert(
@@ -177,6 +150,7 @@ def convert(
     base: str | PathLike[str] | Model | None = None,
     adapter_only: bool = False,
     repack_only: bool = False,
+    receipt: bool = True,
     jobs: int | None = None,
     processes: bool = False,
     executor: Executor | None = None,
@@ -206,6 +180,8 @@ def convert(
         base: The model, where the source is an adapter to merge into it.
         adapter_only: Write the adapter by itself, for llama.cpp to add to the model while it runs.
         repack_only: Refuse a conversion that would change any weight, before one is read.
+        receipt: Write down what it was made of, and how, for `verify`: in a file beside the output, or in its
+            folder.
         jobs: Number of threads; by default one per processor.
         processes: Use processes rather than threads where quantizing takes long: they get more out of several
             processors, and each takes some 50 MB. A script needs ``if __name__ == "__main__":`` then.
@@ -221,11 +197,13 @@ def convert(
         WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
-    planned = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config, ranges=ranges)
-    planned = partial(planned, to=to, quant=quant, choices=choices, repack_only=repack_only)
+    planning = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config, ranges=ranges)
+    planning = partial(
+        planning, to=to, quant=quant, choices=choices, repack_only=repack_only, receipt=receipt
+    )
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
-    first = planned(source, destination, calibration=calibration, **adapters)
-    again = partial(planned, first.model, destination)
+    first = planning(source, destination, calibration=calibration, **adapters)
+    again = partial(planning, first.model, destination)
     with (
         calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as planned_best,
         sequenced(planned_best, progress) as made,
@@ -233,15 +211,68 @@ def convert(
     ):
         notes = [*made.package.notes]
         where: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
-        told: dict[str, Any] = {
-            "progress": progress,
-            "note": notes.append,
-            "allow_nonfinite": allow_nonfinite,
-        }
-        reports = pipeline.run(
-            made.package, made.folder, source=made.model.path, unfinished=unfinished, **where, **told
-        )
-    return Result(made, made.files, made.size, time.perf_counter() - started, tuple(reports), tuple(notes))
+        told: dict[str, Any] = {"progress": progress, "note": notes.append, "receipt": made.receipt}
+        where |= {"source": made.model.path, "allow_nonfinite": allow_nonfinite}
+        reports = pipeline.run(made.package, made.folder, unfinished=unfinished, **where, **told)
+    seconds = time.perf_counter() - started
+    return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes), made.receipt_path)
+
+
+def verify(
+    output: str | PathLike[str],
+    *,
+    source: str | PathLike[str] | None = None,
+    receipt: str | PathLike[str] | None = None,
+    imatrix: str | PathLike[str] | None = None,
+    calibration: str | PathLike[str] | None = None,
+    ranges: str | PathLike[str] | None = None,
+    config: str | PathLike[str] | None = None,
+    lora: Sequence[Lora] = (),
+    base: str | PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Checks an output against its receipt; with the source it is made again, and every byte compared.
+
+    Nothing is written. Without a source the receipt is believed: whoever changes both is not found.
+
+    Args:
+        output: A file or a folder that `convert` wrote.
+        source: What it was made of. Only its files count, and not where they are.
+        receipt: Its receipt, where it is not beside it.
+        imatrix: What else `convert` was given; the receipt says the options.
+        calibration: Likewise.
+        ranges: Likewise.
+        config: Likewise.
+        lora: Likewise, in the same order; the receipt has their weights.
+        base: Likewise.
+        jobs: Number of threads; by default one per processor.
+        progress: Is told how far it is.
+
+    Raises:
+        MissingFileError: There is no such output.
+        UsageError: Something that is for making it again, and no source.
+    """
+    given = {"calibration": calibration, "imatrix": imatrix, "ranges": ranges, "config": config}
+    others = {"base": base, **given}
+    if source is None and (lora or any(path is not None for path in others.values())):
+        raise UsageError("nothing is made again without a source", hint="give --source")
+
+    @contextmanager
+    def again(stated: Stated) -> Iterator[Plan]:
+        assert source is not None  # noqa: S101 - it is called only then
+        with planned_again(stated, expanded(source), lora, base, given) as made, sequenced(made) as done:
+            yield done
+
+    roles = {role for role, path in others.items() if path is not None}
+    return judge(
+        expanded(output),
+        None if receipt is None else expanded(receipt),
+        None if source is None else again,
+        {*roles, *(f"lora-{number}" for number in range(len(lora)))},
+        jobs=jobs,
+        progress=progress,
+    )
 
 
 def compile_qnn(

@@ -182,13 +182,14 @@ def test_formats(cli):
 
 def test_folder_as_destination(cli):
     assert cli(FIXTURE, "new", "--to", "gguf", "--q8")[0] == 0
-    assert [p.name for p in Path("new").iterdir()] == ["tiny-phi3-Q8_0.gguf"]
+    name = "tiny-phi3-Q8_0.gguf"
+    assert sorted(p.name for p in Path("new").iterdir()) == [name, f"{name}.receipt.json"]
 
 
 def test_split(cli):
     assert cli(FIXTURE, "o.gguf", "--q8", "--split-max-size", "2M")[0] == 0
     parts = [f"o-0000{n}-of-00004.gguf" for n in (1, 2, 3, 4)]
-    assert sorted(p.name for p in Path().iterdir()) == [".phiconv.json", *parts]
+    assert sorted(p.name for p in Path().iterdir()) == [".phiconv.json", *parts, "o.gguf.receipt.json"]
 
 
 # ----------------------------------------------------------------------------------------- what can go wrong

@@ -41,7 +41,7 @@ def small(model_folder, tmp_path_factory):
 
 
 def convert(source, out, calibration, **options):
-    return phiconv.convert(source, out, choices=BEST, calibration=calibration, **options)
+    return phiconv.convert(source, out, choices=BEST, calibration=calibration, receipt=False, **options)
 
 
 def outputs(folder):
@@ -167,7 +167,7 @@ def test_it_measures_by_itself_and_cleans_up(tmp_path, small, text):
         small[0], tmp_path / "b.gguf", quant="Q4_0", choices=BEST, text=[text[:9000]], calibration_tokens=1024
     )
     assert outputs(tmp_path / "a.gguf") == outputs(tmp_path / "b.gguf")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "c"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf", "b.gguf.receipt.json", "c"]
 
 
 def test_an_interrupted_run_goes_on(tmp_path, small, monkeypatch):
@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on(tmp_path, small, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["o.gguf.calibration"]
     monkeypatch.setattr("phiconv.quality.folder.run_stage", stop)  # it is not measured again
     phiconv.convert(small[0], tmp_path / "o.gguf", **options)
-    assert [p.name for p in tmp_path.iterdir()] == ["o.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.gguf", "o.gguf.receipt.json"]
 
 
 def test_nothing_is_measured_for_what_cannot_be_written(tmp_path, monkeypatch):

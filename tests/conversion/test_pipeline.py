@@ -179,7 +179,7 @@ def test_existing_outputs_are_kept(tmp_path):
     assert target.read_bytes() == b"mine"
     phiconv.convert(FIXTURE, target, force=True)
     assert target.read_bytes()[:4] == b"GGUF"
-    assert left_behind(tmp_path) == ["o.gguf"]
+    assert left_behind(tmp_path) == ["o.gguf", "o.gguf.receipt.json"]
 
 
 def test_output_has_the_usual_permissions(tmp_path):
@@ -232,13 +232,13 @@ def test_too_little_space_is_known_before_the_work(tmp_path, monkeypatch):
 SLOW_CONVERSION = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from phiconv.conversion import pipeline
-pipeline._SPAN = pipeline.TILE = 1 << 14
-real = pipeline._convert_span
+from phiconv.conversion import pipeline, rows
+rows.SPAN = rows.TILE = 1 << 14
+real = pipeline.convert_span
 def slow(*arguments):
     time.sleep(0.03)
     return real(*arguments)
-pipeline._convert_span = slow
+pipeline.convert_span = slow
 print("started", flush=True)
 sys.argv[0] = "phiconv"
 from phiconv.cli import main

@@ -64,8 +64,8 @@ def test_processes_are_for_searches(quant, jobs, enough, expected, monkeypatch, 
 # Each task of a worker takes a while, and there are many.
 SLOW_CONVERSION = """
 import signal, sys, time
-from phiconv.conversion import pipeline
-convert = pipeline._convert_span
+from phiconv.conversion import pipeline, rows
+convert = pipeline.convert_span
 
 def slow(*arguments):
     time.sleep(0.03)
@@ -73,7 +73,7 @@ def slow(*arguments):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    pipeline._convert_span, pipeline._WORTH_PROCESSES, pipeline._SPAN = slow, 1, 1 << 14
+    pipeline.convert_span, pipeline._WORTH_PROCESSES, rows.SPAN = slow, 1, 1 << 14
     from phiconv.cli import main
     main([*sys.argv[1:], "--q4", "--quiet", "--jobs", "2"], prog_name="phiconv")
 """

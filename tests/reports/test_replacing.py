@@ -92,7 +92,8 @@ def test_a_kill_at_any_moment_of_replacing(tmp_path, target, monkeypatch):
     told = 0
     main = TARGETS[target][1]
     for moment in moments:
-        source = moment / main.format(max(len(old), 1)) if "{}" in main else moment / main
+        parts = sum(not name.endswith(".receipt.json") for name in old)
+        source = moment / main.format(max(parts, 1)) if "{}" in main else moment / main
         there = files(moment)
         if there in (old, new) and is_whole(source):
             continue
@@ -122,7 +123,7 @@ def test_one_format_over_another(tmp_path, first, second):
     with pytest.raises(OutputExistsError, match=f"not empty: an output for {first}"):
         convert(NEW, tmp_path / "m", second)
     made = convert(NEW, tmp_path / "m", second, force=True)
-    assert {p.name for p in made.files} == {*files(tmp_path / "m")}
+    assert {p.name for p in (*made.files, made.receipt)} == {*files(tmp_path / "m")}
     assert phiconv.open_model(tmp_path / "m").format == second
 
 
@@ -166,23 +167,23 @@ def test_parts_of_odd_names(tmp_path, name):
     assert phiconv.open_model(first).architecture == "phi3"
     result = phiconv.convert(OLD, target, quant="q8", force=True)
     assert {p.name for p in result.files} == {name}
-    assert {p.name for p in tmp_path.iterdir()} == {name, "x1-00001-of-00002.gguf"}
+    assert {p.name for p in tmp_path.iterdir()} == {name, f"{name}.receipt.json", "x1-00001-of-00002.gguf"}
 
 
 # ------------------------------------------------------------------------------------------- the real command
 
 SLOW = """
 import os, signal, sys, time
-from phiconv.conversion import pipeline
-real, count = pipeline._convert_span, [0]
-pipeline._SPAN = pipeline.TILE = 1 << 16
+from phiconv.conversion import pipeline, rows
+real, count = pipeline.convert_span, [0]
+rows.SPAN = rows.TILE = 1 << 16
 def slow(*arguments):
     count[0] += 1
     if count[0] == 20:
         print("half", flush=True)
         time.sleep(60)
     return real(*arguments)
-pipeline._convert_span = slow
+pipeline.convert_span = slow
 sys.argv[0] = "phiconv"
 from phiconv.cli import main
 main(sys.argv[1:])

@@ -15,6 +15,7 @@ from phiconv.cli.compare import compare
 from phiconv.cli.compile import compile_
 from phiconv.cli.group import Command, Group
 from phiconv.cli.options import conversion_options
+from phiconv.cli.verify import verify
 from phiconv.cli.voice import tell
 from phiconv.errors import UsageError
 from phiconv.spelling import folded
@@ -120,6 +121,7 @@ def _wishes(
     base: Path | None,
     adapter_only: bool,
     repack_only: bool,
+    receipt: bool,
     tensor_types: tuple[str, ...],
     **choices: Any,
 ) -> dict[str, Any]:
@@ -138,6 +140,7 @@ def _wishes(
         "base": base,
         "adapter_only": adapter_only,
         "repack_only": repack_only,
+        "receipt": receipt,
         "choices": Choices(tensor_types=tuple(override(text) for text in tensor_types), **choices),
     }
 
@@ -218,5 +221,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
+for _command in (compare, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)

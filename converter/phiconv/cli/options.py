@@ -147,6 +147,9 @@ _OPTIONS = (
     click.option("--imatrix", type=PATH, help="An importance matrix."),
     click.option("--ranges", type=PATH, help="ONNX, w8a16 and w4a16: a .json that calibrate wrote."),
     click.option("--split-max-size", type=size, help="Split the output, e.g. 2G."),
+    click.option(
+        "--receipt/--no-receipt", default=True, help="Write down what DEST was made of, for verify (default)."
+    ),
     JSON,
 )
 

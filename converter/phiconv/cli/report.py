@@ -71,6 +71,7 @@ def plan_object(plan: Plan) -> dict[str, Any]:
             {"path": str(p), "bytes": f.size} for p, f in zip(plan.files, plan.package.files, strict=True)
         ],
         "bytes": plan.size,
+        "receipt": _receipt(plan),
         "bits_per_weight": plan.bits_per_weight,
         "free_bytes": plan.free_space,
         "memory_bytes": _memory(plan),
@@ -109,12 +110,20 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{_path(plan.model.path)} -> {plan.target} {plan.recipe}",
         *table(rows, frozenset({5})),
         *(f"{_path(p)}: {f.size} bytes" for p, f in zip(plan.files, plan.package.files, strict=True)),
+        *(f"{_path(receipt['path'])}: {receipt['bytes']} bytes" for receipt in [_receipt(plan)] if receipt),
         f"{size_text(plan.size)}, {plan.bits_per_weight:.2f} bits per weight",
         f"tensors: {', '.join(f'{count} {action}' for action, count in actions.most_common())}",
         *_mixture_lines(plan),
         f"{size_text(plan.free_space)} free; memory about {size_text(_memory(plan))}",
         *(f"note: {printable(n)}" for n in plan.package.notes),
     ]
+
+
+def _receipt(plan: Plan) -> dict[str, Any] | None:
+    """The receipt, and its size."""
+    if plan.receipt is None:
+        return None
+    return {"path": str(plan.receipt_path), "bytes": plan.receipt.file().size}
 
 
 def _tensor_types(plan: Plan) -> list[str]:
@@ -150,6 +159,7 @@ def result_object(result: Result) -> dict[str, Any]:
     return {
         "files": [str(p) for p in result.files],
         "bytes": result.size,
+        "receipt": None if result.receipt is None else str(result.receipt),
         "seconds": round(result.seconds, 3),
         "target": plan.target,
         "recipe": plan.recipe,

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 from phiconv import recipes
 from phiconv.architectures import ARCHITECTURES
 from phiconv.architectures.multimodal import KINDS
+from phiconv.recipes.peers import PEERS
 from phiconv_formats import FORMATS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from phiconv.recipes.grammar import Family
 
 __all__ = ["family_lines", "formats_lines", "formats_object"]
@@ -32,6 +35,7 @@ def formats_object() -> dict[str, Any]:
             }
             for f in FORMATS.values()
         ],
+        "bytes_of": PEERS,
         "presets": {target: module.PRESETS for target, module in recipes.TARGETS.items()},
         "quantizations": {target: module.RECIPES.names() for target, module in recipes.TARGETS.items()},
         "architectures": {
@@ -53,11 +57,17 @@ def formats_lines() -> list[str]:
         lines.append(f"Presets for {target}: {presets}")
         lines.append(f"Quantizations for {target} (--quant):")
         lines += [line for family in module.RECIPES.families for line in family_lines(family)]
+    lines += [f"Compared with for {target}: {_names(peers)}" for target, peers in PEERS.items() if peers]
     lines.append("Models:")
     lines += [f"  {a.name} ({', '.join(a.classes)}): {a.title}" for a in ARCHITECTURES.values()]
     lines.append("Models whose text part is converted:")
     lines += [f"  {k.names[0]}, as {k.text.name}: {k.title}" for k in KINDS]
     return lines
+
+
+def _names(peers: Mapping[str, str]) -> str:
+    """Tools with their versions."""
+    return ", ".join(f"{name} {version}" for name, version in peers.items())
 
 
 def family_lines(family: Family) -> list[str]:

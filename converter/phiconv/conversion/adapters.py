@@ -13,6 +13,7 @@ from phiconv.conversion.paths import expanded
 from phiconv.errors import UnsupportedModelError, UsageError, printable
 from phiconv.ir.adapter import Adapter
 from phiconv_formats.peft import open_adapter
+from phiconv_formats.shared.files import noting_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Sized
@@ -45,12 +46,13 @@ def merge(model: Model, adapters: Sequence[Lora]) -> Model:
         UnsupportedModelError: What cannot be merged exactly, by its key.
         UsageError: A weight that an adapter cannot have, or two that replace the same tensor.
     """
-    for each in adapters:
-        path, weight = each if isinstance(each, tuple) else (each, 1.0)
-        own = model.own_adapters.get(fspath(path))
-        adapter = own if isinstance(own, Adapter) else open_adapter(expanded(own or path))
-        model = _with(model, _weighted(adapter, weight))
-    return model
+    with noting_files() as noted:
+        for each in adapters:
+            path, weight = each if isinstance(each, tuple) else (each, 1.0)
+            own = model.own_adapters.get(fspath(path))
+            adapter = own if isinstance(own, Adapter) else open_adapter(expanded(own or path))
+            model = _with(model, _weighted(adapter, weight))
+    return replace(model, opened=(*model.opened, *noted))
 
 
 def _with(model: Model, adapter: Adapter) -> Model:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["MANIFEST", "Entry", "read_manifest", "refuse_half_replaced", "write_manifest"]
+__all__ = ["MANIFEST", "Entry", "is_plain_name", "read_manifest", "refuse_half_replaced", "write_manifest"]
 
 MANIFEST = ".phiconv.json"
 """Its name. It begins with a dot, and no runtime looks for it."""
@@ -151,7 +151,9 @@ def _entry(value: Any) -> Entry | None:
     state, files, old = value.get("state"), value.get("files"), value.get("old")
     if not all(isinstance(text, str) for text in texts) or state not in _STATES or not _are_files(files):
         return None
-    if (texts[0] and (not _is_plain(texts[0]) or "/" in texts[0])) or (state == "complete") != (old is None):
+    if (texts[0] and (not is_plain_name(texts[0]) or "/" in texts[0])) or (state == "complete") != (
+        old is None
+    ):
         return None
     if old is not None and not _are_files(old):
         return None
@@ -160,11 +162,11 @@ def _entry(value: Any) -> Entry | None:
 
 def _are_files(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        _is_plain(name) and type(size) is int and size >= 0 for name, size in value.items()
+        is_plain_name(name) and type(size) is int and size >= 0 for name, size in value.items()
     )
 
 
-def _is_plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether a text names a file in a folder, or below it, and not the manifest itself."""
     foreign = "\0\\:" if os.name == "nt" else "\0"
     parts = name.split("/")

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "RECEIPT_HEAD",
     "check_names",
     "destination_of",
     "inner_name",
     "name_within",
     "new_token",
     "partial_name",
+    "receipt_name",
     "shortened",
     "token_of",
 ]
@@ -28,6 +30,10 @@ __all__ = [
 _PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{8})\.partial", re.DOTALL)
 _LONGEST = 200  # bytes of the name within; with all around it, less than any usual file system takes
 _USUAL_LIMIT = 255  # bytes on Unix, UTF-16 units on Windows
+
+
+RECEIPT_HEAD = b'{\n "_type": "https://in-toto.io/Statement/v1",\n "subject": ['
+"""How a receipt begins."""
 
 
 def inner_name(name: str) -> str:
@@ -51,6 +57,11 @@ def new_token() -> str:
 def partial_name(path: Path, token: str = "") -> Path:
     """A name for a temporary file, or folder, beside ``path``; without a token it is a new one."""
     return path.with_name(f".{inner_name(path.name)}.{token or new_token()}.partial")
+
+
+def receipt_name(output: str) -> str:
+    """What the receipt of an output is called: of a file, or of a folder as a whole ("")."""
+    return f"{output}.receipt.json" if output else "receipt.json"
 
 
 def name_within(name: str) -> str:

@@ -298,6 +298,8 @@ def _finish(destination: Destination, place: Path, made: Mapping[str, PartialFil
         # The first file is the one that a runtime opens: it appears last, and one that was that before it.
         first = destination.files[0].name
         late = [*(name for name in change.mains if name != first), first]
+        if destination.is_alone and destination.receipt in made:
+            late.append(destination.receipt)
         done: list[str] = []
         try:
             for name in [*(name for name in made if name not in late), *late]:

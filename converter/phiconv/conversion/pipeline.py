@@ -14,34 +14,29 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
-from phiconv.conversion import checks, effort
+from phiconv.conversion import effort
+from phiconv.conversion.digests import FollowingHashes
 from phiconv.conversion.outputs import partial_files
+from phiconv.conversion.receipt import receipt_text
+from phiconv.conversion.rows import convert_span, spans
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
-from phiconv.forward import threads
-from phiconv.ir import Blocks, FloatEncoding
-from phiconv.quantizers import SEARCHING, decode, encode
-from phiconv.quantizers.numerics.floats import narrow, widen
-from phiconv.quantizers.repack import repack, repackable
+from phiconv.ir import FloatEncoding
+from phiconv.quantizers import SEARCHING
+from phiconv.quantizers.repack import repackable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Executor, Future
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
+    from phiconv.conversion.receipt import Receipt
+    from phiconv.conversion.rows import Span, Target
     from phiconv.conversion.unfinished import Unfinished
-    from phiconv.ir import AnyBlockEncoding, BlockEncoding, Encoded
     from phiconv_formats.shared.output import Package, Stream
 
-__all__ = ["Progress", "TensorReport", "run", "worth_processes"]
-
-TILE = 1 << 18
-"""Weights handled at once: enough that NumPy's overhead vanishes, few enough for the L2 cache."""
-
-_SPAN = 16 * TILE  # weights of one task: large enough that the executor's overhead vanishes
+__all__ = ["Progress", "TensorReport", "compare", "run", "worth_processes"]
 
 _WORTH_PROCESSES = 1 << 26  # weights whose quantization is a search
 
@@ -68,16 +63,6 @@ class TensorReport:
     overflows: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """A task: some rows of one stream."""
-
-    index: int
-    start: int
-    stop: int
-    weights: int
-
-
 def run(
     package: Package,
     folder: Path,
@@ -91,6 +76,7 @@ def run(
     source: Path | None = None,
     note: Callable[[str], None] | None = None,
     unfinished: Unfinished | None = None,
+    receipt: Receipt | None = None,
 ) -> list[TensorReport]:
     """Writes an output.
 
@@ -106,6 +92,7 @@ def run(
         source: What is converted; it is not replaced.
         note: Is told what else was done at the destination, in one line.
         unfinished: Has what an interrupted run has done, and keeps what this one does.
+        receipt: What the receipt among the files says, but for the sums.
 
     Returns:
         One report per tensor, in order.
@@ -120,7 +107,7 @@ def run(
     own = executor is None
     made = partial_files(
         folder,
-        package.files,
+        (*package.files, *([] if receipt is None else [receipt.file()])),
         force=force,
         own_folder=package.own_folder,
         stale=package.stale,
@@ -133,16 +120,52 @@ def run(
         pool = _own_pool(package, jobs, processes=processes) if executor is None else executor
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
-        with effort.preparation(package.streams) as ready, context:
+        hashing = None if receipt is None else _hashes(package, receipt, files)
+        with effort.preparation(package.streams) as ready, hashing or nullcontext(), context:
+            work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress, hashing)
             try:
-                work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress)
                 work.run(allow_nonfinite=allow_nonfinite)
             except BrokenExecutor as error:
                 raise WorkerError(
                     "a worker process was ended, as systems do when memory runs out", hint="give --jobs 1"
                 ) from error
+            if receipt is not None and hashing is not None:
+                files[receipt.name].write(0, receipt_text(receipt.statement(hashing.digests())))
         _check_unchanged(package)
     return reports
+
+
+def _hashes(package: Package, receipt: Receipt, files: Mapping[str, PartialFile]) -> FollowingHashes:
+    """What takes the sums for a receipt."""
+    return FollowingHashes(
+        package, {name: files[name].path for name in receipt.outputs}, [file for _, file in receipt.sources]
+    )
+
+
+def compare(
+    package: Package,
+    targets: Mapping[str, Target],
+    *,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Converts once more: gives every packed row to targets that compare it with what is there.
+
+    Args:
+        package: The output.
+        targets: Its files by name. What one of them raises ends the comparison.
+        jobs: Number of threads; by default one per processor.
+        progress: Called from this thread after each task.
+
+    Raises:
+        WeightError: A source that could not have been converted.
+    """
+    jobs = jobs or os.cpu_count() or 1
+    reports = [TensorReport(s.name) for s in package.streams]
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv")
+    with effort.preparation(package.streams) as ready, pool:
+        _Work(package, targets, pool, 2 * jobs, ready, None, reports, progress).run(allow_nonfinite=True)
+    _check_unchanged(package)
 
 
 def _own_pool(package: Package, jobs: int, *, processes: bool) -> Executor:
@@ -178,29 +201,31 @@ class _Work:
         unfinished: See `run`.
         reports: One per stream.
         progress: See `run`.
+        hashing: Is told which tensors are done.
     """
 
     package: Package
-    files: dict[str, PartialFile]
+    files: Mapping[str, Target]
     pool: Executor
     limit: int
     ready: effort.Preparation
     unfinished: Unfinished | None
     reports: list[TensorReport]
     progress: Progress | None
+    hashing: FollowingHashes | None = None
     done: int = 0
 
     def run(self, *, allow_nonfinite: bool) -> None:
         """Keeps as many tasks under way until all are done or one fails."""
-        left = Counter(span.index for span in _spans(self.package))
-        spans = self._to_do()
-        running: dict[Future[tuple[int, int]], _Span] = {}
+        left = Counter(span.index for span in spans(self.package))
+        waiting = self._to_do()
+        running: dict[Future[tuple[int, int]], Span] = {}
         try:
             while True:
-                while len(running) < self.limit and (span := next(spans, None)) is not None:
+                while len(running) < self.limit and (span := next(waiting, None)) is not None:
                     stream = self.ready.stream(span.index)
                     targets = [self.files[s.file] for s in stream.segments]
-                    task = self.pool.submit(_convert_span, stream, span, targets, allow_nonfinite)
+                    task = self.pool.submit(convert_span, stream, span, targets, allow_nonfinite)
                     running[task] = span
                 if not running:
                     return
@@ -219,13 +244,13 @@ class _Work:
                 task.cancel()
             wait(running)
 
-    def _to_do(self) -> Iterator[_Span]:
+    def _to_do(self) -> Iterator[Span]:
         """The tasks, but for those of tensors that an interrupted run has done."""
         restored = -1
-        for span in _spans(self.package):
+        for span in spans(self.package):
             stream = self.package.streams[span.index]
             first = span.start == 0 and self.unfinished is not None
-            if first and self.unfinished and self.unfinished.restore(span.index, stream, self.files):
+            if first and self.unfinished and self.unfinished.restore(span.index, stream, self._partials()):
                 restored = span.index
             if span.index == restored:
                 self._step(span)
@@ -238,9 +263,15 @@ class _Work:
         self.ready.release(index)
         _check_overflow(stream, report, allowed=allow_nonfinite)
         if self.unfinished is not None and not (report.nonfinite or report.overflows):
-            self.unfinished.keep(index, stream, self.files)
+            self.unfinished.keep(index, stream, self._partials())
+        if self.hashing is not None:
+            self.hashing.finished(index)
 
-    def _step(self, span: _Span) -> None:
+    def _partials(self) -> Mapping[str, PartialFile]:
+        """The files, where they are written to."""
+        return cast("Mapping[str, PartialFile]", self.files)
+
+    def _step(self, span: Span) -> None:
         self.done += span.weights
         if self.progress is not None:
             total = sum(s.tensor.size for s in self.package.streams)
@@ -252,18 +283,6 @@ def _check_unchanged(package: Package) -> None:
     for source in {run.source for stream in package.streams for run in stream.tensor.runs}:
         if source.changed():
             raise MalformedFileError("changed while it was read", path=source.label, hint="convert it again")
-
-
-def _nonfinite(stream: Stream, values: Encoded, start: int) -> WeightError:
-    where = ""
-    if isinstance(values, np.ndarray):
-        row, column = checks.first_nonfinite(values)
-        where = f" at row {start + row}, column {column}"
-    return WeightError(
-        f"a weight is NaN or infinite{where}",
-        path=stream.tensor.label,
-        hint="the checkpoint is damaged; give --allow-nonfinite to convert it all the same",
-    )
 
 
 def _check_overflow(stream: Stream, report: TensorReport, *, allowed: bool) -> None:
@@ -280,110 +299,3 @@ def _check_overflow(stream: Stream, report: TensorReport, *, allowed: bool) -> N
         path=stream.tensor.label,
         hint="give --bf16 or --f32, or --allow-nonfinite to let them become infinite",
     )
-
-
-def _spans(package: Package) -> Iterator[_Span]:
-    for index, stream in enumerate(package.streams):
-        rows, columns = stream.tensor.rows, stream.tensor.columns
-        step = _step(_SPAN, stream)
-        for start in range(0, rows if columns else 0, step):  # rows of nothing may be any number
-            stop = min(start + step, rows)
-            yield _Span(index, start, stop, (stop - start) * columns)
-
-
-def _step(weights: int, stream: Stream) -> int:
-    """How many rows have about so many weights."""
-    together = stream.rows_together
-    return max(weights // max(stream.tensor.columns, 1) // together, 1) * together
-
-
-def _tiles(stream: Stream, span: _Span) -> Iterator[tuple[int, int]]:
-    """The rows of each tile; where errors count differently in each matrix of a stack, a tile lies in one.
-
-    Where columns are looked at one after the other, it takes many rows to make long vectors.
-    """
-    step = _step(TILE if stream.metrics is None else _SPAN, stream)
-    alike = stream.importance is None and stream.metrics is None
-    matrix = stream.tensor.rows if alike else stream.tensor.shape[-2]
-    start = span.start
-    while start < span.stop:
-        stop = min(start + step, span.stop, (start // matrix + 1) * matrix)
-        yield start, stop
-        start = stop
-
-
-def _encode(values: Encoded, stream: Stream, start: int, bad: int) -> tuple[Encoded, int]:
-    """Encodes rows, ``bad`` of whose numbers are not finite; returns also how many more are not afterwards.
-
-    What is stored in the wanted encoding already is copied, also where formats call it differently.
-    """
-    stored = stream.tensor.encoding
-    if isinstance(values, Blocks):
-        if repackable(stored, stream.encoding):
-            return _repacked(values, stream), 0
-        values = decode(values, stream.tensor.columns)
-    elif stored == stream.encoding:
-        return values, 0
-    metric = None if stream.metrics is None else stream.metrics[start // stream.tensor.shape[-2]]
-    if metric is None and stream.cast is not None:
-        values = narrow(values, stream.cast)
-        if checks.may_overflow(stored, stream.cast) and (lost := checks.count_nonfinite(values) - bad) > 0:
-            return encode(values, stream.encoding), lost
-    weights = None if stream.importance is None else stream.importance[start // stream.tensor.shape[-2]]
-    if metric is None:
-        encoded = encode(values, stream.encoding, weights, effort=stream.effort)
-    else:
-        encoded = effort.quantize(widen(values), cast("AnyBlockEncoding", stream.encoding), metric)
-    lost = checks.count_nonfinite(encoded) - bad if checks.may_overflow(stored, stream.encoding) else 0
-    return encoded, max(lost, 0)
-
-
-def _repacked(blocks: Blocks, stream: Stream) -> Blocks:
-    """The same blocks in the wanted encoding; an error says whose they are."""
-    try:
-        return repack(blocks, cast("BlockEncoding", stream.encoding))
-    except WeightError as error:
-        where = f"tensor {stream.name}"
-        raise WeightError(error.message, path=stream.tensor.label, at=where, hint=error.hint) from None
-
-
-def _convert_span(
-    stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
-) -> tuple[int, int]:
-    """Converts the rows of one task; returns how many weights were not finite, and how many overflowed."""
-    with threads.parallel():  # what an adapter adds is a small product of matrices
-        return _convert_rows(stream, span, targets, allow_nonfinite)
-
-
-def _convert_rows(
-    stream: Stream, span: _Span, targets: list[PartialFile], allow_nonfinite: bool
-) -> tuple[int, int]:
-    nonfinite = overflows = 0
-    across, kept = any(segment.lines > 1 for segment in stream.segments), []
-    for start, stop in _tiles(stream, span):
-        values = stream.tensor.read(start, stop)
-        bad = checks.count_nonfinite(values)
-        if bad and not allow_nonfinite:
-            raise _nonfinite(stream, values, start)
-        nonfinite += bad
-        encoded, lost = _encode(values, stream, start, bad)
-        overflows += lost
-        if across and isinstance(encoded, Blocks):  # few rows would be few bytes of very many lines
-            kept.append(encoded)
-        else:
-            _write(stream, targets, encoded, start)
-    if kept:
-        _write(stream, targets, Blocks.join(kept), span.start)
-    return nonfinite, overflows
-
-
-def _write(stream: Stream, targets: list[PartialFile], encoded: Encoded, start: int) -> None:
-    """Writes encoded rows to their places."""
-    for segment, target, data in zip(stream.segments, targets, stream.pack(encoded), strict=True):
-        position = segment.position(start)
-        if segment.lines == 1:
-            target.write(position, data)
-            continue
-        length = segment.line_bytes(stream.tensor.rows)
-        for number, line in enumerate(data):
-            target.write(position + number * length, line)

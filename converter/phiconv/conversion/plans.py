@@ -12,6 +12,7 @@ from phiconv.quantizers.repack import repackable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from phiconv.conversion.receipt import Receipt
     from phiconv.ir import Encoding
     from phiconv.ir.model import Model
     from phiconv_formats.calibration.reader import Calibration
@@ -72,6 +73,7 @@ class Plan:
         tensors: What becomes of each tensor, in the order of the output.
         outputs: What the writer was given, in the same order.
         calibration: What was measured of the model, if anything.
+        receipt: What the output's receipt says, but for the sums; None where it has none.
         mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
     """
 
@@ -84,15 +86,21 @@ class Plan:
     mixture: tuple[tuple[str, str], ...] = ()
     outputs: tuple[OutputTensor, ...] = ()
     calibration: Calibration | None = None
+    receipt: Receipt | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that will be there."""
+        """The files that will be there, but for the receipt."""
         return tuple(self.folder / f.name for f in self.package.files)
 
     @property
+    def receipt_path(self) -> Path | None:
+        """The receipt, if there will be one."""
+        return None if self.receipt is None else self.folder / self.receipt.name
+
+    @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files, but for the receipt."""
         return self.package.size
 
     @property

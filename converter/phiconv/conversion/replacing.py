@@ -4,6 +4,9 @@ The manifest of the folder says what is phiconv's (see `manifest`). A file that 
 size now is not: somebody changed it. Files that the new output has too are replaced when that is asked for,
 whoever wrote them. Anything else in a folder that is an output would be mixed with it, so it is refused, but
 for what is harmless anywhere.
+
+A single file needs no manifest, whether or not it has a receipt: that is told by its name. It goes before the
+file is replaced and comes after, so that no file ever has the receipt of another one.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phiconv.conversion.manifest import MANIFEST, Entry, read_manifest, write_manifest
-from phiconv.conversion.names import inner_name, name_within
+from phiconv.conversion.names import RECEIPT_HEAD, inner_name, name_within, receipt_name
 from phiconv.errors import InputError, OutputError, OutputExistsError, printable
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from phiconv_formats.shared.output import Label, OutputFile
 
-__all__ = ["Destination", "Replacement"]
+__all__ = ["Destination", "Replacement", "strangers"]
 
 # What lies in folders without being of a model, in lower case. No runtime opens any of it.
 _HARMLESS = (
@@ -78,6 +81,16 @@ class Destination:
     def sizes(self) -> dict[str, int]:
         """Names and sizes of the files."""
         return {file.name: file.size for file in self.files}
+
+    @property
+    def receipt(self) -> str:
+        """What a receipt of the output is called, whether or not there is one."""
+        return receipt_name(self.label.name)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is a single file, but for its receipt."""
+        return not self.own_folder and len({*self.sizes} - {self.receipt}) == 1
 
     def is_stale(self, name: str) -> bool:
         """Whether a file of this name would be taken for a part of this output."""
@@ -136,13 +149,17 @@ class Replacement:
 
     @property
     def is_one_step(self) -> bool:
-        """Whether one renaming does it all, so that there is nothing in between."""
+        """Whether one renaming does it all, so that there is nothing in between; a receipt does not count."""
+        if self.destination.is_alone:
+            return not {*self.removed} - {self.destination.receipt}
         return len(self.destination.files) + len(self.removed) == 1
 
     def announce(self) -> None:
         """Writes down what is about to happen, and takes away what a runtime would open meanwhile."""
         destination = self.destination
         if self.is_one_step:
+            if destination.is_alone:
+                (destination.folder / destination.receipt).unlink(missing_ok=True)
             return
         self._write(Entry(destination.label, {**destination.sizes, **self.kept}, self.old))
         for name in self.mains:
@@ -171,8 +188,8 @@ class Replacement:
                 with contextlib.suppress(OSError):  # other files are there
                     path.parent.rmdir()
         if self.listed or not self.is_one_step:
-            alone = len(destination.files) == 1 and not destination.own_folder
-            self._write(Entry(destination.label, {} if alone else {**destination.sizes, **self.kept}))
+            files = {} if destination.is_alone else {**destination.sizes, **self.kept}
+            self._write(Entry(destination.label, files))
 
     def _write(self, entry: Entry) -> None:
         write_manifest(self.destination.folder, [*self.others, entry])
@@ -188,7 +205,8 @@ class _Look:
         label = destination.label
         self.own = next((e for e in self.entries if e.label.name == label.name), Entry(label))
         listed = (self.own.files, self.own.old or {})
-        self.present = _names(destination.folder, {*self.sizes, *listed[0], *listed[1]})
+        names = {destination.receipt, *self.sizes, *listed[0], *listed[1]}
+        self.present = _names(destination.folder, names)
         self.known = {
             name: size
             for name in dict.fromkeys(n for names in listed for n in names)
@@ -210,8 +228,7 @@ class _Look:
         main = next(iter(self.own.old or self.own.files), "")
         mains = [name for name in (main, files[0].name) if name in self.sizes and name in self.present]
         others = [_without(e, self.sizes) for e in self.entries if e is not self.own]
-        alone = len(files) == 1 and not self.to.own_folder
-        listed = not alone or bool(self.own.files)
+        listed = not self.to.is_alone or bool(self.own.files)
         kept = {name: size for name, size in old.items() if self.to.may_stay(name)}
         old = {name: size for name, size in old.items() if name not in kept}
         return Replacement(self.to, old, kept, tuple(dict.fromkeys(mains)), tuple(others), listed)
@@ -221,7 +238,7 @@ class _Look:
         try:
             return read_manifest(self.to.folder)
         except InputError as error:
-            if self.to.own_folder or len(self.to.files) > 1:
+            if not self.to.is_alone:
                 path = self.to.folder / MANIFEST
                 raise OutputExistsError(
                     f"another file has the name of phiconv's list of outputs ({error.message})",
@@ -246,7 +263,9 @@ class _Look:
         return self._with_sizes(ours)
 
     def _of_file(self) -> dict[str, int]:
-        taken = {name for name in self.sizes if name in self.present}
+        taken = {name for name in (*self.sizes, self.to.receipt) if name in self.present}
+        if taken == {self.to.receipt} and _is_receipt(self.to.folder / self.to.receipt):
+            taken = set()  # what it was for is gone
         stale = {name for name in self.present if self.to.is_stale(name)} - taken
         may_replace = self.to.force or (self.is_fresh_start and taken | stale <= {*self.known})
         if not may_replace:
@@ -307,6 +326,20 @@ def _names(folder: Path, wanted: Collection[str]) -> frozenset[str]:
         elif name != MANIFEST and not name_within(name):
             names.add(name)
     return frozenset(names)
+
+
+def _is_receipt(path: Path) -> bool:
+    """Whether a file begins as the receipts that phiconv writes."""
+    try:
+        with path.open("rb") as file:
+            return _size(path) is not None and file.read(len(RECEIPT_HEAD)) == RECEIPT_HEAD
+    except OSError:
+        return False
+
+
+def strangers(folder: Path, names: Collection[str]) -> set[str]:
+    """What lies in the folder of an output, is none of its files, and is not harmless anywhere."""
+    return {name for name in _names(folder, names) - {*names} if not _is_harmless(name)}
 
 
 def _size(path: Path) -> int | None:

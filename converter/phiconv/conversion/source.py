@@ -19,6 +19,7 @@ from phiconv.ir.model import Checkpoint, Model
 from phiconv_formats import find_reader
 from phiconv_formats.peft import adapter_folder, open_adapter
 from phiconv_formats.recognition import what_is_missing
+from phiconv_formats.shared.files import noting_files
 from phiconv_formats.tokenizers.folder import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -91,10 +92,13 @@ def open_model(
     for flag, given in (("--config", config is not None), ("--lora", bool(lora))):
         if plain and given:
             raise UsageError(f"--plain contradicts {flag}", hint="give one of them")
-    found = _checkpoint(path, config)
-    if plain:
-        return Model(path, found.format, found.stored, metadata=found.metadata)
-    return merge(_model(found, text_only=text_only), lora)
+    with noting_files() as noted:
+        found = _checkpoint(path, config)
+        if plain:
+            model = Model(path, found.format, found.stored, metadata=found.metadata)
+        else:
+            model = merge(_model(found, text_only=text_only), lora)
+    return replace(model, opened=(*noted,))
 
 
 def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:

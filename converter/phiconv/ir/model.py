@@ -193,6 +193,7 @@ class Model:
             their folders.
         left_out: What a multimodal checkpoint holds beside this model of text, a sentence; else "".
         senses: The encoders of a multimodal checkpoint; None for a model of text alone.
+        opened: The files that were read to open it; of those that hold weights only the heads.
     """
 
     path: Path
@@ -211,6 +212,7 @@ class Model:
     own_adapters: Mapping[str, Adapter | Path] = field(default_factory=dict)
     left_out: str = ""
     senses: Senses | None = None
+    opened: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def size(self) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from phiconv.conversion.pipeline import TILE
+from phiconv.conversion.rows import TILE
 from phiconv.conversion.source import open_model
 from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError, printable
 from phiconv.ir import RawEncoding

@@ -170,7 +170,7 @@ def _for_transformers_js(wanted: _Wanted) -> _Folder:
     files = {name: _graph(wanted.model, store, wanted.settings)}
     files |= transformers_js.folder_files(wanted.model, names, store)
     notes = transformers_js.runtime_notes(wanted.model)
-    beside = (f"{folder}*.onnx", f"{folder}*.onnx_data*")
+    beside = (f"{folder}*.onnx", f"{folder}*.onnx_data*", f"{folder}*.onnx.receipt.json")
     return _Folder(store, files, notes, (f"{folder}{weights}*",), beside)
 
 

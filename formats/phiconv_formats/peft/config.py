@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.architectures.config import Config
 from phiconv.errors import UnsupportedModelError, printable
+from phiconv_formats.shared.patterns import takes_long
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,10 +52,6 @@ _REFUSED = {
 
 _INITS = ("gaussian", "eva", "orthogonal")
 """Those that leave the base as it is; others are right only for a base that was changed as well."""
-
-_SAFE_PATTERN = re.compile(r"[\w.\\^$|()\[\]*+?-]{1,200}")
-_REPEATED = re.compile(r"(?<!\\)[*+?]")
-_MOST_REPEATED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +150,7 @@ def _pattern(config: Config, key: str) -> dict[str, float]:
         number = _number(config, at, value)
         if key == "rank_pattern" and (type(value) is not int or value < 1):
             raise config.error(at, f"must be an integer of at least 1, not {printable(value, 40)}")
-        repeated = len(_REPEATED.findall(pattern))
-        if (
-            not _SAFE_PATTERN.fullmatch(pattern)
-            or repeated > _MOST_REPEATED
-            or re.search(r"\)[*+?]", pattern)
-        ):
+        if takes_long(pattern):
             raise config.error(at, "is no pattern that phiconv takes", "name the modules instead")
         try:
             re.compile(pattern)

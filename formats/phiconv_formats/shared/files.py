@@ -7,10 +7,13 @@ must not lead out of the model's folder (`links`).
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import stat
 import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,10 +21,11 @@ from phiconv.errors import InputError, MalformedFileError, MissingFileError
 from phiconv_formats.shared.links import links_are_followed, real_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
-__all__ = ["InputFile", "read_small_file"]
+__all__ = ["InputFile", "noting_files", "read_small_file"]
 
 # Not every system has each of these. O_NONBLOCK: opening a FIFO with no writer must not wait for one.
 _OPEN_FLAGS = os.O_RDONLY
@@ -183,7 +187,10 @@ class InputFile:
                 if self._stamp is None and (stands_for := _placeholder(descriptor)):
                     os.close(descriptor)
                     raise MalformedFileError(stands_for[0], path=self.path, hint=stands_for[1])
+                first = self._stamp is None
                 self._stamp, self._descriptor = now, descriptor
+                if first:
+                    _note(self)
             return self._descriptor
 
     def _read_some(self, descriptor: int, offset: int, view: memoryview) -> int:
@@ -275,3 +282,30 @@ def _open_regular(path: Path, within: Path | None) -> tuple[int, _Stamp]:
         status.st_ctime_ns,
         status.st_nlink,
     )
+
+
+_noted: ContextVar[list[InputFile] | None] = ContextVar("noted_files", default=None)
+
+
+@contextmanager
+def noting_files() -> Iterator[list[InputFile]]:
+    """Within it every file that is opened for the first time is noted, for contexts around this one too.
+
+    Yields:
+        The files so far: copies, which hold none of them open.
+    """
+    outer = _noted.get()
+    found: list[InputFile] = []
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
+        if outer is not None:
+            outer += found
+
+
+def _note(file: InputFile) -> None:
+    found = _noted.get()
+    if found is not None:
+        found.append(copy.copy(file))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     _Kind: TypeAlias = tuple[str, tuple[int, ...]]
 
-__all__ = ["check_written"]
+__all__ = ["check_written", "refusal"]
 
 _BUG = "this is a bug in phiconv; please report it"
 
@@ -50,6 +50,15 @@ def check_written(
     if found_metadata != metadata:
         message = f"{found_metadata} is in the file, where {dict(metadata)} was laid out"
         raise OutputError(message, path=name, at=f"key {METADATA_KEY}", hint=_BUG)
+
+
+def refusal(path: Path) -> str:
+    """Why the library refuses a file; "" if it does not."""
+    try:
+        _open(path, path.name)
+    except OutputError as error:
+        return error.message
+    return ""
 
 
 def _open(path: Path, name: str) -> tuple[dict[str, _Kind], dict[str, str]]:

@@ -120,7 +120,7 @@ def test_offsets_are_aligned_and_nothing_is_left_over(model_folder, convert):
 def test_plan_tells_the_exact_size(model_folder, tmp_path):
     for quant in QUANTS:
         plan = phiconv.plan(model_folder("phi3"), tmp_path / "x.gguf", quant=quant)
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.glob("*.gguf"))
         result = phiconv.convert(plan.model, tmp_path / "x.gguf", quant=quant)
         assert [result.size] == [plan.size] == [f.stat().st_size for f in result.files]
         result.files[0].unlink()
@@ -294,7 +294,7 @@ def test_card_and_generation_settings(make_model, tmp_path, convert):
 def test_split_file(model_folder, convert):
     whole = convert(model_folder("phi3"), "Q8_0", "whole.gguf")
     first = convert(model_folder("phi3"), "Q8_0", "part.gguf", split_max_size=150_000)
-    parts = sorted(first.parent.glob("part*"))
+    parts = sorted(first.parent.glob("part*.gguf"))
     count = len(parts)
     assert count > 2
     assert [p.name for p in parts] == [f"part-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]

@@ -93,7 +93,7 @@ def test_folder_has_what_transformers_looks_for(tmp_path):
     result = to_safetensors(FIXTURES / "tiny-phi3", tmp_path / "m")
     names = {p.name for p in result.files}
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
-    assert {".phiconv.json", *names} == {p.name for p in (tmp_path / "m").iterdir()}
+    assert {".phiconv.json", "receipt.json", *names} == {p.name for p in (tmp_path / "m").iterdir()}
     data = (tmp_path / "m" / "model.safetensors").read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert header["__metadata__"] == {"format": "pt"}

@@ -33,7 +33,7 @@ def config_of(folder):
 def test_folder_has_everything(tmp_path):
     result = convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert names == {".phiconv.json", *(p.name for p in result.files)}
+    assert names == {".phiconv.json", "receipt.json", *(p.name for p in result.files)}
     assert {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} <= names
     assert {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json"} <= names
     template = (tmp_path / "m" / "chat_template.jinja").read_text()

@@ -54,7 +54,7 @@ def encodings(result):
 def test_folder_has_everything(tmp_path):
     result = convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert names == {".phiconv.json", *(p.name for p in result.files)}
+    assert names == {".phiconv.json", "receipt.json", *(p.name for p in result.files)}
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= names
     settings = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
     assert settings["chat_template"] == (tmp_path / "m" / "chat_template.jinja").read_text()

@@ -48,8 +48,9 @@ def section(folder):
 def test_names(tmp_path, recipe, target, dtype, graph):
     result = write(tmp_path / "m", recipe, target=target)
     files = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
-    assert files == {".phiconv.json", *(f.name for f in result.plan.package.files)}
-    assert {name for name in files if "/" in name} == {f"onnx/{graph}", f"onnx/{graph}_data"}
+    receipt = f"onnx/{graph}.receipt.json"
+    assert files == {".phiconv.json", receipt, *(f.name for f in result.plan.package.files)}
+    assert {name for name in files - {receipt} if "/" in name} == {f"onnx/{graph}", f"onnx/{graph}_data"}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= files
     assert not files & {"genai_config.json", "tokenizer_module.json"}  # nobody reads them here
     assert locations(tmp_path / "m" / "onnx" / graph) == {f"{graph}_data"}
@@ -69,7 +70,7 @@ def test_the_usual_layout_is_genais(tmp_path):
     write(tmp_path / "a", layout=None)
     write(tmp_path / "b", layout="genai")
     write(tmp_path / "c")
-    for path in (tmp_path / "a").iterdir():
+    for path in (p for p in (tmp_path / "a").iterdir() if p.name not in ("receipt.json", ".phiconv.json")):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     ours, usual = tmp_path / "c" / "onnx" / "model_q4.onnx", tmp_path / "a" / "model.onnx"
     assert ours.with_suffix(".onnx_data").read_bytes() == (tmp_path / "a" / "model.onnx.data").read_bytes()
@@ -84,7 +85,7 @@ def test_the_usual_layout_is_genais(tmp_path):
 def test_weights_in_several_files(tmp_path):
     write(tmp_path / "m", split=1_000_000)
     onnx_folder = tmp_path / "m" / "onnx"
-    names = {p.name for p in onnx_folder.iterdir()} - {"model_q4.onnx"}
+    names = {p.name for p in onnx_folder.iterdir()} - {"model_q4.onnx", "model_q4.onnx.receipt.json"}
     count = section(tmp_path / "m")["use_external_data_format"]["model_q4.onnx"]
     assert names == {"model_q4.onnx_data", *(f"model_q4.onnx_data_{i}" for i in range(1, count))}
     assert count > 2
@@ -95,13 +96,17 @@ def test_weights_in_several_files(tmp_path):
     with pytest.raises(OutputExistsError):
         write(tmp_path / "m")
     write(tmp_path / "m", force=True)
-    assert {p.name for p in onnx_folder.iterdir()} == {"model_q4.onnx", "model_q4.onnx_data"}
+    names = {"model_q4.onnx", "model_q4.onnx_data", "model_q4.onnx.receipt.json"}
+    assert {p.name for p in onnx_folder.iterdir()} == names
 
 
 def test_another_type_may_stand_beside(tmp_path):
     for recipe in ("int4", "f32"):
         write(tmp_path / "m", recipe, force=True)
     assert {p.name for p in (tmp_path / "m" / "onnx").glob("*.onnx")} == {"model.onnx", "model_q4.onnx"}
+    for name, differs in (("model.onnx", set()), ("model_q4.onnx", {"config.json"})):
+        found = phiconv.verify(tmp_path / "m", receipt=tmp_path / "m" / "onnx" / f"{name}.receipt.json")
+        assert {finding.file for finding in found.findings} == differs  # there is one for all graphs
 
 
 @pytest.mark.parametrize("already", [False, True])

@@ -11,7 +11,7 @@ import pytest
 
 import phiconv
 from paths import FIXTURES
-from phiconv.conversion.pipeline import TILE
+from phiconv.conversion.rows import TILE
 from phiconv.errors import PhiconvError
 from phiconv.recipes import override
 
@@ -40,7 +40,7 @@ def plan(source, quant, **options):
 def test_folder_has_everything(tmp_path):
     result = convert(FIXTURES / "tiny-phi3", tmp_path / "m", "q4")
     names = {p.name for p in (tmp_path / "m").iterdir()}
-    assert names == {".phiconv.json", *(p.name for p in result.files)}
+    assert names == {".phiconv.json", "receipt.json", *(p.name for p in result.files)}
     assert {"openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json"} <= names
     assert {"openvino_tokenizer.xml", "openvino_tokenizer.bin", "openvino_detokenizer.xml"} <= names
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
@@ -74,7 +74,8 @@ def test_settings_have_an_end_even_if_the_source_has_no_settings(tmp_path):
 def test_a_file_is_the_model_alone(tmp_path):
     result = phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "x.xml", quant="int4-sym-g64")
     assert [p.name for p in result.files] == ["x.xml", "x.bin"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".phiconv.json", "x.bin", "x.xml"]
+    names = [".phiconv.json", "x.bin", "x.xml", "x.xml.receipt.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     with pytest.raises(phiconv.OutputExistsError):
         phiconv.convert(FIXTURES / "tiny-phi3", tmp_path / "x.xml", quant="f16")
 
@@ -100,8 +101,8 @@ def test_rows_that_share_a_byte_do_not_depend_on_tiles(tmp_path, monkeypatch, ma
                         num_key_value_heads=3)  # fmt: skip
     found = []
     for tile in (TILE, 700):  # 7 rows, if that were allowed
-        monkeypatch.setattr("phiconv.conversion.pipeline.TILE", tile)
-        monkeypatch.setattr("phiconv.conversion.pipeline._SPAN", 4 * tile)
+        monkeypatch.setattr("phiconv.conversion.rows.TILE", tile)
+        monkeypatch.setattr("phiconv.conversion.rows.SPAN", 4 * tile)
         for quant in ("int4-asym-g32", "int4-asym-channel"):
             target = tmp_path / f"{tile}-{quant}.xml"
             phiconv.convert(folder, target, quant=quant)
