@@ -7,7 +7,9 @@ import pytest
 
 from phiconv import ir
 from phiconv.conversion import checks
-from phiconv.quantizers import encode
+from phiconv.ir.server import CT_MXFP4, CT_MXFP8, CT_NVFP4
+from phiconv.quantizers import decode, encode
+from phiconv_formats.shared.small_scales import powers
 
 f32 = np.float32
 
@@ -34,11 +36,38 @@ def test_a_scale_beyond_float16():
     assert checks.count_nonfinite(encode(x, ir.mlx_affine(2, 32, ir.BF16))) == 0
 
 
-@pytest.mark.parametrize("encoding", [ir.MLX_MXFP4, ir.MLX_MXFP8, ir.MLX_NVFP4], ids=lambda e: e.name)
-def test_a_saturated_scale_is_a_number(encoding):
+def test_a_saturated_scale_is_a_number():
     x = np.full((2, 32), f32(3.4e38))
-    assert checks.may_overflow(ir.F32, encoding)
-    assert checks.count_nonfinite(encode(x, encoding)) == 0
+    assert checks.may_overflow(ir.F32, ir.MLX_NVFP4)
+    assert checks.count_nonfinite(encode(x, ir.MLX_NVFP4)) == 0
+
+
+MICROSCALING = [ir.MLX_MXFP4, ir.MLX_MXFP8, ir.OPENVINO_MXFP4, ir.OPENVINO_MXFP8, CT_MXFP4, CT_MXFP8]
+
+
+@pytest.mark.parametrize("encoding", MICROSCALING, ids=lambda e: e.name)
+@pytest.mark.parametrize(("largest", "overflows"), [(2.5e38, 0), (3.39e38, 1)])
+def test_a_scale_whose_weights_are_no_numbers(encoding, largest, overflows):
+    """The nearest number of these blocks is 2**128: finite weights would become infinite."""
+    x = np.ones((3, 32), f32)
+    x[1, 7] = -largest
+    blocks = encode(x, encoding)
+    assert np.isfinite(blocks.scales).all()
+    assert checks.count_nonfinite(blocks) == overflows
+    assert np.isinf(decode(blocks, 32)).sum() == overflows
+
+
+@pytest.mark.parametrize(("byte", "bad"), [(0xFB, 0), (0xFC, 0), (0xFD, 1), (0xFE, 1)])
+def test_stored_scales_whose_weights_are_no_numbers(byte, bad):
+    codes = np.full((8, 2, 4), 1, np.uint8)
+    codes[3, 1, 2] = 7
+    blocks = ir.Blocks(ir.MXFP4, codes, powers(np.array([127, byte], np.uint8), doubled=True))
+    assert checks.count_nonfinite(blocks) == bad
+
+
+def test_a_quotient_of_scales_is_looked_at():
+    blocks = ir.Blocks(CT_NVFP4, np.ones((4, 2, 4), np.uint8), np.ones(2, f32), global_scales=f32([1, 1e-44]))
+    assert checks.count_nonfinite(blocks) == 1
 
 
 @pytest.mark.parametrize(

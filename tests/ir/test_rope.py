@@ -90,3 +90,13 @@ def test_scaling_is_part_of_what_a_rope_is():
 @pytest.mark.parametrize("length", [1, 8192, 100_000])
 def test_scaled_frequencies_hold_at_every_length(length):
     assert not Rope(16, 1e4, 4096, scaling=LLAMA_31).is_long(length)
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e5, 1.5e5, 2.5e5, 3e5, 5e5, 1e6, 5e6, 1e7])
+def test_no_library_can_round_a_power_otherwise(theta):
+    """A power comes in float64 from the C library, whose last bits are its own: float32 must not see them."""
+    for dimensions in (32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 256):
+        exponents = np.float32(np.arange(0, dimensions, 2) / dimensions).tolist()
+        powers = np.array([theta**exponent for exponent in exponents])
+        for last_bits in (1 - 2.0**-50, 1 + 2.0**-50):
+            assert np.array_equal(np.float32(powers), np.float32(powers * last_bits))

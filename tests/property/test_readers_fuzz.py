@@ -14,7 +14,6 @@ import struct
 import time
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -24,6 +23,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import phiconv
+from memory import resident
 from mutations import changes, json_changes, mutate, mutate_json
 from phiconv.errors import PhiconvError
 from phiconv.recipes import Choices
@@ -31,6 +31,7 @@ from quantized_folder import FOLDERS, complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "20"))
 SECONDS = 2.0
@@ -209,17 +210,6 @@ NAMES = [
     *JSON, "tokenizer.model", "gguf q8_0", "gguf q4_0", "gguf part", "pytorch zip", "pytorch legacy",
     "onnx", "onnx qdq", "openvino", "litertlm", "tflite", "imatrix.gguf", "imatrix.dat",
 ]  # fmt: skip
-
-
-def resident(reset: bool = False) -> int:
-    """The most memory that this process has had at once; None of it counts before a reset. 0 but on Linux."""
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 @pytest.fixture

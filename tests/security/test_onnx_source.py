@@ -99,6 +99,12 @@ def onto_the_next(model):
     found.value = str(int(found.value) + 64)
 
 
+def onto_the_next_of_another_name(model):
+    onto_the_next(model)
+    found = next(e for e in tensor(model).external_data if e.key == "location")
+    found.value = f"./{found.value}"
+
+
 def in_a_ring(model):
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
@@ -118,6 +124,8 @@ FAULTS = {
     "empty length": (external("length", ""), "at no possible place"),
     "wrong length": (external("length", "7"), "the graph says 7"),
     "overlap": (onto_the_next, "overlaps tensor"),
+    "overlap under another name": (onto_the_next_of_another_name, "overlaps tensor"),
+    "the folder": (external("location", "./"), "not the name of a file in the same folder"),
     "negative dimension": (dims(256, -1, 16), "no possible shape"),
     "overflow": (dims(2**62, 2**62, 4), "the graph says"),
     "many dimensions": (dims(*[1] * 9), "no possible shape"),

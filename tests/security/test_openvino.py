@@ -103,6 +103,7 @@ DOCUMENTS = {
     "offset beyond the file": (chain(const(offset=4096)), "bytes 4096 to 4160 are not in m.bin"),
     "huge offset": (chain(const(offset=HUGE)), "are not in m.bin"),
     "negative offset": (chain(const(offset=-64)), "offset: not a whole number: -64"),
+    "an overlap": (chain(const() + const(offset=32, number=3, name="v")), "v: overlaps constant w"),
     "no offset": (chain(const()).replace('offset="0"', ""), "offset: not a whole number"),
     "another size": (chain(const(size=60)), "60 bytes are not the size of shape [4, 4] in f32"),
     "huge shape": (chain(const(f"{HUGE}, {HUGE}", size=0)), "are not the size"),

@@ -16,7 +16,7 @@ from phiconv.architectures.qwen2 import QWEN2
 from phiconv.architectures.qwen3 import QWEN3
 from phiconv.architectures.stored_names import refusal, unwrapped
 from phiconv.architectures.weights import bind, layout, table
-from phiconv.errors import ConfigError, MalformedFileError, UnsupportedModelError
+from phiconv.errors import ConfigError, MalformedFileError, UnsupportedModelError, printable
 from phiconv.ir.model import Role
 
 if TYPE_CHECKING:
@@ -90,15 +90,14 @@ def find_multimodal(config: Config) -> Multimodal | None:
 
 def _names(config: Config) -> list[str]:
     """What a config.json calls the model, the most telling name first."""
-    names = [*_class_names(config), config.get("model_type")[1]]
-    return [name for name in names if isinstance(name, str)]
-
-
-def _class_names(config: Config) -> list[object]:
-    value = config.get("architectures")[1]
-    if value is not None and not isinstance(value, list):
-        raise ConfigError(f"must be a list, not {value!r}", path=config.path, at="key architectures")
-    return value or []
+    classes, kind = (config.get(key)[1] for key in ("architectures", "model_type"))
+    if classes is not None and not isinstance(classes, list):
+        raise config.error("architectures", f"must be a list, not {printable(repr(classes), 90)}")
+    for key, names in (("architectures", classes or []), ("model_type", [] if kind is None else [kind])):
+        for name in names:
+            if not isinstance(name, str):
+                raise config.error(key, f"{printable(repr(name), 90)} is no text")
+    return [*(classes or []), *([] if kind is None else [kind])]
 
 
 def read_weights(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["optional_json", "whatever_is_there", "with_folder"]
 
 _LIMIT = 16 << 20
+_MAX_VALUES = 500_000  # lists of factors, and of modules
 """Bytes of a file of settings."""
 
 
@@ -29,7 +30,7 @@ def optional_json(path: Path) -> dict[str, Any] | None:
     Raises:
         MalformedFileError: It is no JSON object, or too large.
     """
-    return load_json_object(path, limit=_LIMIT) if path.exists() else None
+    return load_json_object(path, limit=_LIMIT, max_values=_MAX_VALUES) if path.exists() else None
 
 
 def with_folder(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv import ir
-from phiconv.errors import MalformedFileError
+from phiconv.errors import MalformedFileError, printable
 from phiconv.ir.importance import ImportanceMatrix
 from phiconv_formats.gguf.reader import open_gguf
 from phiconv_formats.shared.files import InputFile, read_small_file
@@ -102,6 +102,8 @@ def _read_legacy(path: Path) -> ImportanceMatrix:
         calls = records.integer("number of calls", largest=(1 << 31) - 1)
         values = np.frombuffer(records.take(4 * records.integer("number of values", largest=1 << 28)), "<f4")
         _check(values, name, path)
+        if name in weights:
+            raise MalformedFileError("is there twice", path=path, at=f"entry {printable(name)}")
         weights[name] = np.divide(values, np.float32(max(calls, 1)), dtype=np.float32)
     if records.left < 8:
         return ImportanceMatrix(path, weights)

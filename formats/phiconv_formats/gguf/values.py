@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from phiconv_formats.shared.files import InputFile
 
 __all__ = [
+    "MAX_HEADER_BYTES",
     "GgufValue",
     "HeaderReader",
     "ValueType",
@@ -30,8 +31,8 @@ __all__ = [
     "serialize_tensor_info",
 ]
 
-MAX_HEADER_BYTES = 200_000_000  # the largest vocabularies take 20 MB
-MAX_ITEMS = 2_000_000  # in all arrays together; the largest vocabularies and their merges are 1.3 million
+MAX_HEADER_BYTES = 30_000_000  # the vocabulary of Phi-4-mini and its merges take 8 MB
+MAX_ITEMS = 1_600_000  # in all arrays together; the largest vocabularies and their merges are 1.3 million
 ARRAY_WEIGHT = 16  # an array inside an array costs as much as that many items
 MAX_NESTING = 4
 MAX_NAME_BYTES = 1 << 16
@@ -183,7 +184,7 @@ class HeaderReader:
         if end > MAX_HEADER_BYTES:
             self.fail(f"the header is larger than {MAX_HEADER_BYTES} bytes")
         # Twice as much every time: few reads, and little more than the header needs.
-        target = min(max(end, 2 * len(self._data), 1 << 16), self.file.size)
+        target = min(max(end, 2 * len(self._data), 1 << 16), self.file.size, MAX_HEADER_BYTES)
         self._data += self.file.read_bytes(len(self._data), target - len(self._data))
 
     def take(self, count: int) -> bytes:

@@ -18,7 +18,13 @@ from phiconv_formats.gguf.names import check_model, runtime_notes
 from phiconv_formats.gguf.packing import pack
 from phiconv_formats.gguf.scale_types import scale_types
 from phiconv_formats.gguf.types import TYPE_OF_ENCODING, GgmlType
-from phiconv_formats.gguf.values import GgufValue, serialize_header, serialize_kv, serialize_tensor_info
+from phiconv_formats.gguf.values import (
+    MAX_HEADER_BYTES,
+    GgufValue,
+    serialize_header,
+    serialize_kv,
+    serialize_tensor_info,
+)
 from phiconv_formats.gguf.vocabulary import tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, Segment, Stream
 from phiconv_formats.shared.splitting import split
@@ -176,6 +182,10 @@ def _file(
             *infos,
         ]
     )
+    if len(head) > MAX_HEADER_BYTES:
+        raise UnsupportedModelError(
+            f"tokenizer and settings take {len(head)} bytes, and {MAX_HEADER_BYTES} are what a GGUF may have"
+        )
     start = _aligned(len(head))
     streams, at = [], start
     for entry in entries:

@@ -18,15 +18,13 @@ from phiconv_formats.huggingface.quantized import assembled, is_named
 from phiconv_formats.mlx.reader import as_checkpoint, is_mlx
 from phiconv_formats.pytorch import open_pytorch, open_pytorch_sharded
 from phiconv_formats.recognition import NO_WEIGHTS, format_of_content, only_adapter, what_folder_is
-from phiconv_formats.shared.safetensors import open_safetensors, open_sharded
-from phiconv_formats.shared.strict_json import load_json_object
+from phiconv_formats.shared.safetensors import load_index, open_safetensors, open_sharded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["open_checkpoint"]
 
-_INDEX_LIMIT = 256 << 20
 _ADAPTER = "adapter_config.json"
 _INDEX = ".index.json"
 
@@ -178,7 +176,7 @@ def _whole(path: Path) -> Path:
             and path.name != usual
             and index.exists()
         ):
-            shards = load_json_object(index, limit=_INDEX_LIMIT).get("weight_map")
+            shards = load_index(index).get("weight_map")
             if isinstance(shards, dict) and path.name in shards.values():
                 return index
     return path

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phiconv.ir.trigonometry import cosine, sine
 from phiconv_formats.litert.schema import ElementType
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def rotary_tables(rope: Rope, head_dim: int, context: int) -> tuple[FloatArray, 
     """Cos and sin of each pair times LongRoPE's factor, then 1 and 0 for each dimension that is not rotated.
 
     The long factors count at all positions if the context is longer than the original one. Angles are
-    float32, as in training; their cos and sin are rounded from float64, so that they are the same everywhere.
+    float32, as in training.
 
     Args:
         rope: The embedding.
@@ -65,6 +66,6 @@ def rotary_tables(rope: Rope, head_dim: int, context: int) -> tuple[FloatArray, 
     for start in range(0, context, _ROWS):
         rows = slice(start, min(start + _ROWS, context))
         angles = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] * frequencies
-        for table, function in ((cos, np.cos), (sin, np.sin)):
-            table[rows, :half] = function(angles.astype(np.float64)).astype(np.float32) * scale
+        for table, function in ((cos, cosine), (sin, sine)):
+            table[rows, :half] = function(angles) * scale
     return cos, sin

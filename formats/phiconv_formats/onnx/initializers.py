@@ -16,8 +16,6 @@ from phiconv_formats.shared.files import InputFile
 from phiconv_formats.shared.rows import FileRows
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from phiconv_formats.onnx.graph_reader import GraphFile, StoredTensor
 
 __all__ = ["FLOATS", "INT4", "INT8", "TYPES", "UINT4", "UINT8", "Initializers", "is_plain_name"]
@@ -110,8 +108,9 @@ class Initializers:
             raise self.error(tensor, f"type {tensor.data_type}, which phiconv does not know")
         if not tensor.file:
             return
+        tensor.file = self._plain_name(tensor)
         if tensor.file not in self._files:
-            self._files[tensor.file] = InputFile(self._beside(tensor))
+            self._files[tensor.file] = InputFile(self.path.parent / tensor.file)
         size, end = self._size(tensor), self._files[tensor.file].size
         tensor.length = size if tensor.length is None else tensor.length
         if tensor.length != size:
@@ -121,12 +120,12 @@ class Initializers:
             message = f"ends at byte {tensor.offset + size} of {tensor.file}, which has {end}"
             raise self.error(tensor, f"{message}: it is truncated")
 
-    def _beside(self, tensor: StoredTensor) -> Path:
-        """The file of weights, which has to be one in the model's folder."""
+    def _plain_name(self, tensor: StoredTensor) -> str:
+        """The file of weights, which has to be one in the model's folder: one name for one file."""
         name = tensor.file.removeprefix("./")
         if not is_plain_name(name):
             raise self.error(tensor, f"{printable(name, 80)} is not the name of a file in the same folder")
-        return self.path.parent / name
+        return name
 
     def _check_overlaps(self) -> None:
         """No tensor may begin within another one; two may be the same bytes, as codes used twice are."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from phiconv import ir
 from phiconv.ir.rope import Rope
+from phiconv.ir.trigonometry import cosine, sine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -23,18 +24,21 @@ __all__ = ["find_theta", "has_two_tables", "rotary_tables", "table_names"]
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """``mscale * cos(position * frequency)``, or the sine, in float32 (an `ir.Source`)."""
+    """``mscale * function(position * frequency)`` in float32, of cosine or sine (an `ir.Source`).
+
+    Angles are float32, as in training.
+    """
 
     label: str
     frequencies: tuple[float, ...]
     mscale: float
-    sine: bool
+    function: Callable[[ir.FloatArray], ir.FloatArray]
     encoding: ir.Encoding = ir.F32
 
     def read(self, start: int, stop: int) -> ir.FloatArray:
         positions = np.arange(start, stop, dtype=np.float32)[:, None]
         angles = positions * np.array(self.frequencies, np.float32)
-        table: ir.FloatArray = np.sin(angles) if self.sine else np.cos(angles)
+        table = self.function(angles)
         table *= np.float32(self.mscale)
         return table
 
@@ -67,8 +71,8 @@ def rotary_tables(rope: Rope, context: int) -> Iterator[tuple[str, ir.Tensor]]:
         kinds = ((None, context),)
     for long, rows in kinds:
         frequencies = rope.inverse_frequencies(long=bool(long))
-        for name, sine in zip(table_names(long=long), (False, True), strict=True):
-            table = _Table(name, frequencies, rope.mscale(long=bool(long)), sine)
+        for name, function in zip(table_names(long=long), (cosine, sine), strict=True):
+            table = _Table(name, frequencies, rope.mscale(long=bool(long)), function)
             yield name, ir.Tensor.of(table, (rows, len(frequencies)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,13 @@ from phiconv_formats.openvino.ir_graph import integer
 from phiconv_formats.shared.rows import FileRows, HalfByteRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from phiconv_formats.openvino.ir_graph import Layer
     from phiconv_formats.shared.files import InputFile
 
-__all__ = ["Constant", "float_tensor", "numbers", "read_constant"]
+__all__ = ["Constant", "check_overlaps", "float_tensor", "numbers", "read_constant"]
 
 _MAX_RANK = 8
 _MAX_NUMBERS = 64  # of a shape, and of nothing else that is read at once
@@ -49,6 +50,11 @@ class Constant:
     shape: tuple[int, ...]
     file: InputFile
     offset: int
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return -(-prod(self.shape) * _BITS[self.type] // 8)
 
     def matrix(self, rows: int) -> FileRows | HalfByteRows:
         """The bytes of its numbers, which have 4 bits or whole bytes, as so many rows."""
@@ -90,6 +96,20 @@ def read_constant(layer: Layer, file: InputFile, path: Path) -> Constant:
             hint="the .bin is truncated, or another model's: download both files again",
         )
     return Constant(layer.name, element_type, shape, file, offset)
+
+
+def check_overlaps(constants: Iterable[Constant], path: Path) -> None:
+    """No constant may begin within another one; two may be the same bytes, as equal ones are.
+
+    Raises:
+        MalformedFileError: One does.
+    """
+    by_place = sorted((c for c in constants if c.size), key=lambda c: (c.offset, c.size))
+    for before, after in pairwise(by_place):
+        same = (before.offset, before.size) == (after.offset, after.size)
+        if not same and after.offset < before.offset + before.size:
+            message = f"overlaps constant {printable(before.name)}"
+            raise MalformedFileError(message, path=path, at=f"constant {printable(after.name)}")
 
 
 def float_tensor(constant: Constant, shape: Sequence[int]) -> ir.Tensor | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from phiconv import ir
 from phiconv.errors import UnsupportedModelError
-from phiconv_formats.openvino.constants import Constant, float_tensor, numbers, read_constant
+from phiconv_formats.openvino.constants import Constant, check_overlaps, float_tensor, numbers, read_constant
 from phiconv_formats.openvino.packing import encoding_of, unpack
 from phiconv_formats.shared.rows import AssembledRows
 
@@ -64,6 +64,7 @@ class Chains:
             for number, layer in graph.layers.items()
             if layer.kind == "Const"
         }
+        check_overlaps(self._constants.values(), graph.path)
 
     def follow(self, layer: Layer, steps: int = _STEPS) -> Chain | None:
         """The chain that ends with a layer; None if there is none."""

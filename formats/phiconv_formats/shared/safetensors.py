@@ -30,6 +30,7 @@ __all__ = [
     "Archive",
     "Layout",
     "lay_out",
+    "load_index",
     "load_weight_map",
     "open_safetensors",
     "open_sharded",
@@ -38,6 +39,7 @@ __all__ = [
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_HEADER_VALUES = 250_000  # about eight per tensor; the largest files have some thousand tensors
 MAX_INDEX_BYTES = 50_000_000
+MAX_INDEX_VALUES = 250_000  # one per tensor
 MAX_DIMENSIONS = 64
 
 METADATA_KEY = "__metadata__"
@@ -213,9 +215,18 @@ def load_weight_map(index_path: str | PathLike[str]) -> dict[str, str]:
     return weight_map
 
 
+def load_index(path: Path) -> dict[str, Any]:
+    """The index of a checkpoint in parts, whatever is in it.
+
+    Raises:
+        MalformedFileError: It is larger than any index, or no JSON object.
+    """
+    return load_json_object(path, limit=MAX_INDEX_BYTES, max_values=MAX_INDEX_VALUES)
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     """Which shard each tensor is in; every shard is a plain file name."""
-    weight_map = load_json_object(index, limit=MAX_INDEX_BYTES).get("weight_map")
+    weight_map = load_index(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         message = "expected an object that maps tensors to shards"
         raise MalformedFileError(message, path=index, at="key weight_map")

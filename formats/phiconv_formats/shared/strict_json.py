@@ -19,12 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from os import PathLike
 
-__all__ = ["MAX_VALUES", "load_json", "load_json_object", "parse_json", "parse_json_object"]
+__all__ = ["load_json", "load_json_object", "parse_json", "parse_json_object"]
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-MAX_VALUES = 4_000_000
-"""Values that a text may hold; the largest tokenizer.json of a Phi model has about 0.8 million."""
+
+_MAX_MEMORY = 200 << 20  # the largest tokenizer.json of a Phi model takes 130 MB
+
+# Bytes of UTF-8 that make every character of a string take four bytes in Python, or two; and the other ones.
+_FOUR, _TWO = re.compile(rb"[\xf0-\xff]"), re.compile(rb"[\xc4-\xff]")
+_CONTINUATION = bytes(range(0x80, 0xC0))
+_LETTER = re.compile(rb"\\u(?!00)")
 
 
 def load_json(path: str | PathLike[str], *, limit: int) -> Any:
@@ -36,22 +41,26 @@ def load_json(path: str | PathLike[str], *, limit: int) -> Any:
     return parse_json(read_small_file(path, limit), path=path)
 
 
-def load_json_object(path: str | PathLike[str], *, limit: int) -> dict[str, Any]:
-    """Parses a file of at most ``limit`` bytes that holds one object.
+def load_json_object(
+    path: str | PathLike[str], *, limit: int, max_values: int | None = None
+) -> dict[str, Any]:
+    """Parses a file of at most ``limit`` bytes that holds one object; ``max_values`` is `parse_json`'s.
 
     Raises:
         MalformedFileError: The file is larger, is not strict JSON, or holds something else.
     """
-    return parse_json_object(read_small_file(path, limit), path=path)
+    return parse_json_object(read_small_file(path, limit), path=path, max_values=max_values)
 
 
-def parse_json_object(data: bytes, *, path: str | PathLike[str]) -> dict[str, Any]:
+def parse_json_object(
+    data: bytes, *, path: str | PathLike[str], max_values: int | None = None
+) -> dict[str, Any]:
     """Parses UTF-8 bytes that hold one object; ``path`` is for messages.
 
     Raises:
         MalformedFileError: It is not strict JSON, or something else.
     """
-    value = parse_json(data, path=path)
+    value = parse_json(data, path=path, max_values=max_values)
     if not isinstance(value, dict):
         raise MalformedFileError(f"expected a JSON object, found {_kind(value)}", path=path)
     return value
@@ -62,7 +71,7 @@ def parse_json(
     *,
     path: str | PathLike[str],
     at: str = "",
-    max_values: int = MAX_VALUES,
+    max_values: int | None = None,
     surrogates: bool = False,
 ) -> Any:
     """Parses UTF-8 bytes.
@@ -71,17 +80,20 @@ def parse_json(
         data: The JSON text.
         path: The file it is from, for messages.
         at: Where in that file it is, for messages; empty for the whole file.
-        max_values: Refuses more values than that: 3 bytes of text can become 64 bytes of memory.
+        max_values: Refuses more values than that.
         surrogates: Lets half of a surrogate pair pass, which is how Python has a file name that is no UTF-8.
 
     Raises:
         MalformedFileError: It is not strict JSON.
     """
     strict = _Strict(path, at)
-    text = strict.decode(data)
     # Every value but the first follows one of these; those inside strings count too, which does not hurt.
-    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > max_values:
+    marks = sum(data.count(mark) for mark in (b",", b"[", b"{"))
+    if max_values is not None and marks > max_values:
         strict.fail(f"not usable JSON: more than {max_values} values")
+    if _memory(data, marks) > _MAX_MEMORY:
+        strict.fail(f"not usable JSON: it would take more than {_MAX_MEMORY >> 20} MiB of memory")
+    text = strict.decode(data)
     try:
         value = json.loads(
             text, object_pairs_hook=strict.object, parse_float=strict.number, parse_constant=strict.constant
@@ -97,6 +109,17 @@ def parse_json(
     if not surrogates and _escapes_surrogates(data):
         strict.check_surrogates(value)
     return value
+
+
+def _memory(data: bytes, marks: int) -> int:
+    """About how many bytes a text takes in memory together with its values; nothing is decoded yet.
+
+    A value takes up to 64 bytes beside its characters, and with a key 160 more, until the object is a dict.
+    """
+    characters = len(data.translate(None, _CONTINUATION))
+    width = 4 if _FOUR.search(data) else 2 if _TWO.search(data) else 1
+    escaped = 4 if _SURROGATE_ESCAPE.search(data) else 2 if _LETTER.search(data) else 1
+    return characters * (width + max(width, escaped)) + 64 * marks + 160 * data.count(b":")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ anything under their names.
 
 from __future__ import annotations
 
+import io
 import re
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from phiconv.errors import ConfigError, MalformedFileError, printable
 from phiconv_formats.shared.strict_json import parse_json_object
 from phiconv_formats.tokenizers.sentencepiece_model import parse_sentencepiece_model
 from phiconv_formats.tokenizers.special_tokens import read_special_tokens
+from phiconv_formats.tokenizers.tokenizer_json import merge_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["check_ids", "check_merges", "check_special_tokens", "check_tokenizer_model"]
 
 # A line of tiktoken's vocabularies, which Llama 3's releases call tokenizer.model.
+_MAX_RANKS = 1 << 20
 _RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")
 
 
@@ -29,8 +32,9 @@ def check_tokenizer_model(data: bytes, path: Path) -> None:
     Raises:
         MalformedFileError: It is neither.
     """
-    lines = data.splitlines()
-    if lines and all(map(_RANK.fullmatch, lines)):
+    lines = io.BytesIO(data)
+    few = data.count(b"\n") < _MAX_RANKS
+    if data and few and all(_RANK.fullmatch(line.rstrip(b"\r\n")) for line in lines):
         return
     try:
         parse_sentencepiece_model(data, path)
@@ -55,12 +59,8 @@ def check_merges(data: bytes, path: Path) -> None:
     Raises:
         MalformedFileError: One is not, or it is not UTF-8.
     """
-    try:
-        lines = data.decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise MalformedFileError("not valid UTF-8", path=path, at=f"byte {error.start}") from None
-    for number, line in enumerate(lines, 1):
-        parts = line.rstrip("\r").split(" ")
+    for number, line in enumerate(merge_lines(data, path), 1):
+        parts = line.split(" ")
         version = number == 1 and line.startswith("#version")
         if parts != [""] and not version and not (len(parts) == 2 and all(parts)):
             raise MalformedFileError("a merge is not two tokens", path=path, at=f"line {number}")

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phiconv.errors import ConfigError, MalformedFileError, MissingFileError, printable
+from phiconv.errors import ConfigError, MissingFileError, printable
 from phiconv.tokenization.tokenizer import (
     GPT2_SPLIT,
     AddedToken,
@@ -40,6 +40,7 @@ from phiconv_formats.tokenizers.tokenizer_json import (
     TokenizerJson,
     check_vocabulary,
     expect,
+    merge_lines,
     parse_merges,
     read_added_token,
     read_tokenizer_json,
@@ -51,10 +52,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_TOKENS", "read_tokenizer"]
 
-MAX_TOKENS = 1 << 22
+MAX_TOKENS = 1 << 20
 """The largest vocabulary that is believed; that of Phi-4-mini has 200064 tokens."""
 
 _MAX_SETTINGS = 16 << 20
+_MAX_VALUES = 500_000
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NO_MERGE = -1e9  # the score of Llama's own pieces that are not meant to be merged
@@ -154,7 +156,7 @@ def _there(path: Path) -> bool:
 
 
 def _load_optional(path: Path) -> dict[str, Any]:
-    return load_json_object(path, limit=_MAX_SETTINGS) if _there(path) else {}
+    return load_json_object(path, limit=_MAX_SETTINGS, max_values=_MAX_VALUES) if _there(path) else {}
 
 
 # --------------------------------------------------------------------------------------------- the vocabulary
@@ -251,14 +253,9 @@ def _base_of_vocab_and_merges(vocab_path: Path, merges_path: Path, vocab_size: i
     if any(_SIGN_AND_LETTERS.match(token) for token in vocabulary):
         message = "the text is not split as GPT-2 does it, and only tokenizer.json says how"
         raise ConfigError(message, path=vocab_path, hint="add the model's tokenizer.json")
-    try:
-        lines = read_small_file(merges_path, MAX_BYTES).decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise MalformedFileError("not valid UTF-8", path=merges_path, at=f"byte {error.start}") from None
-    if lines[0].startswith("#version"):
-        del lines[0]
-    stripped = (line.rstrip("\r") for line in lines)
-    merges = parse_merges((line for line in stripped if line), vocabulary, merges_path)
+    lines = enumerate(merge_lines(read_small_file(merges_path, MAX_BYTES), merges_path))
+    texts = (line for i, line in lines if line and not (i == 0 and line.startswith("#version")))
+    merges = parse_merges(texts, vocabulary, merges_path)
     split = Split("gpt2", GPT2_SPLIT)
     parsed = TokenizerJson("byte-bpe", vocabulary, merges, (), None, split, None, ())
     return _base_of_json(parsed)

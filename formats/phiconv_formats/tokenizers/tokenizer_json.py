@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from phiconv.errors import ConfigError, printable
+from phiconv.errors import ConfigError, MalformedFileError, printable
 from phiconv.tokenization.tokenizer import (
     GPT2_SPLIT,
     SMOLLM_SPLIT,
@@ -28,7 +29,7 @@ from phiconv.tokenization.tokenizer import (
 from phiconv_formats.shared.strict_json import load_json_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "TokenizerJson",
     "check_vocabulary",
     "expect",
+    "merge_lines",
     "parse_merges",
     "read_added_token",
     "read_tokenizer_json",
@@ -49,6 +51,11 @@ MAX_BYTES = 64 << 20
 
 WRONG_FILES = "take the tokenizer files that belong to these weights"
 """What to do about a vocabulary that does not fit the model."""
+
+_MAX_MERGES = 500_000
+"""The most that are read; Llama 3 has 280147."""
+
+_MAX_MERGES_BYTES = 16 << 20
 
 T = TypeVar("T")
 
@@ -168,11 +175,31 @@ def check_vocabulary(vocabulary: Mapping[str, Any], vocab_size: int, path: Path,
         seen.add(number)
 
 
+def merge_lines(data: bytes, path: Path) -> Iterator[str]:
+    """The lines of a merges.txt, one at a time: all of them would take many times the file.
+
+    Raises:
+        MalformedFileError: It is not UTF-8, or larger than any.
+    """
+    if data.count(b"\n") > _MAX_MERGES + 1 or len(data) > _MAX_MERGES_BYTES:
+        raise MalformedFileError(
+            f"more than {_MAX_MERGES} merges, or than {_MAX_MERGES_BYTES} bytes", path=path
+        )
+    at = 0
+    for line in io.BytesIO(data):
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise MalformedFileError("not valid UTF-8", path=path, at=f"byte {at + error.start}") from None
+        at += len(line)
+
+
 def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Path) -> Merges:
     """Merges as pairs, from pairs or from "a b"; both tokens and the joined one must be in the vocabulary."""
-    merges = [*merges]
-    if (found := _plain_merges(merges, vocabulary)) is not None:
-        return found
+    if isinstance(merges, list) and len(merges) <= _MAX_MERGES:
+        found = _plain_merges(merges, vocabulary)
+        if found is not None:
+            return found
     pairs: list[tuple[str, str]] = []
     for index, merge in enumerate(merges):
         pair = merge.split(" ") if type(merge) is str else merge
@@ -183,6 +210,8 @@ def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Pat
             missing = next(token for token in (left, right, left + right) if token not in vocabulary)
             message = f"a merge needs the token {printable(missing, 60)!r}, which is not in the vocabulary"
             raise ConfigError(message, path=path, at=f"merge {index}")
+        if index == _MAX_MERGES:
+            raise ConfigError(f"more than {_MAX_MERGES} merges", path=path, at="merges")
         pairs.append((left, right))
     return tuple(pairs)
 

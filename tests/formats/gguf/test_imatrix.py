@@ -81,6 +81,7 @@ def test_legacy_format(tmp_path):
         legacy({"a": (1, [1.0, np.nan])}),
         legacy({"a": (1, [])}),
         legacy({}),
+        struct.pack("<i", 2) + 2 * legacy({"a": (1, [1.0])})[4:],
     ],
 )
 def test_damaged_legacy_files(tmp_path, refused, data):
