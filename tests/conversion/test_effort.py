@@ -44,9 +44,14 @@ def convert(source, out, calibration, **options):
     return phiconv.convert(source, out, choices=BEST, calibration=calibration, receipt=False, **options)
 
 
+ABOUT_IT = {"receipt.json", ".phiconv.json"}
+
+
 def outputs(folder):
     return (
-        {p.name: p.read_bytes() for p in sorted(folder.iterdir())} if folder.is_dir() else folder.read_bytes()
+        {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name not in ABOUT_IT}
+        if folder.is_dir()
+        else folder.read_bytes()
     )
 
 

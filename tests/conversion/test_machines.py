@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import phiconv
 from paths import FIXTURES
 from phiconv.cli import main
-from phiconv.conversion import machines, pipeline
+from phiconv.conversion import machines, rows
 from phiconv.errors import OutputError, UsageError, WeightError
 
 distributed = pytest.importorskip("distributed", reason="distributed is not installed")
@@ -55,9 +55,17 @@ def test_bytes_are_those_of_one_machine(cluster, tmp_path, name, options):
 
 def test_the_command(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = [str(TINY), "a.gguf", "--q8", "--quiet"]
+    arguments = [str(TINY), "a.gguf", "--q8", "--quiet", "--no-receipt"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
-    arguments = [str(TINY), "b.gguf", "--q8", "--quiet", "--scheduler", cluster.scheduler_address]
+    arguments = [
+        str(TINY),
+        "b.gguf",
+        "--q8",
+        "--quiet",
+        "--no-receipt",
+        "--scheduler",
+        cluster.scheduler_address,
+    ]
     told = CliRunner().invoke(main, arguments)
     assert told.exit_code == 0, told.output
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -66,7 +74,7 @@ def test_the_command(cluster, tmp_path, monkeypatch):
 
 def test_a_worker_that_is_killed(cluster, tmp_path, monkeypatch):
     """Its tasks are done by others, or by itself once it is there again."""
-    monkeypatch.setattr(pipeline, "_SPAN", 1 << 16)
+    monkeypatch.setattr(rows, "SPAN", 1 << 16)
     phiconv.convert(TINY, tmp_path / "a.gguf", quant="Q4_K_M")
     with phiconv.machines(cluster.scheduler_address, TINY, tmp_path / "b.gguf") as workers:
         pids = [worker.process.pid for worker in cluster.workers.values()]

@@ -21,14 +21,14 @@ MODEL = FIXTURES / "tiny-phi3"
 WAITING = """
 import sys, time
 from phiconv.conversion import outputs, pipeline
-real, count = pipeline._convert_span, [0]
+real, count = pipeline.convert_span, [0]
 def waiting(*arguments):
     count[0] += 1
     if count[0] == 10:
         print("half", flush=True)
         time.sleep(1)
     return real(*arguments)
-pipeline._convert_span = waiting
+pipeline.convert_span = waiting
 """
 
 # Says so where it begins to clean up, and takes its time for that.
@@ -62,7 +62,7 @@ main(sys.argv[1:])
 
 
 def started(script, *arguments, **options):
-    command = [sys.executable, "-c", script + MAIN, *map(str, arguments), "--jobs", "1", "-q"]
+    command = [sys.executable, "-c", script + MAIN, *map(str, arguments), "--jobs", "1", "-q", "--no-receipt"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, **pipes, **options)
 
@@ -98,7 +98,7 @@ def test_a_second_signal_does_not_end_the_cleaning(tmp_path):
 
 def test_a_signal_between_two_renamings_waits(tmp_path):
     """The output is the new one, and the exit code says that somebody wanted an end."""
-    arguments = (MODEL, tmp_path / "x.xml", "--q8", "--force")
+    arguments = (MODEL, tmp_path / "x.xml", "--q8", "--force", "--no-receipt")
     assert (
         subprocess.run([sys.executable, "-m", "phiconv", *map(str, arguments)], check=False).returncode == 0
     )

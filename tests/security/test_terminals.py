@@ -51,7 +51,7 @@ def shell(folder, line, **variables):
 )
 def test_a_stream_that_takes_nothing_ends_no_conversion(tmp_path, streams):
     variables = {"PYTHONUNBUFFERED": "1"} if "full" in streams else {}
-    code, _, stderr = shell(tmp_path, f'phiconv "$MODEL" o.gguf --q8 {streams}', **variables)
+    code, _, stderr = shell(tmp_path, f'phiconv "$MODEL" o.gguf --q8 --no-receipt {streams}', **variables)
     assert code == 0
     assert "report" not in stderr
     assert "Traceback" not in stderr
@@ -60,7 +60,7 @@ def test_a_stream_that_takes_nothing_ends_no_conversion(tmp_path, streams):
 
 
 @FULL
-@pytest.mark.parametrize("command", ['"$MODEL" o.gguf --q8 --json', "--help"])
+@pytest.mark.parametrize("command", ['"$MODEL" o.gguf --q8 --no-receipt --json', "--help"])
 def test_results_that_are_lost_are_no_success(tmp_path, command):
     code, _, stderr = shell(tmp_path, f"phiconv {command} >/dev/full")
     assert code == 1

@@ -61,7 +61,12 @@ def partial_name(path: Path, token: str = "") -> Path:
 
 def receipt_name(output: str) -> str:
     """What the receipt of an output is called: of a file, or of a folder as a whole ("")."""
-    return f"{output}.receipt.json" if output else "receipt.json"
+    if not output:
+        return "receipt.json"
+    shorter = shortened(output, _USUAL_LIMIT - len(".receipt.json"))
+    if shorter != output:
+        shorter = f"{shortened(output, len(os.fsencode(shorter)) - 9)}~{zlib.crc32(os.fsencode(output)):08x}"
+    return f"{shorter}.receipt.json"
 
 
 def name_within(name: str) -> str:

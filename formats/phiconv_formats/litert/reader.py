@@ -26,7 +26,7 @@ from phiconv_formats.litert.modules import exported_weights
 from phiconv_formats.litert.source_weights import find_weights
 from phiconv_formats.litert.tflite_reader import read_tflite
 from phiconv_formats.litert.writer import NOTE
-from phiconv_formats.shared.files import InputFile
+from phiconv_formats.shared.files import InputFile, unnoted_files
 from phiconv_formats.shared.strict_json import parse_json
 from phiconv_formats.tokenizers.folder import read_tokenizer
 
@@ -143,7 +143,7 @@ def _read_tokenizer(
     files: Mapping[str, bytes], path: Path, vocab_size: int, config: Mapping[str, Any]
 ) -> Tokenizer | None:
     """A tokenizer of files in memory; errors are about the file that they are from."""
-    with tempfile.TemporaryDirectory(prefix="phiconv-") as name:
+    with tempfile.TemporaryDirectory(prefix="phiconv-") as name, unnoted_files():
         for file, data in files.items():
             if "/" not in file and "\\" not in file:
                 (Path(name) / file).write_bytes(data)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["InputFile", "noting_files", "read_small_file"]
+__all__ = ["InputFile", "noting_files", "read_small_file", "unnoted_files"]
 
 # Not every system has each of these. O_NONBLOCK: opening a FIFO with no writer must not wait for one.
 _OPEN_FLAGS = os.O_RDONLY
@@ -303,6 +303,16 @@ def noting_files() -> Iterator[list[InputFile]]:
         _noted.reset(token)
         if outer is not None:
             outer += found
+
+
+@contextmanager
+def unnoted_files() -> Iterator[None]:
+    """Within it no file is noted: they are parts of another one, and soon gone."""
+    token = _noted.set(None)
+    try:
+        yield
+    finally:
+        _noted.reset(token)
 
 
 def _note(file: InputFile) -> None:

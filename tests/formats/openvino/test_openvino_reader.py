@@ -285,13 +285,16 @@ def test_what_the_guide_says_of_mlx(tmp_path):
 def test_a_product_that_no_phi_has_is_refused(tmp_path, model_folder, name):
     """As AWQ inserts one: the weights alone would then be another model's."""
     convert(model_folder("phi3"), tmp_path / "m", "f32")
+    weights = tmp_path / "m" / "openvino_model.bin"
+    end = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes() + bytes(256))
 
     def insert(net):
         layers, edges = net.find("layers"), net.find("edges")
         products = {layer.get("id") for layer in layers if layer.get("type") == "MatMul"}
         edge = [e for e in edges if e.get("to-layer") in products and e.get("to-port") == "0"][2]
         constant = ET.SubElement(layers, "layer", id="90000", name="scale", type="Const")
-        ET.SubElement(constant, "data", element_type="f32", shape="1, 1, 64", offset="0", size="256")
+        ET.SubElement(constant, "data", element_type="f32", shape="1, 1, 64", offset=str(end), size="256")
         ET.SubElement(ET.SubElement(constant, "output"), "port", id="0")
         product = ET.SubElement(layers, "layer", id="90001", name=name, type="Multiply")
         ports = ET.SubElement(product, "input")

@@ -11,7 +11,7 @@ import pytest
 import make_golden_server as peers
 import phiconv
 from phiconv import ir
-from phiconv.conversion import pipeline
+from phiconv.conversion import rows as spans
 from phiconv.errors import UsageError
 from phiconv.ir.hub_encodings import grouped_integers
 from phiconv.quantizers import decode, encode
@@ -73,8 +73,8 @@ def formula(tensors, base, method, bits):
 @pytest.mark.parametrize("span", [None, 1 << 12])
 def test_the_formula_gives_what_was_quantized(source, tmp_path, monkeypatch, to, recipe, encoding, span):
     if span:  # so that a matrix is written in several tasks, and a task in several tiles
-        monkeypatch.setattr(pipeline, "_SPAN", span)
-        monkeypatch.setattr(pipeline, "TILE", span // 4)
+        monkeypatch.setattr(spans, "SPAN", span)
+        monkeypatch.setattr(spans, "TILE", span // 4)
     phiconv.convert(source, tmp_path / "o", to=to, quant=recipe, jobs=3)
     tensors, stored = peers.tensors_of(tmp_path / "o"), phiconv.open_model(source).stored
     bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
