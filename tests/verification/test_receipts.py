@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import phiconv
 from in_toto import faults
 from paths import FIXTURES, ROOT
+from phiconv.conversion.receipt import CHOICES
 
 MODEL = FIXTURES / "tiny-phi3"
 
@@ -62,6 +64,28 @@ def test_every_target_has_one_and_is_made_again_by_it(name, small, tmp_path):
     found = phiconv.verify(tmp_path / name, source=model, jobs=1)
     assert (found.outcome, found.rederived, found.findings) == ("verified", True, ())
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [
+        ("phi3v", "m", {"to": "onnx", "quant": "int4"}),
+        ("phi3v", "m", {"to": "mlx", "quant": "8bit"}),
+        ("phi3v-wide", "m", {"to": "openvino", "quant": "int8-sym"}),
+        ("phi4-siglip", "x.gguf", {"quant": "q8"}),
+        ("phi4-siglip", "x.gguf", {"quant": "q8", "choices": phiconv.Choices(text_only=True)}),
+    ],
+)
+def test_models_that_see_and_what_is_left_without_that(make_multimodal, tmp_path, kind, name, options):
+    model = make_multimodal(tmp_path / "source", kind, seed=1)
+    phiconv.convert(model, tmp_path / name, **options)
+    found = phiconv.verify(tmp_path / name, source=model, jobs=1)
+    assert (found.outcome, found.rederived, found.findings) == ("verified", True, ())
+
+
+def test_every_choice_is_written_down_or_is_a_file():
+    files = {"importance", "calibration", "ranges"}
+    assert {field.name for field in dataclasses.fields(phiconv.Choices)} - files == CHOICES.keys()
 
 
 def test_it_says_what_every_tensor_is_and_where(tmp_path):

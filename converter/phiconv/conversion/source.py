@@ -19,7 +19,7 @@ from phiconv.ir.model import Checkpoint, Model
 from phiconv_formats import find_reader
 from phiconv_formats.peft import adapter_folder, open_adapter
 from phiconv_formats.recognition import what_is_missing
-from phiconv_formats.shared.files import noting_files
+from phiconv_formats.shared.files import noting_files, unnoted_files
 from phiconv_formats.tokenizers.folder import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def _checkpoint(path: Path, config: str | PathLike[str] | None) -> Checkpoint:
         path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise InputError(f"cannot be opened: {error.strerror}", path=path) from error
-    refuse_half_replaced(path)
+    with unnoted_files():  # that list is not a part of the model
+        refuse_half_replaced(path)
     return find_reader(path)(path, None if config is None else _companions(expanded(config)))
 
 

@@ -307,7 +307,7 @@ def noting_files() -> Iterator[list[InputFile]]:
 
 @contextmanager
 def unnoted_files() -> Iterator[None]:
-    """Within it no file is noted: they are parts of another one, and soon gone."""
+    """Within it no file is noted: because they are parts of another one, or of nothing that counts."""
     token = _noted.set(None)
     try:
         yield
