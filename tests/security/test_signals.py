@@ -73,6 +73,8 @@ def started(script, *arguments, **options):
 )
 def test_a_signal_ends_a_command_in_order(tmp_path, name):
     number = getattr(signal, name)
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, and stays so")
     with started(WAITING, MODEL, tmp_path / "o.gguf", "--q8") as process:
         assert process.stdout.readline() == "half\n"
         assert len([*tmp_path.iterdir()]) == 1
