@@ -68,8 +68,9 @@ from phiconv.conversion import pipeline, rows
 convert = pipeline.convert_span
 
 def slow(*arguments):
-    time.sleep(0.03)
-    return convert(*arguments)
+    done = convert(*arguments)
+    time.sleep(0.03)  # with the output open: by this the test tells a worker
+    return done
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
