@@ -24,7 +24,7 @@ __all__ = ["load_json", "load_json_object", "parse_json", "parse_json_object"]
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-_MAX_MEMORY = 200 << 20  # the largest tokenizer.json of a Phi model takes 130 MB
+_MAX_MEMORY = 180 << 20  # the largest tokenizer.json of a Phi model takes 130 MB
 
 # Bytes of UTF-8 that make every character of a string take four bytes in Python, or two; and the other ones.
 _FOUR, _TWO = re.compile(rb"[\xf0-\xff]"), re.compile(rb"[\xc4-\xff]")
@@ -119,7 +119,8 @@ def _memory(data: bytes, marks: int) -> int:
     characters = len(data.translate(None, _CONTINUATION))
     width = 4 if _FOUR.search(data) else 2 if _TWO.search(data) else 1
     escaped = 4 if _SURROGATE_ESCAPE.search(data) else 2 if _LETTER.search(data) else 1
-    return characters * (width + max(width, escaped)) + 64 * marks + 160 * data.count(b":")
+    text = characters * (width + max(width, escaped))
+    return len(data) + text + 64 * marks + 160 * data.count(b":")  # while it is read there are two of it
 
 
 @dataclass(frozen=True, slots=True)
