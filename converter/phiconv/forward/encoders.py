@@ -46,11 +46,38 @@ def features(encoder: Encoder, picture: Picture, *, precision: Precision = "floa
     return flat
 
 
-class NumpyEncoderOps:
+class NumpyLayers:
+    """The operations that all encoders have, on arrays whose last axis is the width."""
+
+    def __init__(self, tensors: Mapping[Role, Tensor], dtype: np.dtype[Any]) -> None:
+        self._weights = Weights(tensors, dtype)
+
+    def _vector(self, role: Role, part: str = "weight") -> Array:
+        vector = self._weights.vector(role, part)
+        assert vector is not None  # noqa: S101 - check_calls has seen it
+        return vector
+
+    def linear(self, x: Array, role: Role, /) -> Array:
+        flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
+        bias = self._weights.vector(role, "bias")
+        y = self._weights.product(flat, self._weights.tensors[role], bias)
+        return y.reshape(*x.shape[:-1], -1)
+
+    def layer_norm(self, x: Array, role: Role, epsilon: float, /) -> Array:
+        return layers.layer_norm(x, self._vector(role), self._vector(role, "bias"), epsilon)
+
+    def add(self, a: Array, b: Array, /) -> Array:
+        return a + b
+
+    def activate(self, x: Array, kind: Activation, /) -> Array:
+        return layers.ACTIVATIONS[kind](x)
+
+
+class NumpyEncoderOps(NumpyLayers):
     """The operations on arrays of shape (crops, patches, width), after `arrange` (features, width)."""
 
     def __init__(self, tensors: Mapping[Role, Tensor], picture: Picture, dtype: np.dtype[Any]) -> None:
-        self._weights = Weights(tensors, dtype)
+        super().__init__(tensors, dtype)
         self._picture = picture
         self._side = (0, 0)
 
@@ -84,26 +111,6 @@ class NumpyEncoderOps:
         mask = self._picture.mask
         assert mask is not None  # noqa: S101 - these encoders' pictures have one
         return x + table[np.stack([place_ids(m, side) for m in mask])]
-
-    def linear(self, x: Array, role: Role, /) -> Array:
-        flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
-        bias = self._weights.vector(role, "bias")
-        y = self._weights.product(flat, self._weights.tensors[role], bias)
-        return y.reshape(*x.shape[:-1], -1)
-
-    def layer_norm(self, x: Array, role: Role, epsilon: float, /) -> Array:
-        return layers.layer_norm(x, self._vector(role), self._vector(role, "bias"), epsilon)
-
-    def _vector(self, role: Role, part: str = "weight") -> Array:
-        vector = self._weights.vector(role, part)
-        assert vector is not None  # noqa: S101 - check_encoder has seen it
-        return vector
-
-    def add(self, a: Array, b: Array, /) -> Array:
-        return a + b
-
-    def activate(self, x: Array, kind: Activation, /) -> Array:
-        return layers.ACTIVATIONS[kind](x)
 
     def attention(self, x: Array, layer: int, spec: EncoderAttention, /) -> Array:
         crops, count, _ = x.shape

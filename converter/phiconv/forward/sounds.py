@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.forward import layers, threads
-from phiconv.forward.interpreter import Weights
+from phiconv.forward.encoders import NumpyLayers
 from phiconv.ir.roles import Role
 
 if TYPE_CHECKING:
@@ -51,40 +51,35 @@ def sound_features(
     return result
 
 
-class _NumpySoundOps:
+class _NumpySoundOps(NumpyLayers):
     """The operations on arrays of shape (pieces, frames, width), or (channels, frames, bands)."""
 
     def __init__(
         self, tensors: Mapping[Role, Tensor], spectrogram: NDArray[np.float32], dtype: np.dtype[Any]
     ) -> None:
-        self._weights = Weights(tensors, dtype)
+        super().__init__(tensors, dtype)
         self._spectrogram = spectrogram.astype(dtype)
         self._length = 0
 
-    def _array(self, role: Role, part: str = "weight") -> Array:
-        vector = self._weights.vector(role, part)
-        assert vector is not None  # noqa: S101 - check_calls has seen it
-        return vector
-
     def frames(self, mean: Role, inverse_std: Role, /) -> Array:
-        return ((self._spectrogram - self._array(mean)) * self._array(inverse_std))[None]
+        return ((self._spectrogram - self._vector(mean)) * self._vector(inverse_std))[None]
 
     def convolve(self, x: Array, role: Role, /) -> Array:
-        weights = self._array(role).reshape(-1, len(x), 9)
+        weights = self._vector(role).reshape(-1, len(x), 9)
         result: Array = np.einsum("ock,cktf->otf", weights, _neighbours(x), optimize=True)
-        result += self._array(role, "bias")[:, None, None]
+        result += self._vector(role, "bias")[:, None, None]
         return result
 
     def convolve_each(self, x: Array, role: Role, /) -> Array:
-        weights = self._array(role).reshape(len(x), 9)
+        weights = self._vector(role).reshape(len(x), 9)
         result: Array = np.einsum("ck,cktf->ctf", weights, _neighbours(x))
-        result += self._array(role, "bias")[:, None, None]
+        result += self._vector(role, "bias")[:, None, None]
         return result
 
     def mix(self, x: Array, role: Role, /) -> Array:
         channels, frames, bands = x.shape
         pixels = np.ascontiguousarray(x.reshape(channels, -1).T)
-        mixed = self._weights.product(pixels, self._weights.tensors[role], self._array(role, "bias"))
+        mixed = self._weights.product(pixels, self._weights.tensors[role], self._vector(role, "bias"))
         return mixed.T.reshape(-1, frames, bands)
 
     def flatten(self, x: Array, /) -> Array:
@@ -102,22 +97,8 @@ class _NumpySoundOps:
     def uncut(self, x: Array, /) -> Array:
         return x.reshape(-1, x.shape[-1])[: self._length]
 
-    def linear(self, x: Array, role: Role, /) -> Array:
-        flat = np.ascontiguousarray(x.reshape(-1, x.shape[-1]))
-        y = self._weights.product(flat, self._weights.tensors[role], self._weights.vector(role, "bias"))
-        return y.reshape(*x.shape[:-1], -1)
-
-    def layer_norm(self, x: Array, role: Role, epsilon: float, /) -> Array:
-        return layers.layer_norm(x, self._array(role), self._array(role, "bias"), epsilon)
-
-    def add(self, a: Array, b: Array, /) -> Array:
-        return a + b
-
     def half(self, x: Array, /) -> Array:
         return x / 2
-
-    def activate(self, x: Array, kind: Activation, /) -> Array:
-        return layers.ACTIVATIONS[kind](x)
 
     def gate(self, x: Array, kind: Activation, /) -> Array:
         first, second = np.split(x, 2, axis=-1)
@@ -125,7 +106,7 @@ class _NumpySoundOps:
 
     def gate_shifted(self, x: Array, kind: Activation, first: Role, second: Role, /) -> Array:
         a, b = np.split(x, 2, axis=-1)
-        return (a + self._array(first)) * layers.ACTIVATIONS[kind](b + self._array(second))
+        return (a + self._vector(first)) * layers.ACTIVATIONS[kind](b + self._vector(second))
 
     def attention(self, x: Array, layer: int, spec: EncoderAttention, bias: Role, distance: int, /) -> Array:
         pieces, count, _ = x.shape
@@ -134,7 +115,7 @@ class _NumpySoundOps:
             for name in spec.roles
         )
         away = np.arange(count) - np.arange(count)[:, None]
-        by_distance = self._array(bias).reshape(-1, spec.heads)
+        by_distance = self._vector(bias).reshape(-1, spec.heads)
         added = by_distance[np.clip(away, -distance, distance - 1) + distance]
         y = np.empty_like(q)
 
@@ -146,11 +127,11 @@ class _NumpySoundOps:
         return y.reshape(pieces, count, -1)
 
     def causal(self, x: Array, role: Role, /) -> Array:
-        weights = self._array(role).reshape(x.shape[-1], -1)
+        weights = self._vector(role).reshape(x.shape[-1], -1)
         y = x * weights[:, -1]
         for back in range(1, weights.shape[1]):
             y[:, back:] += x[:, :-back] * weights[:, -1 - back]
-        return y + self._array(role, "bias")
+        return y + self._vector(role, "bias")
 
 
 def _neighbours(x: Array) -> Array:
