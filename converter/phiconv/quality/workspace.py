@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phiconv.conversion.names import partial_name
+from phiconv.conversion.new_folder import remove_leftovers
 from phiconv.conversion.outputs import PartialFile
 from phiconv.errors import InputError, OutputExistsError
 from phiconv_formats.calibration.arrays import ArrayFile, array_header, open_array
@@ -160,13 +161,15 @@ class Workspace:
         if self._stream is not None:
             (self.folder / self._stream.name).unlink(missing_ok=True)
         if self.destination.is_dir():
-            old = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.old")
+            # A run that is killed between the renamings leaves no calibration, and all for the next one.
+            old = partial_name(self.destination)
             self.destination.rename(old)
             self.folder.rename(self.destination)
             shutil.rmtree(old)
         else:
             self.folder.rename(self.destination)
         (self.destination / _STATE).unlink()
+        remove_leftovers(self.destination)
 
 
 def _files(entry: InputEntry) -> list[ArrayFile]:
