@@ -71,12 +71,13 @@ class Workspace:
             state = load_json_object(self.folder / _STATE, limit=64 << 20)
         except InputError:
             state = {}
-        ours = state.get("format") == _FORMAT
+        # What is complete has no list any more: a run that was killed before it got its name left it.
+        ours = state.get("format") == _FORMAT or (self.folder / MANIFEST).is_file()
         if not ours and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise OutputExistsError(
                 "is in the way, and is no unfinished calibration", path=self.folder, hint="move it away"
             )
-        if ours and state.get("run") != self._run and not force:
+        if state.get("run", self._run) != self._run and not force:
             raise OutputExistsError(
                 "holds an unfinished calibration of another model, or with other texts or options",
                 path=self.folder,
@@ -160,6 +161,7 @@ class Workspace:
         """Gives the folder its final name; the files of the run itself go."""
         if self._stream is not None:
             (self.folder / self._stream.name).unlink(missing_ok=True)
+        (self.folder / _STATE).unlink()
         if self.destination.is_dir():
             # A run that is killed between the renamings leaves no calibration, and all for the next one.
             old = partial_name(self.destination)
@@ -168,7 +170,6 @@ class Workspace:
             shutil.rmtree(old)
         else:
             self.folder.rename(self.destination)
-        (self.destination / _STATE).unlink()
         remove_leftovers(self.destination)
 
 
