@@ -18,6 +18,7 @@ __all__ = ["check_steps", "takes_long"]
 _SAFE = re.compile(r"[\w.\\^$|()\[\]*+?-]{1,200}")
 _REPEATED = re.compile(r"(?<!\\)[*+?]")
 _MOST_REPEATED = 3
+_RESERVED = ("[[", "--", "||")  # in a set of characters Python warns that they may mean something one day
 _MOST_STEPS = 2_000_000_000  # about a nanosecond each
 _BEGINNING = 200  # steps that any match takes at least
 
@@ -28,6 +29,7 @@ def takes_long(pattern: str) -> bool:
     return (
         not _SAFE.fullmatch(pattern)
         or repeated > _MOST_REPEATED
+        or any(each in pattern for each in _RESERVED)
         or re.search(r"\)[*+?]", pattern) is not None
     )
 

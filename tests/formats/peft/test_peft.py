@@ -121,6 +121,8 @@ KEYS = {
     "patterns as a list": ({"rank_pattern": ["q"]}, "key rank_pattern: must be an object"),
     "a pattern that takes forever": ({"alpha_pattern": {"(.*)*x": 4}}, "is no pattern that phiconv takes"),
     "many repetitions": ({"alpha_pattern": {".*.*.*.*x": 4}}, "is no pattern that phiconv takes"),
+    "a set in a set": ({"alpha_pattern": {"[[a]]": 4}}, "is no pattern that phiconv takes"),
+    "a difference of sets": ({"alpha_pattern": {"[a--b]": 4}}, "is no pattern that phiconv takes"),
     "a long pattern": ({"alpha_pattern": {"x" * 201: 4}}, "is no pattern that phiconv takes"),
     "no regular expression": ({"alpha_pattern": {"(x": 4}}, "is no regular expression"),
     "dora without lengths": ({"use_dora": True}, "use_dora is True, which the tensors contradict"),
