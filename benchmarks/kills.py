@@ -48,11 +48,23 @@ TARGETS: dict[str, tuple[str, list[str]]] = {
     "compressed-tensors": ("", ["--to", "compressed-tensors", "--q8"]),
     "gptq": ("", ["--to", "gptq", "--q8"]),
     "awq": ("", ["--to", "awq", "--q4"]),
+    "calibrate": ("c", ["--context", "16", "--calibration-tokens", "64"]),
 }
-"""What a destination is called in its folder ("" for the folder as a whole), and the options."""
+"""What a destination is called in its folder ("" for the folder as a whole), and the options.
+
+"calibrate" is the command of this name, whose output is a calibration folder; the others convert.
+"""
 
 _CALLS = ("replace", "link", "rename", "unlink", "rmdir")
 _OUTCOMES = ("older", "new", "recognised", "else")
+
+
+def arguments(source: Path, folder: Path, target: str) -> list[str]:
+    """The command line of a target."""
+    name, options = TARGETS[target]
+    if target == "calibrate":
+        return ["calibrate", str(source), "-o", str(folder / name), *options]
+    return [str(source), str(folder / name), *options, "--jobs", "2"]
 
 
 def convert(source: Path, folder: Path, target: str, before: Callable[[], None] = lambda: None) -> int:
@@ -64,8 +76,7 @@ def convert(source: Path, folder: Path, target: str, before: Callable[[], None] 
         from phiconv.cli import main
 
         before()
-        name, options = TARGETS[target]
-        main([str(source), str(folder / name), *options, "--force", "--quiet", "--jobs", "2"])
+        main([*arguments(source, folder, target), "--force", "--quiet"])
     except SystemExit as ended:
         os._exit(ended.code if isinstance(ended.code, int) else 1)
     finally:
@@ -159,7 +170,11 @@ class Drill:
 
     def _opens(self, path: Path) -> bool:
         import phiconv
+        from phiconv_formats.calibration.reader import open_calibration
 
+        if self._target == "calibrate":
+            # A folder is replaced by two renamings; between them there is none of its name.
+            return path.exists() and bool(open_calibration(path).manifest.inputs)
         try:
             return bool(phiconv.open_model(path).stored)
         except phiconv.errors.MalformedFileError as error:
@@ -200,7 +215,8 @@ def main() -> None:
     wanted = parser.parse_args()
     import phiconv.api  # before there are copies of this process
     import phiconv.conversion.pipeline
-    import phiconv.forward.interpreter  # noqa: F401
+    import phiconv.forward.interpreter
+    import phiconv.quality.folder  # noqa: F401
 
     chance = random.Random(wanted.seed)  # noqa: S311 - moments, no secrets
     rows = []

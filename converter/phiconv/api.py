@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -298,12 +298,15 @@ def compile_qnn(
         UsageError: There is no such processor, or no compiler.
         OutputError: The destination is there, or cannot be written.
     """
+    from phiconv.conversion.new_folder import new_folder
     from phiconv_formats.onnx.compilation import SOCS, compile_folder, find_soc
 
     folder, number = expanded(source), find_soc(soc)
     name = f"{folder.resolve().name}-{SOCS[number]}"
     place = folder.resolve().with_name(name) if destination is None else expanded(destination)
-    return compile_folder(folder, place, number, share=share, progress=progress)
+    with new_folder(place) as unfinished:
+        made = compile_folder(folder, unfinished, number, share=share, progress=progress)
+    return replace(made, folder=place)
 
 
 def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:

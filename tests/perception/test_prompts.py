@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 import wave
 
 import numpy as np
@@ -134,6 +135,21 @@ def test_files_that_are_something_else(tmp_path, data, read):
         read(tmp_path / "file")
     with pytest.raises(InputError):
         read(tmp_path / "none")
+
+
+def test_no_picture_starts_another_program(tmp_path, monkeypatch):
+    """For PostScript, Pillow would."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    image.fromarray(ONE).save(tmp_path / "one.png", "EPS")
+    with pytest.raises(InputError, match="no picture that can be opened"):
+        read_picture(tmp_path / "one.png")
+
+
+def test_half_a_sample_at_the_end_is_left_out(tmp_path):
+    path = write_wave(tmp_path / "a.wav", np.array([100, 200], "<i2"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_sound(path).tolist() == [100 / 32768]
 
 
 def test_the_command(opened, tmp_path):

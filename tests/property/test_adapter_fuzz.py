@@ -16,7 +16,7 @@ from adapters import QKV, low_rank, write_adapter
 from mutations import changes, json_changes, mutate, mutate_json
 from phiconv.errors import PhiconvError
 
-EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "10"))
 SECONDS = 2.0
 LONG = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -19,7 +19,7 @@ from memory import resident
 from mutations import changes, mutate
 from phiconv.errors import PhiconvError
 
-EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "8"))
 SECONDS, MEMORY = 2.0, 200 << 20
 
 CARD = """---

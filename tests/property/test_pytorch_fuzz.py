@@ -57,7 +57,7 @@ def test_the_files_open(name):
 
 
 @given(name=st.sampled_from(FILES), seed=st.integers(0, 2**32))
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_changed_bytes(tmp_path, name, seed):
     data = bytearray((FIXTURES / "pytorch" / name).read_bytes())
     rng = np.random.default_rng(seed)
@@ -72,14 +72,14 @@ def test_changed_bytes(tmp_path, name, seed):
 
 
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=30))
-@settings(max_examples=300)
+@settings(max_examples=60)
 def test_any_opcodes(pieces):
     with refusals():
         run(Stream(b"\x80\x02" + b"".join(pieces) + b".", Path("x")))
 
 
 @given(data=st.binary(max_size=60))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_any_bytes(data):
     with refusals():
         run(Stream(data, Path("x")))
@@ -90,7 +90,7 @@ def test_any_bytes(data):
     stride=st.lists(st.integers(0, 40), min_size=4, max_size=4),
     offset=st.integers(0, 20),
 )
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_any_view_is_read_as_numpy_reads_it(make_pytorch, tmp_path, shape, stride, offset):
     values = np.arange(120, dtype=np.float32)
     stride = stride[: len(shape)]

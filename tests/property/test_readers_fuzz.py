@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("PHICONV_FUZZ_EXAMPLES", "8"))
 SECONDS = 2.0
 MEMORY = 200 << 20
 

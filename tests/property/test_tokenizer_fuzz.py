@@ -79,7 +79,7 @@ def test_the_small_files_are_read(small):
 
 
 @given(data=st.data())
-@settings(max_examples=250, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_changed_values(small, data):
     files = json.loads(json.dumps(small[0]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -98,7 +98,7 @@ def test_changed_values(small, data):
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 4), name=st.integers(0, 20))
-@settings(max_examples=250)
+@settings(max_examples=60)
 def test_changed_bytes(small, seed, count, name):
     files, model = small
     files = {key: json.dumps(value, ensure_ascii=seed % 2 == 0).encode() for key, value in files.items()}

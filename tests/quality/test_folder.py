@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,6 +205,29 @@ def test_a_run_goes_on_after_the_last_finished_stage(kind, model_folder, tmp_pat
     assert steps[-1][0] == steps[-1][1]
     assert contents(target) == expected
     assert not (tmp_path / "c.partial").exists()
+
+
+def test_a_run_that_ends_between_two_renamings_is_finished_by_the_next(model_folder, tmp_path, monkeypatch):
+    target, rename = tmp_path / "c", Path.rename
+    for kind in ("phi3", "phi4mini"):
+        model = phiconv.open_model(model_folder(kind))
+        expected = contents(phiconv.calibrate(model, IDS[:100], target, context=10, force=True))
+    older = phiconv.open_model(model_folder("phi3"))
+    phiconv.calibrate(older, IDS[:100], target, context=10, force=True)
+
+    def ends(self, other):
+        if other == target:
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", ends)
+    with pytest.raises(KeyboardInterrupt):
+        phiconv.calibrate(model, IDS[:100], target, context=10, force=True)
+    monkeypatch.undo()
+    assert not target.exists()
+    phiconv.calibrate(model, IDS[:100], target, context=10)
+    assert contents(target) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def interrupted(model, target, count=9, **options):

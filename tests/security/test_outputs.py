@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -253,6 +254,26 @@ def test_many_parts_with_few_open_files(tmp_path):
     assert len(names(tmp_path / "out")) == count + 2  # the list, and the receipt
     with_all = phiconv.open_model(parts[0])
     assert len(with_all.stored) == count
+
+
+@unix
+def test_many_shards_with_few_open_files(tmp_path):
+    from safetensors.numpy import save_file
+
+    count, folder = 300, tmp_path / "m"
+    folder.mkdir()
+    names_of = {f"w{n}": f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)}
+    for n, (name, file) in enumerate(names_of.items()):
+        save_file({name: np.full((2, 32), n, np.float32)}, folder / file)
+    index = {"metadata": {"total_size": 256 * count}, "weight_map": names_of}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    command = [sys.executable, "-m", "phiconv", folder / "model.safetensors.index.json", "o.gguf"]
+    options = ("--plain", "--f32", "-q", "--jobs", "2")
+    line = ["bash", "-c", 'ulimit -n 64; exec "$@"', "-", *command, *options]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    stored = phiconv.open_model(tmp_path / "o.gguf").stored
+    assert all((phiconv.read(stored[f"w{n}"]) == n).all() for n in (0, 150, 299))
 
 
 @unix

@@ -1,13 +1,20 @@
-"""Pictures and sounds in files: any picture that Pillow opens, and WAV."""
+"""Pictures and sounds in files: pictures in a few usual forms, which Pillow opens, and WAV."""
 
 from __future__ import annotations
 
+import warnings
 import wave
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from phiconv.errors import MalformedFileError, MissingFileError, UnsupportedModelError, UsageError
+from phiconv.errors import (
+    MalformedFileError,
+    MissingFileError,
+    UnsupportedModelError,
+    UsageError,
+    printable,
+)
 from phiconv.perception.sounds import RATE
 
 if TYPE_CHECKING:
@@ -15,7 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["read_picture", "read_sound"]
+__all__ = ["FORMATS", "read_picture", "read_sound"]
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+"""What Pillow may open, which has other forms, too: for one of them (EPS) it starts another program."""
 
 _MOST_PIXELS = 1 << 26
 _LONGEST = 3600  # seconds
@@ -29,7 +39,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         InputError: There is no such file, or no picture in it, or a very large one.
     """
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     except ImportError:
         raise UsageError(
             "pictures are opened with Pillow, which is not installed", hint="pip install 'phiconv[images]'"
@@ -37,13 +47,16 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     if not path.is_file():
         raise MissingFileError("no such picture", path=path)
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                message = f"a picture of {image.width} x {image.height} pixels is too large"
-                raise UsageError(message, path=path, hint="make it smaller")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MalformedFileError(f"no picture that can be opened: {error}", path=path) from error
+        # A file that is cut off or odd is opened as far as it goes, and Pillow warns, which nobody needs.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            size = image.size
+            if size[0] * size[1] <= _MOST_PIXELS:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # its decoders raise whatever they stumble over
+        reason = printable(error) or type(error).__name__
+        raise MalformedFileError(f"no picture that can be opened: {reason}", path=path) from error
+    message = f"a picture of {size[0]} x {size[1]} pixels is too large"
+    raise UsageError(message, path=path, hint="make it smaller")
 
 
 def read_sound(path: Path) -> NDArray[np.float32]:
@@ -63,9 +76,11 @@ def read_sound(path: Path) -> NDArray[np.float32]:
                     path=path,
                     hint=f"convert it to WAV of 16 bits and {RATE} samples per second",
                 )
-            data = np.frombuffer(file.readframes(frames), "<i2")
-    except (wave.Error, EOFError, OSError, ZeroDivisionError) as error:
-        raise MalformedFileError(f"no WAV file: {error}", path=path) from error
+            found = file.readframes(frames)
+    except (wave.Error, EOFError, OSError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        reason = printable(error) or "it is damaged"
+        raise MalformedFileError(f"no WAV file: {reason}", path=path) from error
+    data = np.frombuffer(found[: len(found) // 2 * 2], "<i2")
     whole = data[: len(data) // channels * channels].reshape(-1, channels)
     samples: NDArray[np.float32] = whole.mean(axis=1, dtype=np.float32) / np.float32(1 << 15)
     return samples

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phiconv.conversion.names import partial_name
+from phiconv.conversion.new_folder import remove_leftovers
 from phiconv.conversion.outputs import PartialFile
 from phiconv.errors import InputError, OutputExistsError
 from phiconv_formats.calibration.arrays import ArrayFile, array_header, open_array
@@ -70,12 +71,13 @@ class Workspace:
             state = load_json_object(self.folder / _STATE, limit=64 << 20)
         except InputError:
             state = {}
-        ours = state.get("format") == _FORMAT
+        # What is complete has no list any more: a run that was killed before it got its name left it.
+        ours = state.get("format") == _FORMAT or (self.folder / MANIFEST).is_file()
         if not ours and not (self.folder.is_dir() and not any(self.folder.iterdir())):
             raise OutputExistsError(
                 "is in the way, and is no unfinished calibration", path=self.folder, hint="move it away"
             )
-        if ours and state.get("run") != self._run and not force:
+        if state.get("run", self._run) != self._run and not force:
             raise OutputExistsError(
                 "holds an unfinished calibration of another model, or with other texts or options",
                 path=self.folder,
@@ -159,14 +161,16 @@ class Workspace:
         """Gives the folder its final name; the files of the run itself go."""
         if self._stream is not None:
             (self.folder / self._stream.name).unlink(missing_ok=True)
+        (self.folder / _STATE).unlink()
         if self.destination.is_dir():
-            old = self.destination.with_name(f".{self.destination.name}.{secrets.token_hex(4)}.old")
+            # A run that is killed between the renamings leaves no calibration, and all for the next one.
+            old = partial_name(self.destination)
             self.destination.rename(old)
             self.folder.rename(self.destination)
             shutil.rmtree(old)
         else:
             self.folder.rename(self.destination)
-        (self.destination / _STATE).unlink()
+        remove_leftovers(self.destination)
 
 
 def _files(entry: InputEntry) -> list[ArrayFile]:

@@ -1,6 +1,7 @@
 """The tools whose bytes phiconv's are compared with, and the releases that the comparison was made with.
 
 The versions are those of ``constraints.txt``, and of the scripts in ``fixtures/`` that made golden values.
+llama.cpp numbers its releases so since August 2026, beside its builds (b1234): this is the tag v0.5.0.
 """
 
 from __future__ import annotations

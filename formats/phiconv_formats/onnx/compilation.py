@@ -10,20 +10,14 @@ Facts from onnxruntime-qnn 2.7 (QAIRT 2.51) and ONNX Runtime 1.31.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from phiconv.errors import (
     MalformedFileError,
-    OutputError,
-    OutputExistsError,
     UnsupportedModelError,
     UsageError,
     printable,
@@ -35,7 +29,8 @@ from phiconv_formats.onnx.initializers import Initializers, is_plain_name
 from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
     from types import ModuleType
 
 __all__ = ["SOCS", "Compiled", "Stages", "compile_folder", "find_soc", "find_stages"]
@@ -167,17 +162,17 @@ def find_stages(folder: Path) -> Stages:
 
 def compile_folder(
     source: Path,
-    destination: Path,
+    folder: Path,
     soc: int,
     *,
     share: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Compiled:
-    """Compiles a folder; the other one appears when it is complete.
+    """Compiles a folder into an empty one.
 
     Args:
         source: A folder that was written for Qualcomm's processors.
-        destination: A folder that is not there yet.
+        folder: Where the output goes.
         soc: The number of the processor.
         share: The graphs of a prompt and of single tokens share their weights.
         progress: Is told what is compiled next.
@@ -185,29 +180,26 @@ def compile_folder(
     Raises:
         UnsupportedModelError: The source is no such folder, or the compiler refuses it.
         UsageError: There is no compiler.
-        OutputError: The destination is there, or cannot be written.
+        OSError: The output cannot be written.
     """
-    if destination.exists():
-        raise OutputExistsError("exists already", path=destination, hint="give another name, or remove it")
     stages = find_stages(source)
     runtime = _Compiler(soc, share=share)
-    with _new_folder(destination) as folder:
-        for group in _groups(stages):
-            for number, name in enumerate(group):
-                if progress is not None:
-                    progress(name)
-                file = f"{name}_{soc}.onnx"
-                last = number == len(group) - 1
-                runtime.compile(source / stages.sections[name]["filename"], folder / file, last=last)
-                section = stages.sections[name]
-                section["filename"] = file
-                section["session_options"]["provider_options"] = [_with_soc(section, soc)]
-        _copy_ends(stages, folder)
-        for path in _companions(source):
-            shutil.copyfile(path, folder / path.name)
-        (folder / "genai_config.json").write_text(json.dumps(stages.config, indent=4), encoding="utf-8")
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return Compiled(destination, soc, sizes)
+    for group in _groups(stages):
+        for number, name in enumerate(group):
+            if progress is not None:
+                progress(name)
+            file = f"{name}_{soc}.onnx"
+            last = number == len(group) - 1
+            runtime.compile(source / stages.sections[name]["filename"], folder / file, last=last)
+            section = stages.sections[name]
+            section["filename"] = file
+            section["session_options"]["provider_options"] = [_with_soc(section, soc)]
+    _copy_ends(stages, folder)
+    for path in _companions(source):
+        shutil.copyfile(path, folder / path.name)
+    (folder / "genai_config.json").write_text(json.dumps(stages.config, indent=4), encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return Compiled(folder, soc, sizes)
 
 
 def _companions(folder: Path) -> list[Path]:
@@ -318,27 +310,3 @@ def _copy(path: Path, offset: int, length: int, output: Any) -> None:
     file = InputFile(path)
     for start in range(offset, offset + length, _TILE):
         output.write(file.read_bytes(start, min(_TILE, offset + length - start)))
-
-
-@contextmanager
-def _new_folder(destination: Path) -> Iterator[Path]:
-    """A temporary folder beside the destination, which gets its name when the block ends well."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", path=destination) from error
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        folder.rename(destination)
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror}", path=destination) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    """What new files are not allowed."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -97,7 +97,8 @@ def find_theta(cos: ir.Tensor, sin: ir.Tensor) -> float | None:
     rows, pairs = min(cos.rows, _ROWS), cos.columns
     if len(cos.shape) != 2 or cos.shape != sin.shape or rows < 2 or pairs < 2:
         return None
-    tables = [np.asarray(table.read(0, rows)).astype(np.float64) for table in (cos, sin)]
+    with np.errstate(invalid="ignore"):  # a NaN in a table, which is that of no base
+        tables = [np.asarray(table.read(0, rows)).astype(np.float64) for table in (cos, sin)]
     precision = {ir.F16.name: 2.0**-10, ir.BF16.name: 2.0**-7}.get(cos.encoding.name, 0.0)
     estimate = _estimate(*tables)
     for digits in range(1, _DIGITS + 1) if np.isfinite(estimate) and 1 < estimate < 1e12 else ():

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phiconv.architectures.config import Config
 from phiconv.errors import UnsupportedModelError, printable
-from phiconv_formats.shared.patterns import takes_long
+from phiconv_formats.shared.patterns import check_steps, takes_long
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 __all__ = ["LoraConfig", "parse"]
@@ -54,6 +54,9 @@ _INITS = ("gaussian", "eva", "orthogonal")
 """Those that leave the base as it is; others are right only for a base that was changed as well."""
 
 
+_Patterns: TypeAlias = "Mapping[str, tuple[re.Pattern[str], float]]"
+
+
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
     """What an adapter's configuration says of its products.
@@ -72,9 +75,17 @@ class LoraConfig:
     alpha: float
     rslora: bool
     dora: bool
-    rank_pattern: Mapping[str, float]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: _Patterns
+    alpha_pattern: _Patterns
     modules_to_save: tuple[str, ...]
+
+    def check_modules(self, modules: Collection[str], path: Path) -> None:
+        """Refuses modules whose names it would take long to match with the patterns; ``path`` is their file.
+
+        Raises:
+            MalformedFileError: It would.
+        """
+        check_steps([*self.rank_pattern, *self.alpha_pattern], modules, path)
 
     def rank(self, module: str) -> int:
         """The rank that a module should have."""
@@ -141,10 +152,10 @@ def _number(config: Config, key: str, value: Any) -> float:
     return float(value)
 
 
-def _pattern(config: Config, key: str) -> dict[str, float]:
-    """Numbers by patterns that take no long time to match."""
+def _pattern(config: Config, key: str) -> _Patterns:
+    """Numbers by patterns, which fit the end of a module's name, as PEFT's ``get_pattern_key`` has it."""
     section = config.section(key)
-    found: dict[str, float] = {}
+    found = {}
     for pattern, value in ({} if section is None else section.values).items():
         at = f"{key}.{pattern}"
         number = _number(config, at, value)
@@ -153,16 +164,16 @@ def _pattern(config: Config, key: str) -> dict[str, float]:
         if takes_long(pattern):
             raise config.error(at, "is no pattern that phiconv takes", "name the modules instead")
         try:
-            re.compile(pattern)
+            compiled = re.compile(rf"(.*\.)?({pattern})$")
         except re.error as error:
             raise config.error(at, f"is no regular expression: {error}") from None
-        found[pattern] = number
+        found[pattern] = compiled, number
     return found
 
 
-def _matching(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that fits the end of a module's name, as PEFT's ``get_pattern_key``."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+def _matching(patterns: _Patterns, module: str, default: float) -> float:
+    """The value of the first pattern that fits a module's name."""
+    for pattern, value in patterns.values():
+        if pattern.match(module):
             return value
     return default

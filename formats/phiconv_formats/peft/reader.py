@@ -91,6 +91,7 @@ def open_adapter(path: Path) -> Adapter:
         raise MissingFileError(f"no {_FILES[0]} in this folder", path=folder, hint="download it")
     archive = (open_safetensors if file.suffix == ".safetensors" else open_pytorch)(file)
     modules, replaced = _sorted(archive.tensors, file)
+    config.check_modules(modules, file)
     changes = {name: _low_rank(name, found.parts, config, file) for name, found in modules.items()}
     if not changes and not replaced:
         raise MalformedFileError("holds no tensors", path=file, hint="download it again")

@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import threading
+import weakref
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -34,6 +35,13 @@ for _name in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 _HAS_PREADV = hasattr(os, "preadv")
+
+_MOST_OPEN = 24
+"""How many input files are open at once: a process may have few, and a model a thousand shards."""
+
+# Those that are open, those opened first in front. Nobody owns a file, so they are weak references;
+# and as files end anywhere, there is no lock: each operation on a dict is one step.
+_opened: dict[int, weakref.ref[InputFile]] = {}
 
 
 class _Stamp(NamedTuple):
@@ -59,7 +67,7 @@ class InputFile:
 
     Reads may come from any thread at once. A copy in another process (pickle) opens the file again, and
     refuses it if it is no longer the same. ``close`` may be called when no read is running; a later read
-    opens the file again.
+    opens the file again. So does one after many other files were opened: those opened first are closed.
 
     Attributes:
         path: The file, as it was given.
@@ -75,8 +83,12 @@ class InputFile:
         """
         self.path = Path(path)
         self._within = None if links_are_followed() else within or self.path.parent
-        self._descriptor = -1
         self._stamp: _Stamp | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._descriptor = -1
+        self._reads = 0  # that are running
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -87,8 +99,7 @@ class InputFile:
 
     def __setstate__(self, state: tuple[Path, Path | None, _Stamp | None]) -> None:
         self.path, self._within, self._stamp = state
-        self._descriptor = -1
-        self._lock = threading.Lock()
+        self._start()
 
     def __enter__(self) -> Self:
         self._open()
@@ -136,19 +147,19 @@ class InputFile:
         Raises:
             MalformedFileError: The file ends before the buffer is full.
         """
-        descriptor = self._open()
         view = memoryview(buffer)
         if not 0 <= offset <= self.size - view.nbytes:
             raise self._too_short(offset, view.nbytes, self.size)
         if not view.nbytes:  # memoryview.cast refuses empty shapes
             return
         view = view.cast("B")
-        done = 0
-        while done < len(view):
-            count = self._read_some(descriptor, offset + done, view[done:])
-            if count == 0:
-                raise self._too_short(offset, len(view), offset + done)
-            done += count
+        with self._reading() as descriptor:
+            done = 0
+            while done < len(view):
+                count = self._read_some(descriptor, offset + done, view[done:])
+                if count == 0:
+                    raise self._too_short(offset, len(view), offset + done)
+                done += count
 
     def read_bytes(self, offset: int, count: int) -> bytes:
         """The ``count`` bytes from ``offset`` on; nothing is allocated if the file is shorter.
@@ -166,8 +177,30 @@ class InputFile:
         """Closes the file, if it is open."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
+        _opened.pop(id(self), None)
         if descriptor >= 0:
             os.close(descriptor)
+
+    @contextmanager
+    def _reading(self) -> Iterator[int]:
+        """The descriptor, which stays open meanwhile."""
+        with self._lock:
+            self._reads += 1
+        try:
+            yield self._open()
+        finally:
+            with self._lock:
+                self._reads -= 1
+
+    def close_unused(self) -> bool:
+        """Closes the file unless it is read now; returns whether it is closed."""
+        with self._lock:
+            if self._reads:
+                return False
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        return True
 
     def _first_stamp(self) -> _Stamp:
         if self._stamp is None:
@@ -189,9 +222,13 @@ class InputFile:
                     raise MalformedFileError(stands_for[0], path=self.path, hint=stands_for[1])
                 first = self._stamp is None
                 self._stamp, self._descriptor = now, descriptor
+                _opened[id(self)] = weakref.ref(self)
                 if first:
                     _note(self)
-            return self._descriptor
+            descriptor = self._descriptor
+        if len(_opened) > _MOST_OPEN:
+            _close_some(self)
+        return descriptor
 
     def _read_some(self, descriptor: int, offset: int, view: memoryview) -> int:
         try:
@@ -214,6 +251,14 @@ class InputFile:
             path=self.path,
             hint="download it again",
         )
+
+
+def _close_some(newest: InputFile) -> None:
+    """Closes those that were opened first, but for this one and those that are read now."""
+    for number, reference in list(_opened.items())[: len(_opened) - _MOST_OPEN]:
+        file = reference()
+        if file is None or (file is not newest and file.close_unused()):
+            _opened.pop(number, None)
 
 
 _PLACEHOLDERS = (

@@ -7,7 +7,6 @@ normalizer), so that a fine-tune or a smaller vocabulary is recognised like the 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import re
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from phiconv.tokenization.tokenizer import (
     SplitName,
 )
 from phiconv_formats.shared.strict_json import load_json_object
+from phiconv_formats.tokenizers.schema import check_tokenizer_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,6 +108,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
         raise ConfigError(
             f"a tokenizer of type {kind}, and only BPE is supported", path=path, at="model.type"
         )
+    check_tokenizer_json(data, path)
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise ConfigError(
@@ -121,7 +122,7 @@ def read_tokenizer_json(path: Path, vocab_size: int) -> TokenizerJson:
     normalizers = _parts(data.get("normalizer"), "normalizers", path)
     pre_tokenizers = _parts(data.get("pre_tokenizer"), "pretokenizers", path)
     kind = _kind(normalizers, pre_tokenizers, path)
-    whole_words = expect(model.get("ignore_merges", False), bool, path, "model.ignore_merges")
+    whole_words = model.get("ignore_merges") is True
     unknown = model.get("unk_token")
     return TokenizerJson(
         kind=kind,
@@ -205,6 +206,8 @@ def parse_merges(merges: Iterable[Any], vocabulary: Mapping[str, int], path: Pat
         pair = merge.split(" ") if type(merge) is str else merge
         if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise ConfigError("a merge is not two tokens", path=path, at=f"merge {index}")
+        if isinstance(merges, list) and type(merge) is not type(merges[0]):
+            raise ConfigError("merges are in two forms, texts and pairs", path=path, at=f"merge {index}")
         left, right = pair
         if left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             missing = next(token for token in (left, right, left + right) if token not in vocabulary)
@@ -324,15 +327,11 @@ def _options(
             metaspace = Metaspace(scheme, split) if split or scheme != "never" else None
     for part in normalizers:
         if part["type"] == "Precompiled":
-            text = expect(part.get("precompiled_charsmap"), str, path, "normalizer.precompiled_charsmap")
-            try:
-                charsmap = base64.b64decode(text, validate=True)
-            except (binascii.Error, ValueError):
-                raise ConfigError("not base64", path=path, at="normalizer.precompiled_charsmap") from None
+            charsmap = base64.b64decode(part["precompiled_charsmap"])
     return SentencePieceOptions(
         add_dummy_prefix=prefix,
         remove_extra_whitespaces=any(re.fullmatch(r" \{2,\}", _regex(part) or "") for part in normalizers),
-        byte_fallback=expect(model.get("byte_fallback", False), bool, path, "model.byte_fallback"),
+        byte_fallback=model.get("byte_fallback") is True,
         charsmap=charsmap,
         metaspace=metaspace,
     )

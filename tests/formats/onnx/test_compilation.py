@@ -125,6 +125,23 @@ def test_a_folder_that_is_there_stays(source, tmp_path, runtime):
         phiconv.compile_qnn(source, tmp_path, soc="60")
 
 
+def test_what_a_killed_run_has_left_goes(source, tmp_path, runtime):
+    left = tmp_path / ".c.0123abcd.partial"
+    left.mkdir()
+    (left / "genai_config.json").write_text("{")
+    phiconv.compile_qnn(source, tmp_path / "c", soc="60")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_folder_that_comes_meanwhile_stays(source, tmp_path, runtime):
+    def progress(_):
+        (tmp_path / "c").mkdir(exist_ok=True)
+
+    with pytest.raises(OutputError, match="exists already"):
+        phiconv.compile_qnn(source, tmp_path / "c", soc="60", progress=progress)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
 def test_a_compiled_folder_is_neither_compiled_nor_converted(source, tmp_path, runtime):
     phiconv.compile_qnn(source, tmp_path / "c", soc="60")
     with pytest.raises(UnsupportedModelError, match="compiled already"):

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 import phiconv
 from builder_folder import rewrite
+from memory_rows import in_memory
 from paths import FIXTURES
 from phiconv import ir
 from phiconv.ir.rope import Rope
@@ -309,6 +310,13 @@ def test_theta_of_tables_in_float16(theta):
     tables = (table for _, table in rotary_tables(Rope(96, theta, 4096), 4096))
     cos, sin = (ir.Tensor.of(Half(table), table.shape) for table in tables)
     assert find_theta(cos, sin) == theta
+
+
+def test_tables_with_a_signaling_nan_have_no_theta():
+    """NumPy warns when it converts one."""
+    table = np.full((64, 8), 0x7FA0_0001, np.uint32).view(np.float32)
+    tables = [in_memory(table) for _ in range(2)]
+    assert find_theta(*tables) is None
 
 
 def test_scaled_tables_have_no_theta():

@@ -121,6 +121,8 @@ KEYS = {
     "patterns as a list": ({"rank_pattern": ["q"]}, "key rank_pattern: must be an object"),
     "a pattern that takes forever": ({"alpha_pattern": {"(.*)*x": 4}}, "is no pattern that phiconv takes"),
     "many repetitions": ({"alpha_pattern": {".*.*.*.*x": 4}}, "is no pattern that phiconv takes"),
+    "a set in a set": ({"alpha_pattern": {"[[a]]": 4}}, "is no pattern that phiconv takes"),
+    "a difference of sets": ({"alpha_pattern": {"[a--b]": 4}}, "is no pattern that phiconv takes"),
     "a long pattern": ({"alpha_pattern": {"x" * 201: 4}}, "is no pattern that phiconv takes"),
     "no regular expression": ({"alpha_pattern": {"(x": 4}}, "is no regular expression"),
     "dora without lengths": ({"use_dora": True}, "use_dora is True, which the tensors contradict"),
@@ -157,6 +159,31 @@ def test_keys_that_are_refused(tmp_path, refused, case):
 def test_keys_that_change_nothing(tmp_path, keys):
     folder = write_adapter(tmp_path / "a", TENSORS, **keys)
     assert open_adapter(folder).changes[QKV].scale == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "patterns"),
+    [
+        (["a." * 400], [".*a.*a.*x"]),
+        ([f"{'m' * 80}{n}" for n in range(200)], [f".*q.*{n}" for n in range(200)]),
+    ],
+    ids=["a long name", "many names"],
+)
+def test_patterns_that_take_long_with_these_modules_are_refused(tmp_path, refused, names, patterns):
+    tensors = {}
+    for name in names:
+        tensors |= low_rank(name, 1, 1, rank=1)
+    folder = write_adapter(tmp_path / "a", tensors, r=1, rank_pattern=dict.fromkeys(patterns, 1))
+    refused(open_adapter, folder, says="it would take long")
+
+
+def test_a_pattern_for_each_of_many_modules_is_taken(tmp_path):
+    names = [f"model.layers.{n // 40}.block_sparse_moe.experts.{n % 40}.w1" for n in range(400)]
+    tensors = {}
+    for name in names:
+        tensors |= low_rank(name, 1, 1, rank=1)
+    folder = write_adapter(tmp_path / "a", tensors, r=2, rank_pattern=dict.fromkeys(names, 1))
+    assert len(open_adapter(folder).changes) == 400
 
 
 F = np.float32

@@ -166,6 +166,53 @@ def test_what_cannot_be_opened_has_not_changed(path, monkeypatch):
         file.changed()
 
 
+def open_now(files):
+    return sum(file._descriptor >= 0 for file in files)
+
+
+def test_few_of_many_files_are_open(tmp_path):
+    for number in range(100):
+        (tmp_path / f"{number}").write_bytes(bytes([number] * 4))
+    files = [InputFile(tmp_path / f"{number}") for number in range(100)]
+    for _ in range(2):
+        for number, file in enumerate(files):
+            assert file.read_bytes(0, 4) == bytes([number] * 4)
+    assert 1 < open_now(files) <= 24
+
+
+@needs_preadv
+def test_a_file_that_is_read_stays_open(tmp_path, monkeypatch):
+    for number in range(40):
+        (tmp_path / f"{number}").write_bytes(bytes([number] * 4))
+    first, *others = (InputFile(tmp_path / f"{number}") for number in range(40))
+    real = os.preadv
+
+    def while_others_are(descriptor, *arguments):
+        if first._descriptor != descriptor:
+            return real(descriptor, *arguments)
+        assert {file.read_bytes(0, 4)[0] for file in others} == {*range(1, 40)}
+        return real(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "preadv", while_others_are)
+    assert first.read_bytes(0, 4) == bytes(4)
+    assert open_now([first, *others]) <= 25
+
+
+def test_many_threads_read_many_files(tmp_path):
+    data = {f"{number}": os.urandom(4096) for number in range(60)}
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    files = {name: InputFile(tmp_path / name) for name in data}
+
+    def read(number):
+        name = f"{number * 7 % 60}"
+        return files[name].read_bytes(number % 64, 4000) == data[name][number % 64 :][:4000]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(2000)))
+    assert open_now(files.values()) <= 24 + 8
+
+
 def test_identity_is_the_same_for_one_file(path, tmp_path):
     os.link(path, tmp_path / "hard")
     (tmp_path / "copy").write_bytes(DATA)

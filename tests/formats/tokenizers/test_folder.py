@@ -156,12 +156,15 @@ def test_special_tokens_map_is_the_last_resort(copy):
 def test_templates_of_the_post_processor(copy, single, pair, added, eos):
     def template(text):
         return [
-            {"Sequence": {"id": item, "type_id": 0}} if item in "AB" else {"SpecialToken": {"id": item}}
+            {"Sequence" if item in "AB" else "SpecialToken": {"id": item, "type_id": 0}}
             for item in text.replace("<eos>", "<|endoftext|>").split()
         ]
 
     folder = copy(PHI3)
-    processor = {"type": "TemplateProcessing", "single": template(single), "pair": template(pair)}
+    texts = {"single": template(single), "pair": template(pair)}
+    names = {item["SpecialToken"]["id"] for item in texts["pair"] if "SpecialToken" in item}
+    known = {name: {"id": name, "ids": [1], "tokens": [name]} for name in names}
+    processor = {"type": "TemplateProcessing", **texts, "special_tokens": known}
     edit(folder / "tokenizer.json", lambda data: data.update(post_processor=processor))
     tokenizer = read(folder)
     assert list(tokenizer.add_special.items()) == list(added.items())
@@ -206,11 +209,11 @@ WRONG = [
     ("merge of three", lambda d: model(d)["merges"].append("a b c"), "a merge is not two tokens"),
     ("merge of objects", lambda d: model(d)["merges"].append([{}, []]), "a merge is not two tokens"),
     ("suffix", lambda d: model(d).update(end_of_word_suffix="</w>"), "are not supported"),
-    ("added id", lambda d: d["added_tokens"][0].update(id=2**62), "has the id 46116860184273"),
+    ("added id", lambda d: d["added_tokens"][0].update(id=2**31), "has the id 2147483648"),
     ("added flag", lambda d: d["added_tokens"][0].update(rstrip=1), "rstrip: expected true or false"),
     ("added empty", lambda d: d["added_tokens"][0].update(content=""), "is empty"),
     ("pre-tokenizer", lambda d: d.update(pre_tokenizer=None), "neither a byte-level tokenizer"),
-    ("split", lambda d: d.update(pre_tokenizer={"type": ["ByteLevel"]}), "expected a string"),
+    ("split", lambda d: d.update(pre_tokenizer={"type": ["ByteLevel"]}), "expected a component"),
     ("post-processor", lambda d: d["post_processor"].update(TEMPLATE), "expected an array"),
 ]  # fmt: skip
 

@@ -25,19 +25,19 @@ def read(tmp_path):
     return make
 
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
-GPT2 = {"type": "Split", "pattern": {"Regex": GPT2_SPLIT}, "behavior": "Isolated"}
+GPT2 = {"type": "Split", "pattern": {"Regex": GPT2_SPLIT}, "behavior": "Isolated", "invert": False}
 DIGIT = {"type": "Split", "pattern": {"Regex": r"\p{N}"}, "invert": False}
 
 
 @pytest.mark.parametrize(
     ("pre_tokenizer", "name"),
     [
-        ({"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}, "gpt2"),
-        ({"type": "ByteLevel", "add_prefix_space": False}, "gpt2"),
-        ({"type": "ByteLevel", "add_prefix_space": True}, None),
-        ({"type": "Sequence", "pretokenizers": [{"type": "Digits"}, BYTE_LEVEL]}, None),
+        (BYTE_LEVEL | {"use_regex": True}, "gpt2"),
+        (BYTE_LEVEL, "gpt2"),
+        (BYTE_LEVEL | {"add_prefix_space": True}, None),
+        ({"type": "Sequence", "pretokenizers": [DIGITS | {"individual_digits": False}, BYTE_LEVEL]}, None),
         ({"type": "Sequence", "pretokenizers": [DIGITS, BYTE_LEVEL]}, "smollm"),
         ({"type": "Sequence", "pretokenizers": [DIGIT | {"behavior": "Isolated"}, BYTE_LEVEL]}, "smollm"),
         ({"type": "Sequence", "pretokenizers": [DIGIT | {"behavior": "Removed"}, BYTE_LEVEL]}, None),

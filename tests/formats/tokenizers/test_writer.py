@@ -110,7 +110,8 @@ def test_merges_from_scores():
 
 
 def test_sentencepiece_options(again):
-    options = SentencePieceOptions(add_dummy_prefix=False, remove_extra_whitespaces=True, charsmap=b"\0\1\2")
+    charsmap = b"\4\0\0\0\0\1\2\3"
+    options = SentencePieceOptions(add_dummy_prefix=False, remove_extra_whitespaces=True, charsmap=charsmap)
     assert again(replace(PIECES, sentencepiece=options)).sentencepiece == options
 
 
