@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from phiconv.brief import Brief
 from phiconv.conversion import pipeline
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.machines import machines
@@ -71,8 +72,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, repr=False)
+class Result(Brief):
     """A conversion that is done.
 
     Attributes:
@@ -84,6 +85,8 @@ class Result:
         notes: What the user should know: the plan's, and what else was done at the destination.
         receipt: The file that says what it was made of, and how; None if there is none.
     """
+
+    SHOWN = ("plan", "files", "size", "seconds", "tensors", "notes", "receipt")
 
     plan: Plan
     files: tuple[Path, ...]

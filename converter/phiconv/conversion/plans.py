@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from phiconv.brief import Brief
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, plain_name
 from phiconv.quantizers.repack import repackable
 
@@ -39,8 +40,8 @@ LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
 """The actions after which not one number has changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorPlan(Brief):
     """What becomes of one tensor.
 
     Attributes:
@@ -60,8 +61,8 @@ class TensorPlan:
     action: Action
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Brief):
     """A conversion that has not happened yet.
 
     Attributes:
@@ -76,6 +77,8 @@ class Plan:
         receipt: What the output's receipt says, but for the sums; None where it has none.
         mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
     """
+
+    SHOWN = ("model", "files", "target", "recipe", "size", "bits_per_weight", "tensors", "mixture", "notes")
 
     model: Model
     folder: Path
@@ -97,6 +100,11 @@ class Plan:
     def receipt_path(self) -> Path | None:
         """The receipt, if there will be one."""
         return None if self.receipt is None else self.folder / self.receipt.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
+        return self.package.notes
 
     @property
     def size(self) -> int:

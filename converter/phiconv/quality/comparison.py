@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from phiconv.brief import Brief
 from phiconv.conversion.rows import TILE
 from phiconv.conversion.source import open_model
 from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError, printable
@@ -49,8 +50,8 @@ Way: TypeAlias = Literal["role", "name"]
 _Vector: TypeAlias = "NDArray[np.float64]"
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(Brief):
     """The difference between two rows of numbers, by the sums that everything else follows from.
 
     Weights that are NaN or infinite on either side are counted, and are in no sum.
@@ -112,8 +113,8 @@ class Difference:
         return self.product / norms if norms else math.nan
 
 
-@dataclass(frozen=True, slots=True)
-class TensorDifference:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorDifference(Brief):
     """The difference between one weight tensor of two models.
 
     Attributes:
@@ -133,8 +134,8 @@ class TensorDifference:
     difference: Difference
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Brief):
     """Two models, weight by weight.
 
     Attributes:
