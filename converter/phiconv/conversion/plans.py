@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from phiconv.brief import Brief
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, plain_name
 from phiconv.quantizers.repack import repackable
+from phiconv.units import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from phiconv.conversion.receipt import Receipt
@@ -38,6 +41,13 @@ Action: TypeAlias = Literal[
 
 LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
 """The actions after which not one number has changed."""
+
+
+class Planned(Protocol):
+    """Makes a plan again."""
+
+    def __call__(self, *, calibration: Path) -> Plan:
+        """With what was measured."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -76,6 +86,7 @@ class Plan(Brief):
         calibration: What was measured of the model, if anything.
         receipt: What the output's receipt says, but for the sums; None where it has none.
         mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
+        again: Makes the same plan with a calibration; None where nobody needs one.
     """
 
     SHOWN = ("model", "files", "target", "recipe", "size", "bits_per_weight", "tensors", "mixture", "notes")
@@ -90,6 +101,13 @@ class Plan(Brief):
     outputs: tuple[OutputTensor, ...] = ()
     calibration: Calibration | None = None
     receipt: Receipt | None = None
+    again: Planned | None = field(default=None, compare=False)
+
+    def _rows(self) -> tuple[Iterable[tuple[object, ...]], tuple[str, ...]]:
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            sizes[tensor.encoding.name] += tensor.nbytes
+        return [(name, size_text(size)) for name, size in sizes.most_common()], ("type", "size")
 
     @property
     def files(self) -> tuple[Path, ...]:
