@@ -106,8 +106,8 @@ class AddedToken(Brief):
     single_word: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+@dataclass(frozen=True, slots=True, repr=False)
+class Split(Brief):
     """How a byte-level tokenizer cuts the text into words, inside of which it merges.
 
     Attributes:
@@ -120,8 +120,8 @@ class Split:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Metaspace:
+@dataclass(frozen=True, slots=True, repr=False)
+class Metaspace(Brief):
     """How the `tokenizers` library's pre-tokenizer of this name treats spaces.
 
     Attributes:
