@@ -19,6 +19,7 @@ WINGS = (
     "phiconv.errors",
     "phiconv.units",
     "phiconv.spelling",
+    "phiconv.brief",
     "phiconv.bundling",
     "phiconv.tokenization",
     "phiconv.ir",

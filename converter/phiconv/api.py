@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from phiconv.brief import Brief
 from phiconv.conversion import pipeline
-from phiconv.conversion.adapters import merge
+from phiconv.conversion.adapters import Lora, merge
+from phiconv.conversion.cancelling import heeding
 from phiconv.conversion.machines import machines
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.plans import Plan
+from phiconv.conversion.pipeline import Progress, TensorReport
+from phiconv.conversion.plans import Plan, TensorPlan
 from phiconv.conversion.requests import planned
 from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
 from phiconv.conversion.unfinished import unfinished_work
 from phiconv.errors import UnsupportedModelError, UsageError
-from phiconv.ir import RawEncoding
-from phiconv.ir.model import Model
+from phiconv.ir import RawEncoding, Tensor
+from phiconv.ir.model import Hyperparameters, Model
 from phiconv.quality.beside import calibrated
-from phiconv.quality.comparison import Comparison, compare
-from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
-from phiconv.quantizers import decode
+from phiconv.quality.comparison import Comparison, Difference, TensorDifference, compare
+from phiconv.quality.scores import Divergence
+from phiconv.quality.text import (
+    Evaluation,
+    calibrate,
+    decode,
+    encode,
+    evaluate,
+    evaluate_all,
+    generate,
+    logits,
+)
+from phiconv.quantizers import decode as dequantize
 from phiconv.recipes import Choices
+from phiconv.tokenization.tokenizer import Tokenizer
 from phiconv.verification.again import planned_again
 from phiconv.verification.judging import judge
 from phiconv.verification.outcome import Finding, Verification
@@ -36,26 +52,37 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
-    from phiconv.conversion.adapters import Lora
-    from phiconv.conversion.pipeline import Progress, TensorReport
-    from phiconv.ir import FloatArray, Tensor
+    from phiconv.conversion.cancelling import Cancel
+    from phiconv.ir import FloatArray
     from phiconv.verification.stated import Stated
     from phiconv_formats.onnx.compilation import Compiled
 
 __all__ = [
     "Choices",
     "Comparison",
+    "Difference",
+    "Divergence",
     "Evaluation",
     "Examination",
     "Finding",
+    "Hyperparameters",
+    "Lora",
     "Model",
     "Plan",
+    "Progress",
     "Result",
+    "Tensor",
+    "TensorDifference",
+    "TensorPlan",
+    "TensorReport",
+    "Tokenizer",
     "Verification",
     "calibrate",
     "compare",
     "compile_qnn",
     "convert",
+    "decode",
+    "encode",
     "evaluate",
     "evaluate_all",
     "examine",
@@ -71,8 +98,12 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+_LOG = logging.getLogger("phiconv")
+_LOG.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Result(Brief):
     """A conversion that is done.
 
     Attributes:
@@ -84,6 +115,8 @@ class Result:
         notes: What the user should know: the plan's, and what else was done at the destination.
         receipt: The file that says what it was made of, and how; None if there is none.
     """
+
+    SHOWN = ("plan", "files", "size", "seconds", "tensors", "notes", "receipt")
 
     plan: Plan
     files: tuple[Path, ...]
@@ -116,26 +149,22 @@ def plan(
 
     The arguments and errors are those of `convert`.
     """
-    return planned(
-        source,
-        destination,
-        choices=choices or Choices(),
-        to=to,
-        quant=quant,
-        split_max_size=split_max_size,
-        lora=lora,
-        base=base,
-        adapter_only=adapter_only,
-        repack_only=repack_only,
-        receipt=receipt,
-        others={"imatrix": imatrix, "calibration": calibration, "ranges": ranges, "config": config},
-    )
+    asked: dict[str, Any] = {"to": to, "quant": quant, "split_max_size": split_max_size}
+    asked |= {"choices": choices or Choices(), "repack_only": repack_only, "receipt": receipt}
+    others: dict[str, Any] = {"imatrix": imatrix, "ranges": ranges, "config": config}
+    adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
+    made = planned(source, destination, **asked, **adapters, others={"calibration": calibration, **others})
+    return replace(made, again=partial(plan, made.model, destination, **asked, **others))
+
+
+_plan = plan  # `convert` has an argument of that name
 
 
 def convert(
-    source: str | PathLike[str] | Model,
-    destination: str | PathLike[str],
+    source: str | PathLike[str] | Model | None = None,
+    destination: str | PathLike[str] | None = None,
     *,
+    plan: Plan | None = None,
     to: str | None = None,
     quant: str | None = None,
     split_max_size: int | None = None,
@@ -157,12 +186,14 @@ def convert(
     force: bool = False,
     allow_nonfinite: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Result:
     """Converts a model; either the whole output appears, or nothing.
 
     Args:
         source: A path, as `open_model` takes it, or an open model.
         destination: A file whose suffix names the format (``x.gguf``), or a folder, with ``to``.
+        plan: What `plan` returned, instead of a source, a destination and whatever belongs to a plan.
         to: The format, for a destination that does not name it.
         quant: A preset (``q4``, ``q8``, ``f16``, ``bf16``, ``f32``) or the target's own name (``Q5_1``); by
             default the precision that the source is stored in.
@@ -189,23 +220,23 @@ def convert(
         force: Replace files that exist: an older output as a whole, and nothing that phiconv did not write.
         allow_nonfinite: Convert NaN, infinity and overflows instead of refusing them.
         progress: Is told how far it is.
+        cancel: An event, of `threading` as a rule; once it is set, the conversion ends with a CancelledError.
 
     Raises:
+        CancelledError: It was to end; nothing is left of it.
         InputError: Something is wrong with the source.
         OutputError: Something is wrong with the destination.
         UsageError: Options that do not go together.
         WorkerError: A process was ended by somebody else.
     """
     started = time.perf_counter()
-    planning = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config, ranges=ranges)
-    planning = partial(
-        planning, to=to, quant=quant, choices=choices, repack_only=repack_only, receipt=receipt
-    )
-    adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
-    first = planning(source, destination, calibration=calibration, **adapters)
-    again = partial(planning, first.model, destination)
+    progress = heeding(progress, cancel)
+    asked: dict[str, Any] = {"to": to, "quant": quant, "split_max_size": split_max_size, "choices": choices}
+    asked |= {"imatrix": imatrix, "calibration": calibration, "ranges": ranges, "config": config}
+    asked |= {"lora": lora, "base": base, "adapter_only": adapter_only, "repack_only": repack_only}
+    first = _first_plan(plan, source, destination, asked | {"receipt": receipt})
     with (
-        calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as planned_best,
+        calibrated(first, text, calibration_tokens, force=force, progress=progress) as planned_best,
         sequenced(planned_best, progress) as made,
         unfinished_work(made) as unfinished,
     ):
@@ -214,8 +245,34 @@ def convert(
         told: dict[str, Any] = {"progress": progress, "note": notes.append, "receipt": made.receipt}
         where |= {"source": made.model.path, "allow_nonfinite": allow_nonfinite}
         reports = pipeline.run(made.package, made.folder, unfinished=unfinished, **where, **told)
+    for note in notes:
+        _LOG.info("%s", note)
     seconds = time.perf_counter() - started
+    _LOG.info("%s: %d bytes in %.1f seconds", made.files[0], made.size, seconds)
     return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes), made.receipt_path)
+
+
+def _first_plan(
+    plan: Plan | None,
+    source: str | PathLike[str] | Model | None,
+    destination: str | PathLike[str] | None,
+    asked: dict[str, Any],
+) -> Plan:
+    """The plan that is given, or one as it is asked for.
+
+    Raises:
+        UsageError: Both, or neither.
+    """
+    if plan is None:
+        if source is None or destination is None:
+            raise UsageError("convert takes a source and a destination, or a plan")
+        return _plan(source, destination, **asked)
+    usual = signature(_plan).parameters
+    given = [name for name, value in asked.items() if value != usual[name].default]
+    given += [n for n, value in (("source", source), ("destination", destination)) if value is not None]
+    if given:
+        raise UsageError(f"the plan says already what {given[0]} says", hint="give it to phiconv.plan")
+    return plan
 
 
 def verify(
@@ -231,6 +288,7 @@ def verify(
     base: str | PathLike[str] | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Verification:
     """Checks an output against its receipt; with the source it is made again, and every byte compared.
 
@@ -248,8 +306,10 @@ def verify(
         base: Likewise.
         jobs: Number of threads; by default one per processor.
         progress: Is told how far it is.
+        cancel: An event; once it is set, the work ends with a CancelledError.
 
     Raises:
+        CancelledError: It was to end.
         MissingFileError: There is no such output.
         UsageError: Something that is for making it again, and no source.
     """
@@ -271,7 +331,7 @@ def verify(
         None if source is None else again,
         {*roles, *(f"lora-{number}" for number in range(len(lora)))},
         jobs=jobs,
-        progress=progress,
+        progress=heeding(progress, cancel),
     )
 
 
@@ -328,5 +388,5 @@ def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:
             f"stored as {tensor.encoding.name}, which phiconv cannot decode", path=tensor.label
         )
     last = tensor.rows if stop is None else stop
-    values = decode(tensor.read(start, last), tensor.columns)
+    values = dequantize(tensor.read(start, last), tensor.columns)
     return values.reshape(tensor.shape) if (start, last) == (0, tensor.rows) else values

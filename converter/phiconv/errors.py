@@ -12,7 +12,8 @@
     │   ├── OutputExistsError (FileExistsError)
     │   └── DiskFullError
     ├── UsageError (ValueError)              options that do not go together
-    └── WorkerError                          a process of phiconv's own was ended by somebody else
+    ├── WorkerError                          a process of phiconv's own was ended by somebody else
+    └── CancelledError                       the caller did not want it any more
 
 A message says what is wrong, where (file, then tensor, key or byte), and what to do. It is one line: whatever
 came out of a file is escaped, so that a hostile tensor name cannot forge a log line or drive a terminal.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 __all__ = [
+    "CancelledError",
     "ConfigError",
     "DiskFullError",
     "InputError",
@@ -130,3 +132,7 @@ class UsageError(PhiconvError, ValueError):
 
 class WorkerError(PhiconvError):
     """A process that converted a part of the weights was ended by somebody else."""
+
+
+class CancelledError(PhiconvError):
+    """The event that was given as ``cancel`` is set."""

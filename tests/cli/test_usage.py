@@ -80,7 +80,7 @@ def cli(tmp_path, monkeypatch):
         ("M o --to mp3", "--to mp3: unknown format; one of safetensors, gguf, litert, mlx, onnx, openvino"),
         ("M o --to pytorch", "--to pytorch: pytorch is read, and not written; one of"),
         ("M o --to onnx --target cudda", "--target cudda: no such target; did you mean cuda?"),
-        ("M o --to mlx --dtype bf61", "--dtype bf61: no such type; did you mean bf16?"),
+        ("M o --to mlx --dtype bf61", "--dtype bf61: no such dtype; did you mean bf16?"),
         ("M o.gguf --quant q4_k_n", "did you mean Q4_K_"),
     ],
 )  # fmt: skip

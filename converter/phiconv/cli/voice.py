@@ -53,6 +53,7 @@ CODES: dict[type[PhiconvError], str] = {
     errors.OutputError: "bad_output",
     errors.UsageError: "usage",
     errors.WorkerError: "worker_ended",
+    errors.CancelledError: "cancelled",
     _InterruptedError: "interrupted",
     _OutOfMemoryError: "out_of_memory",
     _SystemError: "system",
@@ -75,6 +76,7 @@ _USUAL_CURES: dict[type[PhiconvError], str] = {
     errors.OutputError: "choose another destination",
     errors.UsageError: "'phiconv --help' says what there is",
     errors.WorkerError: "give --jobs 1",
+    errors.CancelledError: "start it again",
 }
 """What to do where an error itself does not say it."""
 

@@ -97,8 +97,6 @@ def plan_for_size(
     Raises:
         UsageError: The target has no types to choose from, or none are that small.
     """
-    if choices.target_size is not None and choices.bits_per_weight is not None:
-        raise UsageError("--target-size and --bpw both say how large", hint="give one of them")
     bare = replace(choices, target_size=None, bits_per_weight=None)
     weights = sum(t.tensor.size for t in tensors)
     limit = choices.target_size or math.floor((choices.bits_per_weight or 0) * weights / 8)
@@ -124,7 +122,7 @@ def plan_for_size(
         number_of = {n: number for group, number in zip(groups, chosen, strict=True) for n in group}
         names = [[*some.values()][number_of[n]] for n, some in enumerate(forms)]
         lines = tensor_type_lines(tensors, names)
-        plan = planned(recipe, replace(bare, tensor_types=(*bare.tensor_types, *lines)))
+        plan = planned(recipe, replace(bare, tensor_types=(*bare.overrides, *lines)))
         over = _measure(plan, choices) - limit
         if over <= 0:
             return plan, tuple((pattern.pattern, name) for pattern, name in lines)

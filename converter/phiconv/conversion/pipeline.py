@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
+from phiconv.brief import Brief
 from phiconv.conversion import effort
 from phiconv.conversion.digests import FollowingHashes
 from phiconv.conversion.outputs import partial_files
@@ -48,8 +49,8 @@ class Progress(Protocol):
         """``done`` of ``total`` weights are written; the last one finished belongs to tensor ``name``."""
 
 
-@dataclass(slots=True)
-class TensorReport:
+@dataclass(slots=True, repr=False)
+class TensorReport(Brief):
     """What happened to one tensor.
 
     Attributes:

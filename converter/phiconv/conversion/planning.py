@@ -22,7 +22,7 @@ from phiconv.errors import OutputError, UnsupportedModelError
 from phiconv.ir import FloatEncoding, RawEncoding
 from phiconv.ir.model import Model, name_of
 from phiconv.quantizers.repack import repackable
-from phiconv.recipes import Choices, cast, check, choose, spelled
+from phiconv.recipes import Choices, cast, check, choose
 from phiconv.units import size_text
 from phiconv_formats import find_target
 from phiconv_formats.shared.output import Label, RuntimeSettings
@@ -69,7 +69,7 @@ def make_plan(
     target = find_target(destination, to)
     assert target.writer is not None  # noqa: S101 - find_target returns formats that can be written
     writer = target.writer()
-    choices = spelled(choices or Choices())
+    choices = choices or Choices()
     check_source(model, target.name, plain=choices.plain)
     check_calibration(model, choices)
     if choices.short_context or choices.long_context:
@@ -192,7 +192,7 @@ def _source_notes(model: Model, target: str) -> list[str]:
 def _choice_notes(tensors: Sequence[OutputTensor], choices: Choices, again: int) -> list[str]:
     """Notes on what the user wants, such as a type by name that no tensor has got (a slip of the pen)."""
     notes = []
-    for pattern, name in choices.tensor_types:
+    for pattern, name in choices.overrides:
         found = [tensor for tensor in tensors if pattern.search(tensor.name)]
         reason = f"no tensor has such a name; they are like {tensors[0].name}"
         if found:

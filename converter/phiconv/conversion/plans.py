@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+from phiconv.brief import Brief
 from phiconv.ir import BF16, F16, F32, F64, FloatEncoding, plain_name
 from phiconv.quantizers.repack import repackable
+from phiconv.units import size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from phiconv.conversion.receipt import Receipt
@@ -39,8 +43,15 @@ LOSSLESS: frozenset[Action] = frozenset({"copied", "repacked", "widened"})
 """The actions after which not one number has changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
+class Planned(Protocol):
+    """Makes a plan again."""
+
+    def __call__(self, *, calibration: Path) -> Plan:
+        """With what was measured."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorPlan(Brief):
     """What becomes of one tensor.
 
     Attributes:
@@ -60,8 +71,8 @@ class TensorPlan:
     action: Action
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, repr=False)
+class Plan(Brief):
     """A conversion that has not happened yet.
 
     Attributes:
@@ -75,7 +86,10 @@ class Plan:
         calibration: What was measured of the model, if anything.
         receipt: What the output's receipt says, but for the sums; None where it has none.
         mixture: The types that were chosen for a size, as ``--tensor-type`` takes them: patterns and names.
+        again: Makes the same plan with a calibration; None where nobody needs one.
     """
+
+    SHOWN = ("model", "files", "target", "recipe", "size", "bits_per_weight", "tensors", "mixture", "notes")
 
     model: Model
     folder: Path
@@ -87,6 +101,13 @@ class Plan:
     outputs: tuple[OutputTensor, ...] = ()
     calibration: Calibration | None = None
     receipt: Receipt | None = None
+    again: Planned | None = field(default=None, compare=False)
+
+    def _rows(self) -> tuple[Iterable[tuple[object, ...]], tuple[str, ...]]:
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            sizes[tensor.encoding.name] += tensor.nbytes
+        return [(name, size_text(size)) for name, size in sizes.most_common()], ("type", "size")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -97,6 +118,11 @@ class Plan:
     def receipt_path(self) -> Path | None:
         """The receipt, if there will be one."""
         return None if self.receipt is None else self.folder / self.receipt.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence each."""
+        return self.package.notes
 
     @property
     def size(self) -> int:

@@ -53,7 +53,7 @@ def options_of(choices: Choices, **options: object) -> dict[str, Any]:
     for name in (field.name for field in fields(Choices) if field.name in CHOICES):
         value = getattr(choices, name)
         if name == "tensor_types":
-            value = [f"{pattern.pattern}={type_name}" for pattern, type_name in value]
+            value = [f"{pattern.pattern}={type_name}" for pattern, type_name in choices.overrides]
         if value != getattr(usual, name) and value != []:
             found[name] = value
     return found

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from phiconv.brief import Brief
 from phiconv.conversion.digests import Digests
 from phiconv_formats.shared.output import OutputFile
 
@@ -42,8 +43,8 @@ CHOICES: dict[str, type] = {
 """The same of `phiconv.recipes.Choices`, but for what is a file: those are among the sources."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+@dataclass(frozen=True, slots=True, repr=False)
+class Receipt(Brief):
     """A receipt that lacks nothing but the sums.
 
     Attributes:

@@ -130,10 +130,8 @@ def for_one_context(model: Model, target: str, choices: Choices) -> Model:
     """The model with LongRoPE's short factors, or its long ones, at every length.
 
     Raises:
-        UsageError: It has none, or it would be copied as it is; both are asked for.
+        UsageError: It has none, or it would be copied as it is.
     """
-    if choices.short_context and choices.long_context:
-        raise UsageError("--short-context contradicts --long-context", hint="give one of them")
     option, hp = "--long-context" if choices.long_context else "--short-context", model.hyperparameters
     if model.format == target == "gguf":
         raise UsageError(f"{option}: a GGUF is copied to another one with the factors that it has")

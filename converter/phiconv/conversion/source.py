@@ -9,6 +9,7 @@ from phiconv import architectures
 from phiconv.architectures.adapters import changes_by_role
 from phiconv.architectures.config import Config
 from phiconv.architectures.multimodal import TextPart, senses, text_config, text_part, text_stored
+from phiconv.brief import Brief
 from phiconv.conversion.adapters import merge
 from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.conversion.paths import expanded
@@ -175,8 +176,8 @@ def _text_of(found: Checkpoint, config: Config) -> tuple[Checkpoint, TextPart | 
     return replace(found, stored=stored, tensors=text.tensors, card=card), text
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
+@dataclass(frozen=True, slots=True, repr=False)
+class Examination(Brief):
     """What can be told of a path, be it a model or not quite.
 
     Attributes:

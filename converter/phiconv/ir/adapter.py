@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "LowRank"]
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
+@dataclass(frozen=True, slots=True, repr=False)
+class LowRank(Brief):
     """``W + scale * (B @ A)``; with a magnitude (DoRA), each row of that brought to the length that it says.
 
     Attributes:
@@ -53,8 +55,8 @@ class LowRank:
         return replace(self, b=self.b.slice_rows(start, stop), magnitude=magnitude)
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+@dataclass(frozen=True, slots=True, repr=False)
+class Adapter(Brief):
     """An adapter that was opened; its weights are read when they are needed.
 
     Attributes:

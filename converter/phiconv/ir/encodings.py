@@ -9,6 +9,7 @@ from typing import TypeAlias
 import ml_dtypes
 import numpy as np
 
+from phiconv.brief import Brief
 from phiconv.ir.codebooks import CodebookEncoding
 
 __all__ = [
@@ -162,8 +163,8 @@ class RawEncoding:
         return 8.0 * self.block_bytes / self.block_size
 
 
-@dataclass(frozen=True, slots=True)
-class MixedEncoding:
+@dataclass(frozen=True, slots=True, repr=False)
+class MixedEncoding(Brief):
     """What no blocks of one kind describe, and is read as float32; nothing is stored so.
 
     Parts of several encodings, or numbers whose scales do not lie along the rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phiconv.brief import Brief
 from phiconv.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["ColumnSums", "ImportanceMatrix"]
 
 
-@dataclass(frozen=True, slots=True)
-class ImportanceMatrix:
+@dataclass(frozen=True, slots=True, repr=False)
+class ImportanceMatrix(Brief):
     """Mean squared activations, as llama-imatrix collects them.
 
     Attributes:
@@ -58,8 +59,8 @@ class ImportanceMatrix:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnSums:
+@dataclass(frozen=True, slots=True, repr=False)
+class ColumnSums(Brief):
     """What went into a matrix, or into each matrix of a stack, while a text was computed.
 
     Attributes:

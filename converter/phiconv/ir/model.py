@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from phiconv.brief import Brief
 from phiconv.ir.roles import Role
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class RoleRows(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class HubTensor:
+@dataclass(frozen=True, slots=True, repr=False)
+class HubTensor(Brief):
     """A tensor of the checkpoint that the model's family has on the Hugging Face hub.
 
     Attributes:
@@ -92,8 +93,8 @@ class Experts:
     jitter: float = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Hyperparameters:
+@dataclass(frozen=True, slots=True, repr=False)
+class Hyperparameters(Brief):
     """The validated numbers of a decoder; every architecture fills all of them.
 
     Attributes:
@@ -119,8 +120,8 @@ class Hyperparameters:
     experts: Experts | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCard:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelCard(Brief):
     """What the files around the weights say about the model's name and origin, as read.
 
     Attributes:
@@ -138,8 +139,8 @@ class ModelCard:
     supplied: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+@dataclass(frozen=True, slots=True, repr=False)
+class Checkpoint(Brief):
     """What a reader finds, before anybody knows what model it is.
 
     Attributes:
@@ -169,8 +170,8 @@ class Checkpoint:
     left_out: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+@dataclass(frozen=True, slots=True, repr=False)
+class Model(Brief):
     """A model that was opened; its weights are read when they are needed.
 
     Attributes:
@@ -195,6 +196,19 @@ class Model:
         senses: The encoders of a multimodal checkpoint; None for a model of text alone.
         opened: The files that were read to open it; of those that hold weights only the heads.
     """
+
+    SHOWN = (
+        "path",
+        "format",
+        "architecture",
+        "hyperparameters",
+        "size",
+        "stored",
+        "tensors",
+        "tokenizer",
+        "senses",
+        "merged",
+    )
 
     path: Path
     format: str

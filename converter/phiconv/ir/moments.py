@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -31,8 +33,8 @@ _CHUNK = 512
 _ALL = slice(None)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
+@dataclass(frozen=True, slots=True, repr=False)
+class ModelIdentity(Brief):
     """What tells a model from others, however its matrices are stored.
 
     Attributes:
@@ -52,8 +54,8 @@ class ModelIdentity:
     adapters: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+@dataclass(frozen=True, slots=True, repr=False)
+class Sample(Brief):
     """What went into one matrix, in one of two forms. The arrays may be mapped files; none may be written to.
 
     Attributes:
@@ -134,8 +136,8 @@ class Metric:
     files: tuple[Path, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+@dataclass(frozen=True, slots=True, repr=False)
+class Moments(Brief):
     """What went into one matrix, measured on texts of which a part was kept apart.
 
     Attributes:

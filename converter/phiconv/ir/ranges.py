@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -33,8 +35,8 @@ class MatrixRanges(NamedTuple):
     outputs: Range
 
 
-@dataclass(frozen=True, slots=True)
-class Ranges:
+@dataclass(frozen=True, slots=True, repr=False)
+class Ranges(Brief):
     """The ranges of a model.
 
     Attributes:

@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,8 +18,8 @@ Scaling: TypeAlias = Literal["linear", "llama3"]
 """``rope_type`` in config.json."""
 
 
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
+@dataclass(frozen=True, slots=True, repr=False)
+class RopeScaling(Brief):
     """Frequencies that are scaled for a longer context than a model was first trained for.
 
     "linear" divides all by ``factor`` (https://arxiv.org/abs/2306.15595). "llama3" divides those whose waves
@@ -62,8 +64,8 @@ class RopeScaling:
         return _float32(waves / (self.high_freq_factor - self.low_freq_factor))
 
 
-@dataclass(frozen=True, slots=True)
-class Rope:
+@dataclass(frozen=True, slots=True, repr=False)
+class Rope(Brief):
     """Rotary position embedding over the first ``dimensions`` of each head, in halves (NeoX style).
 
     With ``short_factor`` and ``long_factor`` it is LongRoPE (https://arxiv.org/abs/2402.13753): frequency

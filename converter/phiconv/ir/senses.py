@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from phiconv.brief import Brief
 from phiconv.ir.encodings import FloatEncoding
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Vision:
+@dataclass(frozen=True, slots=True, repr=False)
+class Vision(Brief):
     """The validated numbers of an encoder of pictures.
 
     Attributes:
@@ -73,8 +74,8 @@ class Vision:
         return self.crop_size // self.patch_size
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+@dataclass(frozen=True, slots=True, repr=False)
+class Picture(Brief):
     """A picture, ready for an encoder.
 
     Attributes:
@@ -96,8 +97,8 @@ class Stage(Protocol):
         """What becomes of a value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
+@dataclass(frozen=True, slots=True, repr=False)
+class Encoder(Brief):
     """An encoder with its weights.
 
     Attributes:
@@ -119,8 +120,8 @@ class Encoder:
     project: Stage
 
 
-@dataclass(frozen=True, slots=True)
-class Hearing:
+@dataclass(frozen=True, slots=True, repr=False)
+class Hearing(Brief):
     """The validated numbers of an encoder of sounds, a Conformer (https://arxiv.org/abs/2005.08100).
 
     Attributes:
@@ -155,8 +156,8 @@ Beside: TypeAlias = Literal["speech", "vision"]
 """Whether a sound is alone in a prompt, or beside a picture: each way has a projection of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class SoundEncoder:
+@dataclass(frozen=True, slots=True, repr=False)
+class SoundEncoder(Brief):
     """An encoder of sounds with its weights.
 
     Attributes:
@@ -174,8 +175,8 @@ class SoundEncoder:
     project: Callable[[Any, Any, Any, Beside], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Senses:
+@dataclass(frozen=True, slots=True, repr=False)
+class Senses(Brief):
     """What a multimodal model has beside the language model.
 
     Attributes:

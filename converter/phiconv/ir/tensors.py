@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from phiconv.brief import Brief
 from phiconv.ir.encodings import F32, AnyBlockEncoding, Encoding
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ same encoding and with about the same error, see `fast`."""
 # --------------------------------------------------------------------------------------------------- blocks
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+@dataclass(frozen=True, slots=True, repr=False)
+class Blocks(Brief):
     """``n`` quantized blocks, unpacked: what the quantization says, not how a file stores it.
 
     Codes are laid out *quads first*: ``codes[i, b, j]`` is weight ``4 * i + j`` of block ``b``. So every
@@ -132,8 +133,8 @@ class Source(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+@dataclass(frozen=True, slots=True, repr=False)
+class Run(Brief):
     """Rows ``start`` to ``stop`` of one source."""
 
     source: Source
@@ -144,8 +145,8 @@ class Run:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+@dataclass(frozen=True, slots=True, repr=False)
+class Tensor(Brief):
     """A tensor that is read when it is needed, and only the rows that are needed.
 
     As a matrix it has ``rows`` rows of ``columns`` weights; the last dimension is the row. A vector counts as
@@ -155,6 +156,8 @@ class Tensor:
         shape: The logical shape, outermost dimension first, in Python integers.
         runs: Where its rows are, in order; neighbours of one source are one run.
     """
+
+    SHOWN = ("label", "shape", "encoding")
 
     shape: tuple[int, ...]
     runs: tuple[Run, ...]

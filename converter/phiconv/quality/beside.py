@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from phiconv.errors import OutputExistsError, UsageError
 from phiconv.quality.text import calibrate
@@ -12,7 +12,6 @@ from phiconv.quantizers import best
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from phiconv.conversion.plans import Plan
     from phiconv.quality.evaluation import Progress
@@ -20,17 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["calibrated"]
 
 
-class Planned(Protocol):
-    """Makes a plan again."""
-
-    def __call__(self, *, calibration: Path) -> Plan:
-        """With what was measured."""
-
-
 @contextmanager
 def calibrated(
     plan: Plan,
-    again: Planned,
     text: str | Sequence[str] | None,
     tokens: int | None,
     *,
@@ -43,7 +34,6 @@ def calibrated(
 
     Args:
         plan: The conversion.
-        again: Plans it with a calibration.
         text: What to measure on; None for the texts that come with phiconv.
         tokens: About how many of them; None for the usual number.
         force: Whether the output may be there.
@@ -80,7 +70,8 @@ def calibrated(
         sensitivity=bool(plan.mixture),
         progress=progress,
     )
-    yield again(calibration=folder)
+    assert plan.again is not None  # noqa: S101 - `phiconv.plan` sees to it
+    yield plan.again(calibration=folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

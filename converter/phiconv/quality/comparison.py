@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from phiconv.brief import Brief
+from phiconv.conversion.cancelling import heeding
 from phiconv.conversion.rows import TILE
 from phiconv.conversion.source import open_model
 from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError, printable
@@ -29,7 +31,7 @@ from phiconv.quantizers import decode
 from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor, Future
     from contextlib import AbstractContextManager
     from os import PathLike
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from phiconv.conversion.cancelling import Cancel
     from phiconv.conversion.pipeline import Progress
     from phiconv.ir import Tensor
 
@@ -49,8 +52,8 @@ Way: TypeAlias = Literal["role", "name"]
 _Vector: TypeAlias = "NDArray[np.float64]"
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+@dataclass(frozen=True, slots=True, repr=False)
+class Difference(Brief):
     """The difference between two rows of numbers, by the sums that everything else follows from.
 
     Weights that are NaN or infinite on either side are counted, and are in no sum.
@@ -112,8 +115,8 @@ class Difference:
         return self.product / norms if norms else math.nan
 
 
-@dataclass(frozen=True, slots=True)
-class TensorDifference:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorDifference(Brief):
     """The difference between one weight tensor of two models.
 
     Attributes:
@@ -133,8 +136,8 @@ class TensorDifference:
     difference: Difference
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Brief):
     """Two models, weight by weight.
 
     Attributes:
@@ -155,6 +158,10 @@ class Comparison:
     bits_b: float
     without_encoders: bool = False
 
+    def _rows(self) -> tuple[Iterable[tuple[object, ...]], tuple[str, ...]]:
+        heads = ("weight", "type", "relative RMSE")
+        return [(t.name, t.type_b, f"{t.difference.relative_rmse:.3g}") for t in self.tensors], heads
+
 
 def compare(
     a: str | PathLike[str] | Model,
@@ -163,6 +170,7 @@ def compare(
     jobs: int | None = None,
     executor: Executor | None = None,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Comparison:
     """Compares the weights of two models.
 
@@ -176,11 +184,14 @@ def compare(
         jobs: Number of threads; by default one per processor.
         executor: Any `concurrent.futures.Executor` to work in, instead of threads of its own.
         progress: Is told how far it is.
+        cancel: An event; once it is set, the work ends with a CancelledError.
 
     Raises:
+        CancelledError: It was to end.
         InputError: The models do not have the same weights, or a file is wrong.
         UnsupportedModelError: A tensor of a type that phiconv cannot decode.
     """
+    progress = heeding(progress, cancel)
     first, second = (m if isinstance(m, Model) else open_model(m) for m in (a, b))
     way, pairs = _match(first, second)
     jobs = jobs or os.cpu_count() or 1

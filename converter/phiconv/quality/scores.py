@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,8 +26,8 @@ _RESAMPLES = 400
 """How often the windows are drawn again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
+@dataclass(frozen=True, slots=True, repr=False)
+class Divergence(Brief):
     """How far a model's predictions are from a reference model's, at the scored positions.
 
     Attributes:
@@ -61,8 +63,8 @@ class Divergence:
     same_top_interval: Interval | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(Brief):
     """How well a model predicts a text.
 
     Attributes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phiconv.conversion.cancelling import heeding
 from phiconv.conversion.identity import identity_of
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.paths import expanded
@@ -27,17 +28,19 @@ from phiconv_formats.calibration.ranges import ranges_file
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from os import PathLike
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
+    from phiconv.conversion.cancelling import Cancel
     from phiconv.forward.interpreter import Precision
     from phiconv.forward.layers import Array
     from phiconv.quality.evaluation import Progress
+    from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "calibrate", "evaluate", "evaluate_all", "generate", "logits"]
+__all__ = ["Evaluation", "calibrate", "decode", "encode", "evaluate", "evaluate_all", "generate", "logits"]
 
 
 def logits(
@@ -60,6 +63,39 @@ def logits(
     return compute(_opened(source), input_ids, precision=precision).all()
 
 
+def encode(source: str | PathLike[str] | Model, text: str, *, special: bool = False) -> list[int]:
+    """A text's token ids; special tokens that are written out in it (``<|user|>``) are found.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        text: The text.
+        special: Put the tokens before and after it that the tokenizer's files ask for.
+
+    Raises:
+        MissingFileError: The model has no tokenizer.
+        UnsupportedModelError: Its tokenizer is of a kind that phiconv cannot compute.
+    """
+    from phiconv.tokenization.encoder import encode
+
+    return encode(_tokenizer(_opened(source)), text, special=special)
+
+
+def decode(source: str | PathLike[str] | Model, ids: Iterable[int], *, skip_special: bool = False) -> str:
+    """The text of token ids, as `generate` yields them.
+
+    Args:
+        source: A path, as `open_model` takes it, or an open model.
+        ids: The ids; those of no token are left out.
+        skip_special: Leave out special tokens.
+
+    Raises:
+        MissingFileError: The model has no tokenizer.
+    """
+    from phiconv.tokenization.encoder import decode
+
+    return decode(_tokenizer(_opened(source)), ids, skip_special=skip_special)
+
+
 def evaluate(
     source: str | PathLike[str] | Model,
     text: str | ArrayLike,
@@ -69,6 +105,7 @@ def evaluate(
     context: int = 512,
     llama: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Evaluation:
     """Computes how well a model predicts a text, with NumPy; see `evaluate_all`."""
     return evaluate_all(
@@ -79,6 +116,7 @@ def evaluate(
         context=context,
         llama=llama,
         progress=progress,
+        cancel=cancel,
     )[0]
 
 
@@ -91,6 +129,7 @@ def evaluate_all(
     context: int = 512,
     llama: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> list[Evaluation]:
     """Computes how well models predict a text, with NumPy.
 
@@ -106,12 +145,14 @@ def evaluate_all(
             front of the text and of each window, if the tokenizer asks for one. Otherwise every token but a
             window's first one is scored, and no token is added.
         progress: Is told how far it is.
+        cancel: An event; once it is set, the work ends with a CancelledError.
 
     Returns:
         One for each model, in their order.
 
     Raises:
         InputError: Something is wrong with a model.
+        CancelledError: It was to end.
         OutputError: The file cannot be written.
         UsageError: The text is shorter than a window, or the vocabularies differ.
     """
@@ -129,7 +170,7 @@ def evaluate_all(
         context=context,
         llama=llama,
         bos=bos,
-        progress=progress,
+        progress=heeding(progress, cancel),
     )
 
 
@@ -145,6 +186,7 @@ def calibrate(
     reuse: bool = False,
     sensitivity: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> Path:
     """Measures with NumPy what goes into a model's matrices.
 
@@ -164,16 +206,18 @@ def calibrate(
             a size (`Choices.target_size`) chooses by that.
         reuse: Keep a folder that exists if it is of the same model, texts and tokens.
         progress: Is told how far it is.
+        cancel: An event; once it is set, the work ends with a CancelledError.
 
     Returns:
         The file or folder.
 
     Raises:
         InputError: Something is wrong with the model.
+        CancelledError: It was to end.
         OutputError: The destination cannot be written.
         UsageError: The text is shorter than a window, or a text or the tokens than two where it is a folder.
     """
-    model, path = _opened(source), expanded(destination)
+    model, path, progress = _opened(source), expanded(destination), heeding(progress, cancel)
     is_file = path.suffix.lower() in {".gguf", ".dat", ".json"}
     if is_file and not force and path.exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
@@ -323,12 +367,14 @@ def _ids(model: Model, text: str | ArrayLike, bos: int | None, *, special: bool 
     """A text's tokens, after ``bos``; ids are taken as they are."""
     if not isinstance(text, str):
         return text
+    return [*([] if bos is None else [bos]), *encode(model, text, special=special)]
+
+
+def _tokenizer(model: Model) -> Tokenizer:
     if model.architecture is None:
         raise no_model(model)
     if model.tokenizer is None:
         raise MissingFileError(
             "the model has no tokenizer", path=model.path, hint="put its tokenizer files beside the weights"
         )
-    from phiconv.tokenization.encoder import encode
-
-    return [*([] if bos is None else [bos]), *encode(model.tokenizer, text, special=special)]
+    return model.tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from phiconv.errors import UsageError
 from phiconv.ir import FloatEncoding, plain_name
 from phiconv.recipes import awq, compressed_tensors, gguf, gptq, litert, mlx, onnx, openvino, safetensors
-from phiconv.recipes.choices import Choices, override, spelled
+from phiconv.recipes.choices import Choices, override
 from phiconv.recipes.encoders import encoder_encoding
 from phiconv.recipes.kept import keep_blocks
 from phiconv.recipes.target import Recipes
@@ -31,7 +31,6 @@ __all__ = [
     "choose",
     "find_recipe",
     "override",
-    "spelled",
 ]
 
 
@@ -175,7 +174,7 @@ def check(target: str, choices: Choices) -> None:
         if field.name not in recipes.OPTIONS and getattr(choices, field.name) != field.default:
             flag = _FLAGS.get(field.name) or "--" + field.name.replace("_", "-")
             raise UsageError(f"{flag} means nothing for {target}")
-    for _, name in choices.tensor_types:
+    for _, name in choices.overrides:
         recipes.type_of(name)
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 
+from phiconv.brief import Brief
 from phiconv.errors import UsageError
 from phiconv.ir import Effort
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS
-from phiconv.spelling import known_as
+from phiconv.spelling import did_you_mean, known_as
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from phiconv.ir.importance import ImportanceMatrix
     from phiconv.ir.ranges import Ranges
     from phiconv_formats.calibration.reader import Calibration
 
-__all__ = ["Choices", "override", "spelled"]
+__all__ = ["Choices", "Override", "override"]
+
+Override: TypeAlias = "tuple[re.Pattern[str], str]"
+"""A pattern, found anywhere in a tensor's name, and the type of such tensors."""
 
 # The choices that are words: how each is spelled here, and what others call it.
 _WORDS = {
@@ -31,15 +39,26 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """What the user wants otherwise than the recipe.
+# The choices that are numbers: the least and the most.
+_BETWEEN = {
+    "context": (1, math.inf),
+    "accuracy_level": (0, 4),
+    "ratio": (0, 1),
+    "target_size": (1, math.inf),
+    "bits_per_weight": (0, math.inf),
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Choices(Brief):
+    """What the user wants otherwise than the recipe. It is checked when it is made.
 
     Attributes:
         pure: Every matrix in the recipe's default type.
         output_tensor_type, token_embedding_type: Types of the two ends of the model.
         leave_output_tensor: The output matrix stays as it is stored.
-        tensor_types: Types of the tensors whose names a pattern is found in; the first pattern wins.
+        tensor_types: Types of the tensors whose names a pattern is found in; the first pattern wins. Written
+            as ``{"ffn_down": "Q6_K"}``, or as pairs; patterns are texts or compiled.
         allow_requantize: Quantize also what is quantized already.
         effort: "exact" for the runtime's own bytes, "fast" for a quicker search where there is one, "best"
             for the codes that make the least error of the outputs on the texts of the calibration.
@@ -66,13 +85,16 @@ class Choices:
         bits_per_weight: The same, by the mean over all tensors.
         text_only: Of a model that sees or hears the language model alone.
         plain: The source is plain tensors and no model: names and numbers, which no runtime loads.
+
+    Raises:
+        UsageError: A value that means nothing, or two that contradict each other.
     """
 
     pure: bool = False
     output_tensor_type: str | None = None
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
-    tensor_types: tuple[tuple[re.Pattern[str], str], ...] = ()
+    tensor_types: Mapping[str, str] | Iterable[tuple[str | re.Pattern[str], str]] = ()
     allow_requantize: bool = False
     effort: Effort = "exact"
     importance: ImportanceMatrix | None = None
@@ -94,25 +116,60 @@ class Choices:
     target_size: int | None = None
     bits_per_weight: float | None = None
 
+    def __post_init__(self) -> None:
+        for name, (known, aliases) in _WORDS.items():
+            if (word := getattr(self, name)) is not None:
+                meant = known_as(word, known, aliases) if isinstance(word, str) else None
+                if meant is None:
+                    hint = did_you_mean(str(word), known, f"one of {', '.join(known)}")
+                    raise UsageError(f"--{name} {word}: no such {name}", hint=hint)
+                object.__setattr__(self, name, meant)
+        for name, (least, most) in _BETWEEN.items():
+            if (number := getattr(self, name)) is not None and not _between(number, least, most):
+                says = f"from {least} to {most}" if most < math.inf else f"at least {least}"
+                raise UsageError(f"no {name.replace('_', ' ')} {number}", hint=says)
+        if self.short_context and self.long_context:
+            raise UsageError("--short-context contradicts --long-context", hint="give one of them")
+        if self.target_size is not None and self.bits_per_weight is not None:
+            raise UsageError("--target-size and --bpw both say how large", hint="give one of them")
+        object.__setattr__(self, "tensor_types", _overrides(self.tensor_types))
 
-def spelled(choices: Choices) -> Choices:
-    """The choices with their words as they are spelled here; an unknown word stays, to be refused by name."""
-    given = {name: getattr(choices, name) for name in _WORDS}
-    meant: dict[str, Any] = {n: word and (known_as(word, *_WORDS[n]) or word) for n, word in given.items()}
-    return replace(choices, **meant)
+    @property
+    def overrides(self) -> tuple[Override, ...]:
+        """``tensor_types``, compiled."""
+        return cast("tuple[Override, ...]", self.tensor_types)
 
 
-def override(text: str) -> tuple[re.Pattern[str], str]:
+def _between(number: object, least: float, most: float) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and least <= number <= most
+
+
+def _overrides(given: Any) -> tuple[Override, ...]:
+    """Patterns and types, the patterns compiled."""
+    found = []
+    for pair in given.items() if isinstance(given, Mapping) else given:
+        match pair:
+            case (str() | re.Pattern() as pattern, str() as name):
+                found.append(_compiled(pattern, name))
+            case _:
+                raise UsageError(f"tensor_types: {pair} is no pair of a pattern and a type")
+    return tuple(found)
+
+
+def _compiled(pattern: str | re.Pattern[str], name: str) -> Override:
+    try:
+        return re.compile(pattern), name
+    except re.error as error:
+        raise UsageError(f"--tensor-type {pattern}={name}: {error}") from error
+
+
+def override(text: str) -> Override:
     """Parses ``REGEX=TYPE``.
 
     Raises:
         UsageError: It is not of this form.
     """
     pattern, _, name = text.rpartition("=")
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--tensor-type {text}: {error}") from error
     if not pattern or not name:
         raise UsageError(f"--tensor-type {text}: write it as REGEX=TYPE")
-    return compiled, name
+    return _compiled(pattern, name)

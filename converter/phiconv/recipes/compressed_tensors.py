@@ -125,7 +125,7 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, dtype: FloatEncoding, choice
         return dtype
     if tensor.role is None or tensor.role.name in KEPT:
         scheme = Scheme(dtype.name)
-    for pattern, name in choices.tensor_types:
+    for pattern, name in choices.overrides:
         if pattern.search(tensor.name):
             scheme = replace(type_of(name), runtime=choices.match_runtime)
             break

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from phiconv.errors import UsageError
 from phiconv.ir import F16
 from phiconv.recipes.grammar import FLOAT_ALIASES, FLOATS
-from phiconv.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from phiconv.ir import FloatEncoding
@@ -30,9 +29,6 @@ def folder_dtype(recipe: str, model: Model, choices: Choices, usual: FloatEncodi
         UsageError: There is no such type, or the recipe is another one.
     """
     if choices.dtype is not None:
-        if choices.dtype not in FLOATS:
-            hint = did_you_mean(choices.dtype, FLOATS, f"one of {', '.join(FLOATS)}")
-            raise UsageError(f"--dtype {choices.dtype}: no such type", hint=hint)
         if recipe in FLOATS and recipe != choices.dtype:
             raise UsageError(f"--dtype {choices.dtype} contradicts {recipe}", hint="give one of them")
         return FLOATS[choices.dtype]

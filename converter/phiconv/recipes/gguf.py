@@ -199,7 +199,7 @@ def _asked(tensor: OutputTensor, category: str, choices: Choices) -> Encoding | 
         return _TYPES[type_of(choices.output_tensor_type)]
     if category == "token_embd" and choices.token_embedding_type:
         return _TYPES[type_of(choices.token_embedding_type)]
-    for pattern, name in choices.tensor_types:
+    for pattern, name in choices.overrides:
         if pattern.search(tensor.name):
             return _TYPES[_fitting(type_of(name), tensor.tensor.columns)]
     return None

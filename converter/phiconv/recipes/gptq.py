@@ -101,7 +101,7 @@ def assign_all(
         tensors: What will be stored.
         choices: What the user wants otherwise.
     """
-    named = [(pattern, scheme_of(name)) for pattern, name in choices.tensor_types]
+    named = [(pattern, scheme_of(name)) for pattern, name in choices.overrides]
     schemes = []
     for tensor in tensors:
         kept = len(tensor.tensor.shape) < 2 or tensor.role is None or tensor.role.name in KEPT

@@ -61,7 +61,7 @@ def keep_blocks(
         (_exactly([n for n, own in names.items() if own == name]), name)
         for name in dict.fromkeys(names.values())
     ]
-    asked = replace(choices, tensor_types=(*choices.tensor_types, *patterns))
+    asked = replace(choices, tensor_types=(*choices.overrides, *patterns))
     return usual, recipes.assign(usual, model, tensors, asked)
 
 

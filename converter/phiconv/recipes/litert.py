@@ -84,7 +84,7 @@ def assign(
 def _chosen(tensor: OutputTensor, name: str, choices: Choices, *, wide: bool) -> Encoding:
     columns = tensor.tensor.columns
     assert tensor.role is not None  # noqa: S101 - a graph has no plain tensors
-    for pattern, other in choices.tensor_types:
+    for pattern, other in choices.overrides:
         if pattern.search(tensor.name):
             return _encoding(type_of(other), columns)
     own = _encoding(name, columns)

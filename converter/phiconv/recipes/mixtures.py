@@ -122,7 +122,7 @@ def ladder(
     found: list[dict[Encoding, str]] = [{} for _ in tensors]
     for name in LADDERS[target]:
         try:
-            encodings = assign(replace(choices, tensor_types=(*choices.tensor_types, (pattern, name))))
+            encodings = assign(replace(choices, tensor_types=(*choices.overrides, (pattern, name))))
         except UsageError:  # rows that cannot be cut into its groups
             continue
         for steps, encoding in zip(found, encodings, strict=True):

@@ -132,7 +132,7 @@ def _encoding(
     is_router = tensor.role is not None and tensor.role.name == "router"
     if is_router and scheme.kind not in FLOATS and scheme.bits != 8 and not choices.match_runtime:
         scheme = _ROUTER
-    for pattern, name in choices.tensor_types:
+    for pattern, name in choices.overrides:
         if pattern.search(tensor.name):
             scheme = type_of(name)
             break

@@ -40,9 +40,7 @@ OPTIONS = frozenset(
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 
 _BLOCK_SIZES = (32, 16, 64, 128, 256)  # the usual one first
-_ACCURACY_LEVELS = range(5)
 
-_ATTENTION = ("gqa", "standard")
 
 _TARGETS = {"cpu": F32, "cuda": F16, "dml": F16, "webgpu": F16, "qnn": F16}
 """What graphs for each target compute in."""
@@ -112,8 +110,6 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     dtype = _float_type(recipe, choices)
     if isinstance(scheme.encoding, FloatEncoding) and dtype == F16 != scheme.encoding:
         raise UsageError(f"--target {choices.target} computes in float16", hint="give --f16, or quantize")
-    if choices.accuracy_level not in {None, *_ACCURACY_LEVELS}:
-        raise UsageError(f"no accuracy level {choices.accuracy_level}", hint="from 0 to 4")
     if choices.attention is not None:
         _check_attention(choices)
     encodings = [_in_type(_encoding(t, scheme, model, choices), dtype) for t in tensors]
@@ -126,9 +122,6 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
 def _check_attention(choices: Choices) -> None:
     if choices.target != "qnn":
         raise UsageError("--attention means nothing here", hint="it goes with --target qnn")
-    if choices.attention not in _ATTENTION:
-        hint = f"one of {', '.join(_ATTENTION)}"
-        raise UsageError(f"--attention {choices.attention}: there is no such attention", hint=hint)
 
 
 def _check_channels(tensors: Sequence[OutputTensor], encodings: Sequence[Encoding], choices: Choices) -> None:
@@ -253,7 +246,7 @@ def _encoding(tensor: OutputTensor, scheme: Scheme, model: Model, choices: Choic
     stored = tensor.tensor.encoding
     if stays(stored, scheme.encoding, encoding):
         encoding = scheme.encoding
-    for pattern, name in choices.tensor_types:
+    for pattern, name in choices.overrides:
         if pattern.search(tensor.name):
             encoding = type_of(name)
             break

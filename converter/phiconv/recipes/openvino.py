@@ -142,7 +142,7 @@ def assign(
             t.name: backup for t in tensors if t.name in kept and not _is_stored_so(t, scheme, backup)
         }
     for tensor in tensors:
-        for pattern, name in choices.tensor_types:
+        for pattern, name in choices.overrides:
             if pattern.search(tensor.name):
                 schemes[tensor.name] = type_of(name)
                 break

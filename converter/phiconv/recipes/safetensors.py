@@ -33,7 +33,7 @@ def assign(recipe: str, model: Model, tensors: Sequence[OutputTensor], choices: 
     """The encoding of every tensor: the recipe's type, or that of the first pattern that fits its name."""
 
     def choose(tensor: OutputTensor) -> Encoding:
-        named = (type_of(name) for pattern, name in choices.tensor_types if pattern.search(tensor.name))
+        named = (type_of(name) for pattern, name in choices.overrides if pattern.search(tensor.name))
         return tensor.required or next(named, FLOATS[recipe])
 
     return [choose(tensor) for tensor in tensors]

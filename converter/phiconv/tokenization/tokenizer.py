@@ -11,6 +11,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -84,8 +86,8 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-@dataclass(frozen=True, slots=True)
-class AddedToken:
+@dataclass(frozen=True, slots=True, repr=False)
+class AddedToken(Brief):
     """A token that is found in the text as a whole, before the rest of the text is tokenized.
 
     Attributes:
@@ -104,8 +106,8 @@ class AddedToken:
     single_word: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
+@dataclass(frozen=True, slots=True, repr=False)
+class Split(Brief):
     """How a byte-level tokenizer cuts the text into words, inside of which it merges.
 
     Attributes:
@@ -118,8 +120,8 @@ class Split:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Metaspace:
+@dataclass(frozen=True, slots=True, repr=False)
+class Metaspace(Brief):
     """How the `tokenizers` library's pre-tokenizer of this name treats spaces.
 
     Attributes:
@@ -132,8 +134,8 @@ class Metaspace:
     split: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SentencePieceOptions:
+@dataclass(frozen=True, slots=True, repr=False)
+class SentencePieceOptions(Brief):
     """What SentencePiece does with the text before it merges.
 
     Attributes:
@@ -151,8 +153,8 @@ class SentencePieceOptions:
     metaspace: Metaspace | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenizer:
+@dataclass(frozen=True, slots=True, repr=False)
+class Tokenizer(Brief):
     """The vocabulary and the rules of a tokenizer.
 
     Attributes:

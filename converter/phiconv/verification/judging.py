@@ -9,7 +9,7 @@ from phiconv.conversion.builder import own_sources, versions
 from phiconv.conversion.digests import Digests, sha256_of
 from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.conversion.names import receipt_name
-from phiconv.errors import InputError, MissingFileError, PhiconvError
+from phiconv.errors import CancelledError, InputError, MissingFileError, PhiconvError
 from phiconv.verification.opening import open_with_others
 from phiconv.verification.outcome import Finding, Verification
 from phiconv.verification.rederiving import compare_bytes, compare_receipts, compare_sources
@@ -84,6 +84,8 @@ def judge(
         try:
             found, rederived = _rederive(again, stated, folder, sums, given, jobs, progress)
             findings += found
+        except CancelledError:
+            raise
         except PhiconvError as error:
             why = f"cannot be made again: {error}"
     # Another phiconv, or NumPy, may rightly give other bytes: then the sums speak, and no more can be said.

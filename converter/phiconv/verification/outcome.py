@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from phiconv.brief import Brief
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,8 +23,8 @@ Outcome: TypeAlias = Literal["verified", "differs", "unknown"]
 EXIT_CODES: dict[Outcome, int] = {"verified": 0, "differs": 3, "unknown": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(Brief):
     """Something that is not as it should be.
 
     Attributes:
@@ -36,8 +38,8 @@ class Finding:
     at: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification(Brief):
     """What was looked at, and what was found.
 
     Attributes:

@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from phiconv.brief import Brief
 from phiconv.errors import MalformedFileError, UnsupportedModelError
 from phiconv.ir.moments import ModelIdentity
 from phiconv_formats.calibration.arrays import ArrayFile
@@ -50,8 +51,8 @@ PartName: TypeAlias = Literal["fit", "check"]
 PARTS: tuple[PartName, ...] = ("fit", "check")
 
 
-@dataclass(frozen=True, slots=True)
-class TextEntry:
+@dataclass(frozen=True, slots=True, repr=False)
+class TextEntry(Brief):
     """A text that was read.
 
     Attributes:
@@ -63,8 +64,8 @@ class TextEntry:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class PartEntry:
+@dataclass(frozen=True, slots=True, repr=False)
+class PartEntry(Brief):
     """A part of what went into some matrices.
 
     Attributes:
@@ -77,8 +78,8 @@ class PartEntry:
     sha256: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class InputEntry:
+@dataclass(frozen=True, slots=True, repr=False)
+class InputEntry(Brief):
     """What went into some matrices.
 
     Attributes:
@@ -103,8 +104,8 @@ class InputEntry:
         return self.roles[0] if self.layer is None else f"{self.layer:03d}.{self.roles[0]}"
 
 
-@dataclass(frozen=True, slots=True)
-class SensitivityEntry:
+@dataclass(frozen=True, slots=True, repr=False)
+class SensitivityEntry(Brief):
     """What rounding one matrix coarsely does to the predictions.
 
     Attributes:
@@ -118,8 +119,8 @@ class SensitivityEntry:
     divergence: float
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+@dataclass(frozen=True, slots=True, repr=False)
+class Manifest(Brief):
     """All of ``calibration.json``.
 
     Attributes:

@@ -6,9 +6,10 @@ can be compared. Where phiconv writes another value on purpose, docs/gguf.md say
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gguf import GGUFWriter, Metadata
+from gguf import GGUFWriter, Metadata, gguf_writer
 from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, Keys
 from gguf.utility import size_label
 
@@ -172,7 +173,7 @@ def described(
         metadata.name = name_for_runtime(metadata.name, model.tokenizer)
     if metadata.size_label is None:
         metadata.size_label = size_label(*counts)
-    collector = GGUFWriter(None, "")  # collects keys with their official names and types; never opened
+    collector = _collector()
     collector.add_type(kind)
     metadata.set_gguf_meta_model(collector)
     # The arrays among them (tags, languages) are lists of strings.
@@ -182,6 +183,16 @@ def described(
         for key, value in collector.kv_data[0].items()
         if key != Keys.General.ARCHITECTURE
     ], notes
+
+
+def _collector() -> GGUFWriter:
+    """A writer that collects keys with their official names and types, and is never opened."""
+    silence = logging.Filter("phiconv")  # it would log what kind of file it writes
+    gguf_writer.logger.addFilter(silence)
+    try:
+        return GGUFWriter(None, "")
+    finally:
+        gguf_writer.logger.removeFilter(silence)
 
 
 def _describe(card: ModelCard, parameters: int) -> tuple[Metadata, list[str]]:

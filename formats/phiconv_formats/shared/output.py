@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from phiconv.brief import Brief
 from phiconv.forward.ops import ATTENTION_ROLES
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class RuntimeSettings:
+@dataclass(frozen=True, slots=True, repr=False)
+class RuntimeSettings(Brief):
     """What an output tells its runtime beyond the weights; see the fields of `phiconv.recipes.Choices`.
 
     Attributes:
@@ -57,8 +58,8 @@ class RuntimeSettings:
     context: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
+@dataclass(frozen=True, slots=True, repr=False)
+class OutputTensor(Brief):
     """A tensor as the runtime wants it stored, before anybody has decided in which encoding.
 
     Attributes:
@@ -103,8 +104,8 @@ def joined_roles(role: Role, tensor: Tensor, model: Model) -> list[Role]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+@dataclass(frozen=True, slots=True, repr=False)
+class Segment(Brief):
     """Where the packed rows of a tensor go: row ``i`` at byte ``offset + i // rows * row_bytes`` of a file.
 
     Where a runtime has the rows as columns, that is their place in the first of several lines, each as long
@@ -134,8 +135,8 @@ class Segment:
         return self.row_bytes * (-(-rows // self.rows) if self.rows else 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+@dataclass(frozen=True, slots=True, repr=False)
+class Stream(Brief):
     """A tensor on its way: rows are read, encoded, packed, and written to each segment.
 
     Attributes:
@@ -179,8 +180,8 @@ class Stream:
         return math.lcm(*(s.rows for s in self.segments if s.rows))
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFile:
+@dataclass(frozen=True, slots=True, repr=False)
+class OutputFile(Brief):
     """A file of the output: its exact size, and the parts of it that need no weight.
 
     Attributes:
@@ -197,8 +198,8 @@ class OutputFile:
     check: Callable[[Path], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+@dataclass(frozen=True, slots=True, repr=False)
+class Label(Brief):
     """What an output is called among those of its folder.
 
     Attributes:
@@ -212,8 +213,8 @@ class Label:
     recipe: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+@dataclass(frozen=True, slots=True, repr=False)
+class Package(Brief):
     """The whole output.
 
     Attributes:
