@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         open_model,
         plan,
         read,
+        sign,
         verify,
     )
 
@@ -98,6 +99,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "sign",
     "verify",
 ]
 
@@ -126,6 +128,7 @@ _LAZY = (
     "open_model",
     "plan",
     "read",
+    "sign",
     "verify",
 )
 
