@@ -26,14 +26,14 @@ from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, 
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
 from phiconv.verification.again import planned_again
-from phiconv.verification.judging import judge
+from phiconv.verification.judging import Again, judge
 from phiconv.verification.openssf import PrivateKey, PublicKey
 from phiconv.verification.outcome import Finding, Verification
 from phiconv.verification.signing import sign_output
 from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -262,29 +262,37 @@ def verify(
         UsageError: Something that is for making it again, and no source; a key, and no package to check with.
     """
     given = {"calibration": calibration, "imatrix": imatrix, "ranges": ranges, "config": config}
-    others = {"base": base, **given}
-    if source is None and (lora or any(path is not None for path in others.values())):
+    if source is None and (lora or any(path is not None for path in (base, *given.values()))):
         raise UsageError("nothing is made again without a source", hint="give --source")
     if signature is not None and key is None:
         raise UsageError("a signature is checked with a key", hint="give --key")
 
-    @contextmanager
-    def again(stated: Stated) -> Iterator[Plan]:
-        assert source is not None  # noqa: S101 - it is called only then
-        with planned_again(stated, expanded(source), lora, base, given) as made, sequenced(made) as done:
-            yield done
-
-    roles = {role for role, path in others.items() if path is not None}
     return judge(
         expanded(output),
         None if receipt is None else expanded(receipt),
-        None if source is None else again,
-        {*roles, *(f"lora-{number}" for number in range(len(lora)))},
+        None if source is None else _again(expanded(source), lora, base, given),
         key=None if key is None else PublicKey(expanded(key)),
         signature=None if signature is None else expanded(signature),
         jobs=jobs,
         progress=progress,
     )
+
+
+def _again(
+    source: Path,
+    lora: Sequence[Lora],
+    base: str | PathLike[str] | None,
+    others: Mapping[str, str | PathLike[str] | None],
+) -> Again:
+    """How an output is made again."""
+
+    @contextmanager
+    def plan_again(stated: Stated) -> Iterator[Plan]:
+        with planned_again(stated, source, lora, base, others) as made, sequenced(made) as done:
+            yield done
+
+    roles = {role for role, path in {"base": base, **others}.items() if path is not None}
+    return Again(source, {*roles, *(f"lora-{number}" for number in range(len(lora)))}, plan_again)
 
 
 def sign(

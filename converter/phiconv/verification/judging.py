@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from phiconv.conversion.builder import own_sources, versions
 from phiconv.conversion.digests import Digests, sha256_of
@@ -13,13 +13,13 @@ from phiconv.conversion.names import receipt_name
 from phiconv.errors import InputError, MissingFileError, PhiconvError
 from phiconv.verification.opening import open_with_others
 from phiconv.verification.outcome import Finding, Verification, finding_text
-from phiconv.verification.rederiving import compare_bytes, compare_receipts, compare_sources
+from phiconv.verification.rederiving import compare_bytes, compare_receipts, compare_sources, compare_unopened
 from phiconv.verification.signature import FOLDER_SIGNATURE, compare_signed, read_signature, signature_path
 from phiconv.verification.stated import read_receipt
 from phiconv.verification.sums import check_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -39,18 +39,25 @@ _NO_RECEIPT = "there is no receipt, which phiconv writes unless told not to"
 _FLAGS = {"calibration": "--calibration", "imatrix": "--imatrix", "ranges": "--ranges", "config": "--config"}
 
 
-class Again(Protocol):
-    """Plans the conversion that a receipt describes."""
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How an output is made again.
 
-    def __call__(self, stated: Stated) -> AbstractContextManager[Plan]:
-        """The plan, for as long as the context lasts."""
+    Attributes:
+        source: What it was made of.
+        given: What else there is: "imatrix", "lora-0".
+        plan: Plans the conversion that a receipt describes; the plan is good as long as the context lasts.
+    """
+
+    source: Path
+    given: Collection[str]
+    plan: Callable[[Stated], AbstractContextManager[Plan]]
 
 
 def judge(
     output: Path,
     receipt: Path | None,
     again: Again | None,
-    given: Collection[str],
     *,
     key: PublicKey | None = None,
     signature: Path | None = None,
@@ -62,8 +69,7 @@ def judge(
     Args:
         output: A file, or a folder.
         receipt: Its receipt; None for the one beside it.
-        again: Plans the conversion once more; None where there is no source to do it with.
-        given: What there is beside the source: "imatrix", "lora-0".
+        again: How it is made again; None where there is no source to do it with.
         key: Whose signature it must have; None for no matter whose.
         signature: The signature; None for the one beside the receipt.
         jobs: Number of threads.
@@ -89,7 +95,7 @@ def judge(
     notes = [*([note] if note else []), *_maker_notes(stated)]
     rederived, why = False, ""
     if again is not None:
-        found, rederived, why = _rederive(again, stated, folder, sums, given, jobs, progress)
+        found, rederived, why = _rederive(again, stated, folder, sums, jobs, progress)
         findings += found
     # Another phiconv, or NumPy, may rightly give other bytes: then the sums speak, and no more can be said.
     if rederived and findings and not sums.findings and not refused and (other := _other_maker(stated)):
@@ -189,15 +195,14 @@ def _rederive(
     stated: Stated,
     folder: Path,
     sums: Sums,
-    given: Collection[str],
     jobs: int | None,
     progress: Progress | None,
 ) -> tuple[list[Finding], bool, str]:
     """Makes the output again; returns what differs, whether it came so far, and why it cannot be made."""
     try:
-        return *_compare_again(again, stated, folder, sums, given, jobs, progress), ""
+        return *_compare_again(again, stated, folder, sums, jobs, progress), ""
     except PhiconvError as error:
-        return [], False, f"cannot be made again: {error}"
+        return compare_unopened(again.source, stated), False, f"cannot be made again: {error}"
 
 
 def _compare_again(
@@ -205,7 +210,6 @@ def _compare_again(
     stated: Stated,
     folder: Path,
     sums: Sums,
-    given: Collection[str],
     jobs: int | None,
     progress: Progress | None,
 ) -> tuple[list[Finding], bool]:
@@ -215,11 +219,11 @@ def _compare_again(
         PhiconvError: It cannot be made.
     """
     roles = {name.partition("/")[0] for name in stated.sources} - {"source"}
-    missing = sorted(roles - {*given})
+    missing = sorted(roles - {*again.given})
     if missing:
         flags = ", ".join(_FLAGS.get(role, f"--{role.partition('-')[0]}") for role in missing)
         raise InputError("other files went into it than the source's", path=stated.path, hint=f"give {flags}")
-    with again(stated) as plan:
+    with again.plan(stated) as plan:
         assert plan.receipt is not None  # noqa: S101 - it was planned with one
         digests = {name: sha256_of(file) for name, file in plan.receipt.sources}
         if findings := compare_sources(digests, stated):
