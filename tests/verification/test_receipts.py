@@ -64,6 +64,30 @@ def test_every_target_has_one_and_is_made_again_by_it(name, small, tmp_path):
     found = phiconv.verify(tmp_path / name, source=model, jobs=1)
     assert (found.outcome, found.rederived, found.findings) == ("verified", True, ())
     assert found.notes == ()
+    a_changed_byte_is_found_in_every_file(result, tmp_path / name, model)
+
+
+def a_changed_byte_is_found_in_every_file(result, output, model):
+    """A weight by its tensor and, with the source, by its row; whatever else by its file."""
+    tensors = read(result)["predicate"]["runDetails"]["byproducts"]
+    largest = max(tensors, key=lambda t: t["annotations"]["segments"][0]["length"])
+    part = largest["annotations"]["segments"][0]
+    for path in result.files:
+        name = path.relative_to(result.plan.folder).as_posix()
+        place = part["offset"] + part["length"] // 2 if name == part["file"] else path.stat().st_size // 2
+        with path.open("r+b") as file:
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1]))
+    found = phiconv.verify(output, source=model, jobs=1)
+    assert found.outcome == "differs"
+    assert {path.relative_to(result.plan.folder).as_posix() for path in result.files} <= {
+        finding.file for finding in found.findings
+    }
+    places = [finding.at for finding in found.findings if finding.file == part["file"]]
+    assert any(at.startswith(f"tensor {largest['name']}, bytes") for at in places)
+    assert any(at.startswith("tensor ") and ", row " in at and ", byte " in at for at in places)
 
 
 @pytest.mark.parametrize(

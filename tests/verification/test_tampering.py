@@ -136,6 +136,16 @@ OUTPUTS = {
         lambda s: flip(s.gguf, s.gguf.read_bytes().index(b"tokenizer.ggml.tokens") + 50),
         "x.gguf: what is no weight",
     ),
+    "the chat template in a file": (
+        GGUF,
+        lambda s: flip(s.gguf, s.gguf.read_bytes().index(b"tokenizer.chat_template") + 23 + 4 + 8 + 5),
+        "x.gguf: what is no weight",
+    ),
+    "a score of the tokenizer": (
+        GGUF,
+        lambda s: flip(s.gguf, s.gguf.read_bytes().index(b"tokenizer.ggml.scores") + 21 + 4 + 4 + 8 + 50),
+        "x.gguf: what is no weight",
+    ),
     "the magic": (GGUF, lambda s: flip(s.gguf, 0), "x.gguf: what is no weight"),
     "a name of a tensor": (GGUF, lambda s: replace(s.gguf, b"blk.0.attn_qkv", b"blk.0.attn_qkw"), "x.gguf"),
     "two matrices swapped": (GGUF, swap, f"tensor {Q}"),
@@ -155,6 +165,16 @@ OUTPUTS = {
         FOLDER,
         lambda s: replace(s.mlx / "tokenizer_config.json", b"{", b'{"chat_template": "{{ evil }}", '),
         "tokenizer_config.json",
+    ),
+    "the chat template's own file": (
+        FOLDER,
+        lambda s: flip(s.mlx / "chat_template.jinja", 9),
+        "chat_template.jinja: is not as the receipt says",
+    ),
+    "the model of the tokenizer": (
+        FOLDER,
+        lambda s: flip(s.mlx / "tokenizer.model", 999),
+        "tokenizer.model: is not as the receipt says",
     ),
     "codes of MLX": (FOLDER, lambda s: in_tensor(s, s.mlx, MLX_Q, 9), f"tensor {MLX_Q}"),
     "scales of MLX": (FOLDER, lambda s: in_tensor(s, s.mlx, MLX_Q, 9, 1), f"tensor {MLX_Q}"),
@@ -285,6 +305,8 @@ def test_no_receipt_and_that_of_another(scene):
     assert "tensor output.weight" in said(found)
     moved = scene.gguf.rename(scene.root / "y.gguf")
     assert phiconv.verify(moved).why.startswith("there is no receipt")
+    shutil.copy(scene.receipt(scene.gguf), scene.receipt(moved))
+    assert "x.gguf: is missing" in said(phiconv.verify(moved))
     found = phiconv.verify(moved, receipt=scene.receipt(scene.gguf))
     assert found.outcome == "differs"
     assert "y.gguf: is called x.gguf in the receipt" in said(found)

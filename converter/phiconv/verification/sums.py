@@ -53,10 +53,13 @@ def check_sums(stated: Stated, folder: Path, jobs: int | None, beside: Collectio
         sums = {name: task.result() for name, task in zip(files, found, strict=True)}
         tensors = [*pool.map(lambda tensor: _tensor(tensor, files), stated.tensors)]
     wrong = [t for t, digest in zip(stated.tensors, tensors, strict=True) if digest != t.digest]
+    holding = {part.file for tensor in stated.tensors for part in tensor.parts}
     for name in (n for n in stated.outputs if n in sums and sums[n] != stated.outputs[n]):
         within = [t for t in wrong if any(part.file == name for part in t.parts)]
         findings += [_changed(name, t) for t in within[:_MOST_NAMED]] or [
             Finding("is not as the receipt says, but all tensors in it are", name, "what is no weight")
+            if name in holding
+            else Finding("is not as the receipt says", name)
         ]
     whole = {name for name in stated.outputs if sums.get(name) == stated.outputs[name]}
     findings += [
