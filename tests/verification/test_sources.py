@@ -8,7 +8,7 @@ import json
 import pytest
 
 import phiconv
-from in_toto import faults
+from in_toto import faults, read_as_published
 from quantized_folder import FOLDERS, complete
 
 QUANTIZED = [
@@ -49,6 +49,7 @@ def check(source, folder, weights, to="safetensors"):
     result = phiconv.convert(source, folder / "output", to=to, jobs=1)
     receipt = json.loads(result.receipt.read_bytes())
     assert faults(receipt) == []
+    assert read_as_published(result.receipt.read_text()) in [receipt, None]
     root = source if source.is_dir() else source.parent
     read = {
         each["name"].removeprefix("source/"): each["digest"]["sha256"]
