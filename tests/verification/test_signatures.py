@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -287,6 +288,16 @@ def test_only_what_is_right_is_signed(place):
         phiconv.sign(place / GGUF, place / "key.pem", force=True)
     with pytest.raises(phiconv.OutputExistsError, match=r"model\.sig: exists already"):
         phiconv.sign(place / FOLDER, place / "key.pem")
+
+
+def test_a_name_that_is_no_text(place, model_folder):
+    odd = place / os.fsdecode(b"\xff.gguf")
+    try:
+        phiconv.convert(model_folder("phi3"), odd, quant="q8")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(phiconv.InputError, match="has a name that is no UTF-8"):
+        phiconv.sign(odd, place / "key.pem")
 
 
 def test_keys(place):

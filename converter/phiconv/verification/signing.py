@@ -50,6 +50,15 @@ def sign_output(
         )
     within = {path.relative_to(folder).as_posix()} if path.is_relative_to(folder) else set()
     files = {**sums.digests.files, receipt.relative_to(folder).as_posix(): sha256_of(InputFile(receipt))}
-    data = key.sign(stated.output or folder.name or folder.resolve().name, files, {*_NEVER_SIGNED, *within})
+    called = stated.output or folder.name or folder.resolve().name
+    for name in (called, *files):
+        if not _is_utf8(name):
+            raise InputError("has a name that is no UTF-8, which no signature can hold", path=folder / name)
+    data = key.sign(called, files, {*_NEVER_SIGNED, *within})
     with partial_files(path.parent, [OutputFile(path.name, len(data), ((0, data),))], force=force):
         return path
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name has none of the bytes that Python keeps as halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
