@@ -288,6 +288,8 @@ def test_only_what_is_right_is_signed(place):
         phiconv.sign(place / GGUF, place / "key.pem", force=True)
     with pytest.raises(phiconv.OutputExistsError, match=r"model\.sig: exists already"):
         phiconv.sign(place / FOLDER, place / "key.pem")
+    with pytest.raises(phiconv.OutputExistsError, match=r"model\.sig; choose another folder, or remove"):
+        phiconv.convert(place / "other-model", place / FOLDER, to="mlx", force=True)
 
 
 def test_a_name_that_is_no_text(place, model_folder):
