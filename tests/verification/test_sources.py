@@ -12,11 +12,10 @@ from in_toto import faults, read_as_published
 from quantized_folder import FOLDERS, complete
 
 QUANTIZED = [
-    "awq-g32", "bnb-fp4", "bnb-int8", "bnb-nf4-double", "fp8-96", "gptq-3-sym-g64", "gptq-4-experts",
-    "gptq-4-order", "gptq-8-asym-g64", "modelopt-fp8-block", "modelopt-int8-smooth", "modelopt-nvfp4",
-    "modelopt-w4a16-awq", "mxfp4", "torchao-fp8", "torchao-int4-asym",
+    "awq-g32", "bnb-int8", "bnb-nf4-double", "fp8-96", "gptq-3-sym-g64", "gptq-4-experts", "gptq-4-order",
+    "modelopt-int8-smooth", "modelopt-nvfp4", "mxfp4", "torchao-fp8", "torchao-int4-asym",
 ]  # fmt: skip
-"""Folders that others' tools have quantized, of every tool and of every way to store a matrix."""
+"""Folders that others' tools have quantized, of every tool."""
 
 WRITTEN = {
     "x.gguf": {"quant": "q8"},
