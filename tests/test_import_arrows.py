@@ -53,9 +53,11 @@ CLOSED = {
 ONLY_IN = {
     "distributed": "phiconv.conversion.machines",
     "click": "phiconv.cli",
+    "cryptography": "phiconv.verification.openssf",
     "click_default_group": "phiconv.cli",
     "rich": "phiconv.cli.report",
     "gguf": "phiconv_formats.gguf",
+    "model_signing": "phiconv.verification.openssf",
     "multiprocessing": "phiconv.conversion.processes",
     "onnx": "phiconv_formats.onnx",
     "PIL": "phiconv.perception.files",

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         open_model,
         plan,
         read,
+        sign,
         verify,
     )
 
@@ -124,6 +125,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "sign",
     "verify",
 ]
 
@@ -164,6 +166,7 @@ _LAZY = (
     "open_model",
     "plan",
     "read",
+    "sign",
     "verify",
 )
 

@@ -42,12 +42,14 @@ from phiconv.quantizers import decode as dequantize
 from phiconv.recipes import Choices
 from phiconv.tokenization.tokenizer import Tokenizer
 from phiconv.verification.again import planned_again
-from phiconv.verification.judging import judge
+from phiconv.verification.judging import Again, judge
+from phiconv.verification.openssf import PrivateKey, PublicKey
 from phiconv.verification.outcome import Finding, Verification
+from phiconv.verification.signing import sign_output
 from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -94,6 +96,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "sign",
     "verify",
 ]
 
@@ -286,13 +289,15 @@ def verify(
     config: str | PathLike[str] | None = None,
     lora: Sequence[Lora] = (),
     base: str | PathLike[str] | None = None,
+    key: str | PathLike[str] | None = None,
+    signature: str | PathLike[str] | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Verification:
     """Checks an output against its receipt; with the source it is made again, and every byte compared.
 
-    Nothing is written. Without a source the receipt is believed: whoever changes both is not found.
+    Nothing is written. Without a source and a key the receipt is believed: whoever changes both is not found.
 
     Args:
         output: A file or a folder that `convert` wrote.
@@ -304,6 +309,8 @@ def verify(
         config: Likewise.
         lora: Likewise, in the same order; the receipt has their weights.
         base: Likewise.
+        key: A public key in PEM: whoever has its private key must have signed the output, see `sign`.
+        signature: The signature, where it is not beside the receipt.
         jobs: Number of threads; by default one per processor.
         progress: Is told how far it is.
         cancel: An event; once it is set, the work ends with a CancelledError.
@@ -311,28 +318,75 @@ def verify(
     Raises:
         CancelledError: It was to end.
         MissingFileError: There is no such output.
-        UsageError: Something that is for making it again, and no source.
+        InputError: The key cannot be read, or is none.
+        UsageError: Something that is for making it again, and no source; a key, and no package to check with.
     """
     given = {"calibration": calibration, "imatrix": imatrix, "ranges": ranges, "config": config}
-    others = {"base": base, **given}
-    if source is None and (lora or any(path is not None for path in others.values())):
+    if source is None and (lora or any(path is not None for path in (base, *given.values()))):
         raise UsageError("nothing is made again without a source", hint="give --source")
+    if signature is not None and key is None:
+        raise UsageError("a signature is checked with a key", hint="give --key")
 
-    @contextmanager
-    def again(stated: Stated) -> Iterator[Plan]:
-        assert source is not None  # noqa: S101 - it is called only then
-        with planned_again(stated, expanded(source), lora, base, given) as made, sequenced(made) as done:
-            yield done
-
-    roles = {role for role, path in others.items() if path is not None}
     return judge(
         expanded(output),
         None if receipt is None else expanded(receipt),
-        None if source is None else again,
-        {*roles, *(f"lora-{number}" for number in range(len(lora)))},
+        None if source is None else _again(expanded(source), lora, base, given),
+        key=None if key is None else PublicKey(expanded(key)),
+        signature=None if signature is None else expanded(signature),
         jobs=jobs,
         progress=heeding(progress, cancel),
     )
+
+
+def _again(
+    source: Path,
+    lora: Sequence[Lora],
+    base: str | PathLike[str] | None,
+    others: Mapping[str, str | PathLike[str] | None],
+) -> Again:
+    """How an output is made again."""
+
+    @contextmanager
+    def plan_again(stated: Stated) -> Iterator[Plan]:
+        with planned_again(stated, source, lora, base, others) as made, sequenced(made) as done:
+            yield done
+
+    roles = {role for role, path in {"base": base, **others}.items() if path is not None}
+    return Again(source, {*roles, *(f"lora-{number}" for number in range(len(lora)))}, plan_again)
+
+
+def sign(
+    output: str | PathLike[str],
+    key: str | PathLike[str],
+    signature: str | PathLike[str] | None = None,
+    *,
+    password: bytes | None = None,
+    force: bool = False,
+    jobs: int | None = None,
+) -> Path:
+    """Signs an output together with its receipt, in the form of OpenSSF Model Signing; `verify` checks it.
+
+    Needs the package model-signing (``phiconv[sign]``), and no network.
+
+    Args:
+        output: A file or a folder that `convert` wrote.
+        key: A private key in PEM, on one of the elliptic curves P-256, P-384 and P-521.
+        signature: Where the signature goes; by default beside the receipt.
+        password: What the key is encrypted with.
+        force: Replace a signature that is there.
+        jobs: Number of threads; by default one per processor.
+
+    Returns:
+        Where the signature is.
+
+    Raises:
+        InputError: The output is not what its receipt says, or there is none; or the key is none.
+        OutputError: The signature cannot be written.
+        UsageError: The package is not installed.
+    """
+    private = PrivateKey(expanded(key), password)
+    place = None if signature is None else expanded(signature)
+    return sign_output(expanded(output), private, place, force=force, jobs=jobs)
 
 
 def compile_qnn(

@@ -91,6 +91,28 @@ def faults(value: Any, kind: Any = STATEMENT, at: str = "") -> list[str]:
     return wrong + [fault for key, each in known for fault in faults(each, kind[key][0], f"{at}.{key}")]
 
 
+def read_as_published(text: str) -> dict[str, Any] | None:
+    """A receipt as the protobuf schemas that the projects publish have it; None where they are not installed.
+
+    Raises:
+        ValueError: It has a key, a type or an enclosure that these do not have.
+    """
+    try:
+        from google.protobuf import json_format
+        from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+        from in_toto_attestation.v1 import statement_pb2
+        from in_toto_attestation.v1.statement import Statement
+    except ImportError:
+        return None
+    try:
+        statement = json_format.Parse(text, statement_pb2.Statement())
+        provenance = json_format.ParseDict(json.loads(text)["predicate"], provenance_pb2.Provenance())
+    except json_format.ParseError as error:
+        raise ValueError(str(error)) from error
+    Statement.copy_from_pb(statement).validate()
+    return json_format.MessageToDict(statement) | {"predicate": json_format.MessageToDict(provenance)}
+
+
 if __name__ == "__main__":
     found = faults(json.loads(Path(sys.argv[1]).read_bytes()))
     sys.exit("\n".join(found) or 0)

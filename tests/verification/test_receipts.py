@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import sys
 import pytest
 
 import phiconv
-from in_toto import faults
+from in_toto import faults, read_as_published
 from paths import FIXTURES, ROOT
 from phiconv.conversion.receipt import CHOICES
 
@@ -56,6 +57,7 @@ def test_every_target_has_one_and_is_made_again_by_it(name, small, tmp_path):
     result = phiconv.convert(model, tmp_path / name, jobs=2, **options)
     receipt = read(result)
     assert faults(receipt) == []
+    assert read_as_published(result.receipt.read_text()) in [receipt, None]
     assert {s["name"]: s["digest"]["sha256"] for s in receipt["subject"]} == {
         path.relative_to(result.plan.folder).as_posix(): sha256(path) for path in result.files
     }
@@ -64,6 +66,30 @@ def test_every_target_has_one_and_is_made_again_by_it(name, small, tmp_path):
     found = phiconv.verify(tmp_path / name, source=model, jobs=1)
     assert (found.outcome, found.rederived, found.findings) == ("verified", True, ())
     assert found.notes == ()
+    a_changed_byte_is_found_in_every_file(result, tmp_path / name, model)
+
+
+def a_changed_byte_is_found_in_every_file(result, output, model):
+    """A weight by its tensor and, with the source, by its row; whatever else by its file."""
+    tensors = read(result)["predicate"]["runDetails"]["byproducts"]
+    largest = max(tensors, key=lambda t: t["annotations"]["segments"][0]["length"])
+    part = largest["annotations"]["segments"][0]
+    for path in result.files:
+        name = path.relative_to(result.plan.folder).as_posix()
+        place = part["offset"] + part["length"] // 2 if name == part["file"] else path.stat().st_size // 2
+        with path.open("r+b") as file:
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1]))
+    found = phiconv.verify(output, source=model, jobs=1)
+    assert found.outcome == "differs"
+    assert {path.relative_to(result.plan.folder).as_posix() for path in result.files} <= {
+        finding.file for finding in found.findings
+    }
+    places = [finding.at for finding in found.findings if finding.file == part["file"]]
+    assert any(at.startswith(f"tensor {largest['name']}, bytes") for at in places)
+    assert any(at.startswith("tensor ") and ", row " in at and ", byte " in at for at in places)
 
 
 @pytest.mark.parametrize(
@@ -205,12 +231,28 @@ def test_another_process_on_the_command_line(tmp_path):
 
 
 def test_in_toto_reads_them(tmp_path):
-    """The project's own classes parse a receipt, and refuse what they do not know."""
-    json_format = pytest.importorskip("google.protobuf.json_format")
-    statement = pytest.importorskip("in_toto_attestation.v1.statement_pb2")
-    provenance = pytest.importorskip("in_toto_attestation.predicates.provenance.v1.provenance_pb2")
+    """The schemas that the projects publish have all that is in a receipt, and refuse what they have not."""
+    pytest.importorskip("in_toto_attestation")
     result = phiconv.convert(MODEL, tmp_path / "x.gguf", quant="q8")
-    parsed = json_format.Parse(result.receipt.read_text(), statement.Statement())
-    assert parsed.subject[0].name == "x.gguf"
-    predicate = json_format.ParseDict(read(result)["predicate"], provenance.Provenance())
-    assert predicate.run_details.builder.id == "pkg:pypi/phiconv"
+    assert read_as_published(result.receipt.read_text()) == read(result)
+    more = read(result)
+    more["predicate"]["runDetails"]["builder"]["size"] = 1
+    with pytest.raises(ValueError, match="size"):
+        read_as_published(json.dumps(more))
+
+
+@pytest.mark.skipif("NUMPY_2_0" not in os.environ, reason="NUMPY_2_0 names no Python")
+def test_another_numpy_has_made_it(small, tmp_path):
+    """An output that was made with the oldest NumPy is made again with this one, byte for byte."""
+    wanted = {"x.gguf": "gguf", "onnx": "onnx", "mlx": "mlx", "x.litertlm": "litert"}
+    lines = [
+        f"phiconv.convert({str(small)!r}, {str(tmp_path / name)!r}, to={to!r}, quant='q4')"
+        for name, to in wanted.items()
+    ]
+    path = os.pathsep.join(str(ROOT / root) for root in ("converter", "formats"))
+    command = [os.environ["NUMPY_2_0"], "-W", "ignore", "-c", "\n".join(["import phiconv", *lines])]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=True)
+    for name in wanted:
+        found = phiconv.verify(tmp_path / name, source=small, jobs=1)
+        assert (found.outcome, found.rederived, found.findings) == ("verified", True, ())
+        assert found.notes[0].startswith("made with numpy 2.0.")

@@ -83,6 +83,10 @@ def flip(path, offset, bit=1):
     path.write_bytes(data)
 
 
+def behind(scene, key, distance):
+    flip(scene.gguf, scene.gguf.read_bytes().index(key) + len(key) + distance)
+
+
 def replace(path, old, new):
     data = path.read_bytes()
     assert old in data
@@ -126,16 +130,10 @@ OUTPUTS = {
         lambda s: replace(s.gguf, b"general.name", b"general.nome"),
         "x.gguf: what is no weight",
     ),
-    "a number of metadata": (
-        GGUF,
-        lambda s: flip(s.gguf, s.gguf.read_bytes().index(b"phi3.rope.freq_base") + 19 + 4),
-        "x.gguf: what is no weight",
-    ),
-    "the tokenizer in a file": (
-        GGUF,
-        lambda s: flip(s.gguf, s.gguf.read_bytes().index(b"tokenizer.ggml.tokens") + 50),
-        "x.gguf: what is no weight",
-    ),
+    "a number of metadata": (GGUF, lambda s: behind(s, b"phi3.rope.freq_base", 4), "what is no weight"),
+    "the tokenizer in a file": (GGUF, lambda s: behind(s, b"tokenizer.ggml.tokens", 29), "what is no weight"),
+    "a template in a file": (GGUF, lambda s: behind(s, b"tokenizer.chat_template", 17), "what is no weight"),
+    "a score of a token": (GGUF, lambda s: behind(s, b"tokenizer.ggml.scores", 66), "what is no weight"),
     "the magic": (GGUF, lambda s: flip(s.gguf, 0), "x.gguf: what is no weight"),
     "a name of a tensor": (GGUF, lambda s: replace(s.gguf, b"blk.0.attn_qkv", b"blk.0.attn_qkw"), "x.gguf"),
     "two matrices swapped": (GGUF, swap, f"tensor {Q}"),
@@ -156,6 +154,8 @@ OUTPUTS = {
         lambda s: replace(s.mlx / "tokenizer_config.json", b"{", b'{"chat_template": "{{ evil }}", '),
         "tokenizer_config.json",
     ),
+    "the template's file": (FOLDER, lambda s: flip(s.mlx / "chat_template.jinja", 9), "template.jinja: is"),
+    "the tokenizer's model": (FOLDER, lambda s: flip(s.mlx / "tokenizer.model", 999), "tokenizer.model: is"),
     "codes of MLX": (FOLDER, lambda s: in_tensor(s, s.mlx, MLX_Q, 9), f"tensor {MLX_Q}"),
     "scales of MLX": (FOLDER, lambda s: in_tensor(s, s.mlx, MLX_Q, 9, 1), f"tensor {MLX_Q}"),
     "biases of MLX": (FOLDER, lambda s: in_tensor(s, s.mlx, MLX_Q, 9, 2), f"tensor {MLX_Q}"),
@@ -285,6 +285,8 @@ def test_no_receipt_and_that_of_another(scene):
     assert "tensor output.weight" in said(found)
     moved = scene.gguf.rename(scene.root / "y.gguf")
     assert phiconv.verify(moved).why.startswith("there is no receipt")
+    shutil.copy(scene.receipt(scene.gguf), scene.receipt(moved))
+    assert "x.gguf: is missing" in said(phiconv.verify(moved))
     found = phiconv.verify(moved, receipt=scene.receipt(scene.gguf))
     assert found.outcome == "differs"
     assert "y.gguf: is called x.gguf in the receipt" in said(found)

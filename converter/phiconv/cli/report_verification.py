@@ -23,6 +23,7 @@ def verification_object(found: Verification) -> dict[str, Any]:
         "receipt": None if found.receipt is None else str(found.receipt),
         "rederived": found.rederived,
         "readers": list(found.readers),
+        "signature": None if found.signature is None else str(found.signature),
         "findings": [{"what": f.what, "file": f.file, "at": f.at or None} for f in found.findings],
         "why": found.why or None,
         "notes": list(found.notes),
@@ -39,6 +40,7 @@ def verification_lines(found: Verification, output: Path) -> list[str]:
         lines.append(f"  {printable(found.why, 600)}")
     if found.receipt is not None:
         looked = ["files and tensors by their sums"] + ["every byte, made again"] * found.rederived
+        looked += [f"signed by the key, {printable(found.signature.name)}"] if found.signature else []
         looked += [f"opened with {', '.join(found.readers)}"] if found.readers else []
         lines.append(f"looked at: {'; '.join(looked)}")
     return [*lines, *(f"note: {printable(note, 600)}" for note in found.notes)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phiconv.conversion.builder import own_sources, versions
 from phiconv.conversion.digests import Digests, sha256_of
@@ -11,42 +12,55 @@ from phiconv.conversion.manifest import refuse_half_replaced
 from phiconv.conversion.names import receipt_name
 from phiconv.errors import CancelledError, InputError, MissingFileError, PhiconvError
 from phiconv.verification.opening import open_with_others
-from phiconv.verification.outcome import Finding, Verification
-from phiconv.verification.rederiving import compare_bytes, compare_receipts, compare_sources
+from phiconv.verification.outcome import Finding, Verification, finding_text
+from phiconv.verification.rederiving import compare_bytes, compare_receipts, compare_sources, compare_unopened
+from phiconv.verification.signature import FOLDER_SIGNATURE, compare_signed, read_signature, signature_path
 from phiconv.verification.stated import read_receipt
 from phiconv.verification.sums import check_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from phiconv.conversion.pipeline import Progress
     from phiconv.conversion.plans import Plan
+    from phiconv.verification.openssf import PublicKey
     from phiconv.verification.outcome import Outcome
     from phiconv.verification.stated import Stated
     from phiconv.verification.sums import Sums
 
-__all__ = ["Again", "judge"]
+__all__ = ["Again", "find_receipt", "judge"]
 
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL)
+
+_NO_RECEIPT = "there is no receipt, which phiconv writes unless told not to"
 
 _FLAGS = {"calibration": "--calibration", "imatrix": "--imatrix", "ranges": "--ranges", "config": "--config"}
 
 
-class Again(Protocol):
-    """Plans the conversion that a receipt describes."""
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How an output is made again.
 
-    def __call__(self, stated: Stated) -> AbstractContextManager[Plan]:
-        """The plan, for as long as the context lasts."""
+    Attributes:
+        source: What it was made of.
+        given: What else there is: "imatrix", "lora-0".
+        plan: Plans the conversion that a receipt describes; the plan is good as long as the context lasts.
+    """
+
+    source: Path
+    given: Collection[str]
+    plan: Callable[[Stated], AbstractContextManager[Plan]]
 
 
 def judge(
     output: Path,
     receipt: Path | None,
     again: Again | None,
-    given: Collection[str],
     *,
+    key: PublicKey | None = None,
+    signature: Path | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -55,24 +69,24 @@ def judge(
     Args:
         output: A file, or a folder.
         receipt: Its receipt; None for the one beside it.
-        again: Plans the conversion once more; None where there is no source to do it with.
-        given: What there is beside the source: "imatrix", "lora-0".
+        again: How it is made again; None where there is no source to do it with.
+        key: Whose signature it must have; None for no matter whose.
+        signature: The signature; None for the one beside the receipt.
         jobs: Number of threads.
         progress: Is told how far it is.
 
     Raises:
         MissingFileError: There is no such output.
     """
-    path = _find_receipt(output) if receipt is None else receipt
+    path = find_receipt(output) if receipt is None else receipt
     if path is None:
-        return Verification(
-            None, "unknown", why="there is no receipt, which phiconv writes unless told not to"
-        )
+        return Verification(None, "unknown", why=_NO_RECEIPT)
+    place = signature or signature_path(path)
     try:
         stated = read_receipt(path)
         refuse_half_replaced(output)
         folder = output if output.is_dir() else output.parent
-        sums = check_sums(stated, folder, jobs)
+        sums = check_sums(stated, folder, jobs, {FOLDER_SIGNATURE, place.name})
     except InputError as error:
         return Verification(path, "unknown", why=str(error))
     findings = [*_name_of_output(output, stated), *sums.findings]
@@ -81,34 +95,52 @@ def judge(
     notes = [*([note] if note else []), *_maker_notes(stated)]
     rederived, why = False, ""
     if again is not None:
-        try:
-            found, rederived = _rederive(again, stated, folder, sums, given, jobs, progress)
-            findings += found
-        except CancelledError:
-            raise
-        except PhiconvError as error:
-            why = f"cannot be made again: {error}"
+        found, rederived, why = _rederive(again, stated, folder, sums, jobs, progress)
+        findings += found
     # Another phiconv, or NumPy, may rightly give other bytes: then the sums speak, and no more can be said.
     if rederived and findings and not sums.findings and not refused and (other := _other_maker(stated)):
-        notes += [_text(finding) for finding in findings]
+        notes += [finding_text(finding) for finding in findings]
         findings, why = [], f"another {other} has made it, and this one gives other bytes"
+    signed = _check_signature(place, key, stated, folder, sums)
+    findings += signed.findings
+    why = "; ".join(each for each in (why, signed.why) if each)
     outcome: Outcome = "differs" if findings else "unknown" if why else "verified"
-    return Verification(
-        path,
-        outcome,
-        tuple(findings),
-        why,
-        rederived,
-        tuple(readers),
-        tuple(notes),
-    )
+    holding = place if signed.holds else None
+    notes += signed.notes
+    return Verification(path, outcome, tuple(findings), why, rederived, tuple(readers), holding, tuple(notes))
 
 
-def _text(finding: Finding) -> str:
-    return ": ".join(part for part in (finding.file, finding.at, finding.what) if part)
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What comes of a signature: whether the key has made it, and what is not as it says."""
+
+    holds: bool = False
+    findings: Sequence[Finding] = ()
+    why: str = ""
+    notes: Sequence[str] = ()
 
 
-def _find_receipt(output: Path) -> Path | None:
+def _check_signature(
+    path: Path, key: PublicKey | None, stated: Stated, folder: Path, sums: Sums
+) -> _Signature:
+    if key is None:
+        return _Signature(notes=[f"{path.name} was not checked: give --key"] if path.exists() else ())
+    try:
+        signed = read_signature(path)
+    except MissingFileError:
+        return _Signature(why=f"there is no signature {path.name}: give --signature, or have it signed")
+    except InputError as error:
+        return _Signature(why=str(error))
+    if signed.by != "a key":
+        why = f"{path.name} is made with {signed.by}, and not with a key: OpenSSF's model_signing checks such"
+        return _Signature(why=why)
+    if refusal := key.refusal(signed):
+        return _Signature(findings=[Finding(refusal, path.name)])
+    findings, notes = compare_signed(signed, stated, folder, sums.digests.files)
+    return _Signature(True, findings, "", notes)
+
+
+def find_receipt(output: Path) -> Path | None:
     """The receipt of a file or a folder, or of the split file that a file is a part of.
 
     Raises:
@@ -163,17 +195,37 @@ def _rederive(
     stated: Stated,
     folder: Path,
     sums: Sums,
-    given: Collection[str],
+    jobs: int | None,
+    progress: Progress | None,
+) -> tuple[list[Finding], bool, str]:
+    """Makes the output again; returns what differs, whether it came so far, and why it cannot be made."""
+    try:
+        return *_compare_again(again, stated, folder, sums, jobs, progress), ""
+    except CancelledError:
+        raise
+    except PhiconvError as error:
+        return compare_unopened(again.source, stated), False, f"cannot be made again: {error}"
+
+
+def _compare_again(
+    again: Again,
+    stated: Stated,
+    folder: Path,
+    sums: Sums,
     jobs: int | None,
     progress: Progress | None,
 ) -> tuple[list[Finding], bool]:
-    """Makes the output again; returns what differs, and whether it came so far."""
+    """Makes the output again; returns what differs, and whether it came so far.
+
+    Raises:
+        PhiconvError: It cannot be made.
+    """
     roles = {name.partition("/")[0] for name in stated.sources} - {"source"}
-    missing = sorted(roles - {*given})
+    missing = sorted(roles - {*again.given})
     if missing:
         flags = ", ".join(_FLAGS.get(role, f"--{role.partition('-')[0]}") for role in missing)
         raise InputError("other files went into it than the source's", path=stated.path, hint=f"give {flags}")
-    with again(stated) as plan:
+    with again.plan(stated) as plan:
         assert plan.receipt is not None  # noqa: S101 - it was planned with one
         digests = {name: sha256_of(file) for name, file in plan.receipt.sources}
         if findings := compare_sources(digests, stated):

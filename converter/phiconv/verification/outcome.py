@@ -10,7 +10,7 @@ from phiconv.brief import Brief
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["EXIT_CODES", "Finding", "Outcome", "Verification"]
+__all__ = ["EXIT_CODES", "Finding", "Outcome", "Verification", "finding_text"]
 
 Outcome: TypeAlias = Literal["verified", "differs", "unknown"]
 """What is known of an output.
@@ -38,6 +38,11 @@ class Finding(Brief):
     at: str = ""
 
 
+def finding_text(finding: Finding) -> str:
+    """A finding in one line."""
+    return ": ".join(part for part in (finding.file, finding.at, finding.what) if part)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Verification(Brief):
     """What was looked at, and what was found.
@@ -49,6 +54,7 @@ class Verification(Brief):
         why: Why it cannot be judged, a sentence; else "".
         rederived: It was made again from the source, and every byte compared.
         readers: The libraries that opened it.
+        signature: The signature that the given key has made; None where there is none, or no key.
         notes: What else there is to know.
     """
 
@@ -58,6 +64,7 @@ class Verification(Brief):
     why: str = ""
     rederived: bool = False
     readers: tuple[str, ...] = ()
+    signature: Path | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phiconv.conversion import pipeline
-from phiconv.conversion.digests import Digests, length_of
+from phiconv.conversion.digests import Digests, length_of, sha256_of
+from phiconv.conversion.manifest import is_plain_name
 from phiconv.verification.outcome import Finding
 from phiconv_formats.shared.files import InputFile
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from phiconv.verification.stated import Stated
     from phiconv_formats.shared.output import OutputFile, Package, Stream
 
-__all__ = ["compare_bytes", "compare_receipts", "compare_sources"]
+__all__ = ["compare_bytes", "compare_receipts", "compare_sources", "compare_unopened"]
 
 _CHUNK = 1 << 20
 
@@ -76,6 +77,24 @@ def compare_sources(sums: Mapping[str, str], stated: Stated) -> list[Finding]:
         elif sums[name] != stated.sources[name]:
             findings.append(Finding("is another file than the receipt's", name))
     return findings
+
+
+def compare_unopened(source: Path, stated: Stated) -> list[Finding]:
+    """What differs between files of a source that cannot be opened, and those that the receipt names.
+
+    Files that are not where the source is are not looked for: why it cannot be opened has been said.
+
+    Args:
+        source: A folder, or a file in one.
+        stated: The receipt.
+    """
+    place = source if source.is_dir() else source.parent
+    sums = {}
+    for name in stated.sources:
+        role, _, inner = name.partition("/")
+        if role == "source" and is_plain_name(inner) and (place / inner).is_file():
+            sums[name] = sha256_of(InputFile(place / inner, within=place))
+    return compare_sources({**stated.sources, **sums}, stated)
 
 
 def compare_bytes(

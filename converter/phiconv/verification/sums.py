@@ -14,6 +14,7 @@ from phiconv.verification.outcome import Finding
 from phiconv_formats.shared.files import InputFile
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from phiconv.verification.stated import Stated, StatedTensor
@@ -36,13 +37,14 @@ class Sums:
     findings: tuple[Finding, ...]
 
 
-def check_sums(stated: Stated, folder: Path, jobs: int | None) -> Sums:
+def check_sums(stated: Stated, folder: Path, jobs: int | None, beside: Collection[str] = ()) -> Sums:
     """Takes all sums of an output.
 
     Args:
         stated: The receipt.
         folder: Where the files are.
         jobs: Number of threads; by default one per processor.
+        beside: Names of other files that may be in a folder: its signature.
     """
     files, findings = _files(stated, folder)
     _check_amount(stated, files)
@@ -51,10 +53,13 @@ def check_sums(stated: Stated, folder: Path, jobs: int | None) -> Sums:
         sums = {name: task.result() for name, task in zip(files, found, strict=True)}
         tensors = [*pool.map(lambda tensor: _tensor(tensor, files), stated.tensors)]
     wrong = [t for t, digest in zip(stated.tensors, tensors, strict=True) if digest != t.digest]
+    holding = {part.file for tensor in stated.tensors for part in tensor.parts}
     for name in (n for n in stated.outputs if n in sums and sums[n] != stated.outputs[n]):
         within = [t for t in wrong if any(part.file == name for part in t.parts)]
         findings += [_changed(name, t) for t in within[:_MOST_NAMED]] or [
             Finding("is not as the receipt says, but all tensors in it are", name, "what is no weight")
+            if name in holding
+            else Finding("is not as the receipt says", name)
         ]
     whole = {name for name in stated.outputs if sums.get(name) == stated.outputs[name]}
     findings += [
@@ -63,7 +68,7 @@ def check_sums(stated: Stated, folder: Path, jobs: int | None) -> Sums:
         if {part.file for part in tensor.parts} <= whole
     ][:_MOST_NAMED]
     if not stated.output and stated.path.name == receipt_name(""):
-        known = {*stated.outputs, receipt_name("")}
+        known = {*stated.outputs, receipt_name(""), *beside}
         findings += [Finding("is not of this output", name) for name in sorted(strangers(folder, known))]
     digests = Digests({name: sums.get(name, "") for name in stated.outputs}, tensors, ())
     return Sums(digests, tuple(findings))
