@@ -239,7 +239,7 @@ FORMATS = {
             writer=_onnx_writer,
             folder=True,
             file_suffix=".onnx",
-            sees=("phi3_v",),
+            sees=("phi3_v", "phi4mm", "phi4_multimodal"),
         ),
         Format(
             "openvino",
