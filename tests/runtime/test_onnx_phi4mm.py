@@ -1,0 +1,169 @@
+"""Phi-4-multimodal in ONNX Runtime: features, answers of ONNX Runtime GenAI, what is refused."""
+
+from __future__ import annotations
+
+import wave
+
+import numpy as np
+import pytest
+
+import phiconv
+from make_multimodal import PLACES, VOCABULARY, add_places, picture, sound
+from onnx_runtime import features_of, heard, onnx_logits, stored_weights
+from phiconv.forward.encoders import features
+from phiconv.forward.interpreter import compute
+from phiconv.forward.sounds import sound_features
+from phiconv.ir.senses import Picture
+from phiconv.perception.pictures import prepare
+from phiconv.perception.sounds import log_mel
+from references import relative_l2
+
+pytestmark = pytest.mark.runtime
+
+TOKENS = 3
+PICTURES = {"wide": (60, 500), "tall": (449, 448)}
+SOUNDS = {"short": 9000, "longer": 16077}
+LONG = 42 * 16000 + 55
+"""Samples of a sound that is encoded in two pieces."""
+
+
+@pytest.fixture(scope="module")
+def source(make_multimodal, tmp_path_factory):
+    """A model with as many tokens as the real one, since GenAI knows two of them by their numbers."""
+    factors = [1 + n / 20 for n in range(24)]
+    keys = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"long_factor": factors, "short_factor": factors, "type": "longrope"},
+    }
+    folder = tmp_path_factory.mktemp("source") / "m"
+    return add_places(make_multimodal(folder, "phi4mm", seed=7, **keys))
+
+
+@pytest.fixture(scope="module")
+def written(source, tmp_path_factory):
+    """Conversions by recipe and choices, and the models with the weights that they have stored."""
+    made = {}
+
+    def write(quant, **choices):
+        key = (quant, *choices.items())
+        if key not in made:
+            folder = tmp_path_factory.mktemp("onnx") / "m"
+            choices = phiconv.Choices(accuracy_level=1, **choices)
+            done = phiconv.convert(source, folder, to="onnx", quant=quant, lora=["vision"], choices=choices)
+            made[key] = folder, done, done.plan.model.senses and stored_weights(done.plan)
+        return made[key]
+
+    return write
+
+
+@pytest.mark.parametrize(("quant", "bound"), [("f32", 1e-6), ("int4", 1e-5), ("f16", 1e-5)])
+def test_features_of_pictures_are_numpys(ort, written, quant, bound):
+    folder, _, model = written(quant)
+    ready = [prepare(model.senses, picture(7, *size)) for size in PICTURES.values()]
+    assert [each.mask.all() for each in ready] == [False, False]
+    expected = [features(model.senses.vision, each) for each in ready]
+    assert relative_l2(features_of(ort, folder, ready), np.concatenate(expected)) < bound
+    if quant == "f32":
+        assert relative_l2(features_of(ort, folder, ready[1:]), expected[1]) < bound
+
+
+@pytest.mark.parametrize(("quant", "bound"), [("f32", 3e-6), ("int4", 1e-5), ("f16", 1e-5)])
+def test_features_of_sounds_are_numpys(ort, written, quant, bound):
+    folder, _, model = written(quant)
+    ready = [
+        log_mel(sound(7, samples)) for samples in (*SOUNDS.values(), *([LONG] if quant == "f32" else []))
+    ]
+    for beside in ("speech", "vision"):
+        expected = [sound_features(model.senses.hearing, each, beside=beside) for each in ready]
+        assert relative_l2(heard(ort, folder, ready, beside), np.concatenate(expected)) < bound
+    assert relative_l2(heard(ort, folder, ready[:1], beside), expected[0]) < bound
+
+
+def test_a_text_gets_the_logits_of_the_language_model(ort, written):
+    ids = np.arange(20, 60)
+    alone = onnx_logits(ort, written("int4", text_only=True)[0], ids)[-1:]
+    session = ort.InferenceSession(str(written("int4")[0] / "embedding.onnx"))
+    nothing = np.zeros((0, 64), np.float32)
+    feeds = {"input_ids": ids[None], "image_features": nothing, "audio_features": nothing}
+    embeddings = session.run(None, feeds)[0]
+    assert relative_l2(onnx_logits(ort, written("int4")[0], ids, embeddings), alone) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def genai():
+    return pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Pictures and sounds as files, by name."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    folder = tmp_path_factory.mktemp("files")
+    for name, size in PICTURES.items():
+        image.fromarray(picture(7, *size)).save(folder / f"{name}.png")
+    for name, samples in SOUNDS.items():
+        with wave.open(str(folder / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes((sound(7, samples) * 30000).astype("<i2").tobytes())
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+def seen_and_heard(model, inputs):
+    """The features of what GenAI's processor has made ready; None for a text."""
+    found = []
+    if "pixel_values" in inputs:
+        arrays = (inputs[n].as_numpy() for n in ("pixel_values", "image_attention_mask", "image_sizes"))
+        for pixels, mask, (height, width) in zip(*arrays, strict=True):
+            grid = int(height) // 448, int(width) // 448
+            count = 1 + grid[0] * grid[1]
+            found.append(features(model.senses.vision, Picture(pixels[:count], grid, mask[:count] > 0.5)))
+    if "audio_embeds" in inputs:
+        beside = "vision" if found else "speech"
+        for frames, mask in zip(
+            *(inputs[f"audio_{n}"].as_numpy() for n in ("embeds", "attention_mask")), strict=True
+        ):
+            found.append(sound_features(model.senses.hearing, frames[: mask.sum()], beside=beside))
+    return np.concatenate(found) if found else None
+
+
+PROMPTS = [
+    ("f32", "Look: <|image_1|>What is it?", ["wide"], []),
+    ("f32", "<|audio_1|>Say it.", [], ["longer"]),
+    ("f32", "<|image_1|> and <|image_2|><|audio_1|> or <|audio_2|>", ["tall", "wide"], ["short", "longer"]),
+    ("f32", "Hello there", [], []),
+    ("int4", "<|image_1|><|audio_1|>So", ["wide"], ["short"]),
+    ("f16", "<|image_1|><|audio_1|>So", ["wide"], ["short"]),
+]
+
+
+@pytest.mark.parametrize(("quant", "prompt", "pictures", "sounds"), PROMPTS)
+def test_genai_answers_as_numpy_does(genai, written, files, quant, prompt, pictures, sounds):
+    """With the pixels and the spectrograms that its own processor makes."""
+    folder, _, known = written(quant)
+    model = genai.Model(str(folder))
+    images = genai.Images.open(*(files[name] for name in pictures)) if pictures else None
+    audios = genai.Audios.open(*(files[name] for name in sounds)) if sounds else None
+    inputs = model.create_multimodal_processor()(prompt, images=images, audios=audios)
+    found = seen_and_heard(known, inputs)
+    sequence = inputs["input_ids"].as_numpy().reshape(-1).astype(np.int64)
+    sequence[np.isin(sequence, [*PLACES.values()])] = -1
+    assert (sequence < 0).sum() == (0 if found is None else len(found))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=3000, do_sample=False)
+    generator = genai.Generator(model, options)
+    generator.set_inputs(inputs)
+    for _ in range(TOKENS):
+        expected = (
+            compute(known, sequence[None], features=found).at(np.array([len(sequence) - 1])).reshape(-1)
+        )
+        assert relative_l2(generator.get_logits().reshape(-1), expected) < 1e-5
+        generator.generate_next_token()
+        sequence = np.append(sequence, generator.get_next_tokens()[0])
+        assert sequence[-1] == expected.argmax()
