@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import wave
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import phiconv
 from make_multimodal import PLACES, VOCABULARY, add_places, picture, sound
 from onnx_runtime import features_of, heard, onnx_logits, stored_weights
+from phiconv.errors import UnsupportedModelError
 from phiconv.forward.encoders import features
 from phiconv.forward.interpreter import compute
 from phiconv.forward.sounds import sound_features
@@ -51,11 +54,11 @@ def written(source, tmp_path_factory):
     """Conversions by recipe and choices, and the models with the weights that they have stored."""
     made = {}
 
-    def write(quant, **choices):
-        key = (quant, *choices.items())
+    def write(quant, target="cpu", **choices):
+        key = (quant, target, *choices.items())
         if key not in made:
             folder = tmp_path_factory.mktemp("onnx") / "m"
-            choices = phiconv.Choices(accuracy_level=1, **choices)
+            choices = phiconv.Choices(target=target, accuracy_level=1, **choices)
             done = phiconv.convert(source, folder, to="onnx", quant=quant, lora=["vision"], choices=choices)
             made[key] = folder, done, done.plan.model.senses and stored_weights(done.plan)
         return made[key]
@@ -63,9 +66,12 @@ def written(source, tmp_path_factory):
     return write
 
 
-@pytest.mark.parametrize(("quant", "bound"), [("f32", 1e-6), ("int4", 1e-5), ("f16", 1e-5)])
-def test_features_of_pictures_are_numpys(ort, written, quant, bound):
-    folder, _, model = written(quant)
+@pytest.mark.parametrize(
+    ("quant", "target", "bound"), [("f32", "cpu", 1e-6), ("int4", "cpu", 1e-5), ("int4", "cuda", 5e-3)]
+)
+def test_features_of_pictures_are_numpys(ort, written, quant, target, bound):
+    """For processors in float32; for others in float16, run on a processor here."""
+    folder, _, model = written(quant, target)
     ready = [prepare(model.senses, picture(7, *size)) for size in PICTURES.values()]
     assert [each.mask.all() for each in ready] == [False, False]
     expected = [features(model.senses.vision, each) for each in ready]
@@ -74,9 +80,12 @@ def test_features_of_pictures_are_numpys(ort, written, quant, bound):
         assert relative_l2(features_of(ort, folder, ready[1:]), expected[1]) < bound
 
 
-@pytest.mark.parametrize(("quant", "bound"), [("f32", 3e-6), ("int4", 1e-5), ("f16", 1e-5)])
-def test_features_of_sounds_are_numpys(ort, written, quant, bound):
-    folder, _, model = written(quant)
+@pytest.mark.parametrize(
+    ("quant", "target", "bound"), [("f32", "cpu", 3e-6), ("int4", "cpu", 1e-5), ("int4", "cuda", 5e-3)]
+)
+def test_features_of_sounds_are_numpys(ort, written, quant, target, bound):
+    """For processors in float32; for others in float16, run on a processor here."""
+    folder, _, model = written(quant, target)
     ready = [
         log_mel(sound(7, samples)) for samples in (*SOUNDS.values(), *([LONG] if quant == "f32" else []))
     ]
@@ -94,6 +103,44 @@ def test_a_text_gets_the_logits_of_the_language_model(ort, written):
     feeds = {"input_ids": ids[None], "image_features": nothing, "audio_features": nothing}
     embeddings = session.run(None, feeds)[0]
     assert relative_l2(onnx_logits(ort, written("int4")[0], ids, embeddings), alone) < 1e-6
+
+
+def test_what_is_in_the_folder(source, written):
+    folder, done, _ = written("int4")
+    config = json.loads((folder / "genai_config.json").read_text())["model"]
+    assert config["type"] == "phi4mm"
+    parts = [config[part] for part in ("decoder", "embedding", "vision", "speech")]
+    files = {each[key] for each in parts for key in ("filename", "config_filename") if key in each}
+    assert files <= {path.name for path in folder.iterdir()}
+    preprocess = json.loads((folder / config["vision"]["config_filename"]).read_text())["processor"]
+    assert preprocess["transforms"][1]["operation"]["attrs"]["dynamic_hd"] == 6
+    matrices = {t.name: t.encoding for t in done.plan.tensors if t.name.startswith(("vision.", "audio."))}
+    assert matrices["vision.layers.0.mlp.fc2.MatMul.weight"].block_size == 16  # rows of 304
+    assert matrices["audio.layers.1.conv_mix.MatMul.weight"].bits == 8
+    assert phiconv.verify(folder).outcome == "verified"
+    assert phiconv.open_model(folder).left_out
+    reference = phiconv.open_model(source, lora=["vision"])
+    assert phiconv.compare(reference, phiconv.open_model(written("f32")[0])).total.relative_rmse == 0
+
+
+def test_one_decoder_has_one_adapter(source, tmp_path):
+    """A note says for which prompts another one would be needed."""
+    for lora, missing in (([], "pictures need --lora vision and sounds"), (["speech"], "pictures need")):
+        notes = phiconv.plan(source, tmp_path / "m", to="onnx", quant="int4", lora=lora).package.notes
+        assert sum(missing in note and "no adapter changes by prompt" in note for note in notes) == 1
+
+
+def test_other_tokens_are_refused(make_multimodal, source, tmp_path):
+    small = make_multimodal(tmp_path / "small", "phi4-multimodal")
+    other = shutil.copytree(source, tmp_path / "other")
+    for path in other.glob("tokenizer*.json"):
+        path.write_text(path.read_text().replace("endoftext10", "another"))
+    for folder in (small, other):
+        with pytest.raises(UnsupportedModelError, match=r"token 200010 for <\|endoftext10"):
+            phiconv.plan(folder, tmp_path / "out", to="onnx", quant="int4")
+    alone = phiconv.Choices(text_only=True)
+    plan = phiconv.plan(small, tmp_path / "out", to="onnx", quant="int4", choices=alone)
+    assert any("text part" in note for note in plan.package.notes)
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +180,19 @@ def seen_and_heard(model, inputs):
     return np.concatenate(found) if found else None
 
 
+BOTH = ("<|image_1|><|audio_1|>So", ["wide"], ["short"])
 PROMPTS = [
     ("f32", "Look: <|image_1|>What is it?", ["wide"], []),
     ("f32", "<|audio_1|>Say it.", [], ["longer"]),
-    ("f32", "<|image_1|> and <|image_2|><|audio_1|> or <|audio_2|>", ["tall", "wide"], ["short", "longer"]),
+    (
+        "f32",
+        "<|image_1|> and <|image_2|><|audio_1|><|audio_2|>",
+        ["tall", "wide"],
+        ["short", "longer"],
+    ),
     ("f32", "Hello there", [], []),
-    ("int4", "<|image_1|><|audio_1|>So", ["wide"], ["short"]),
-    ("f16", "<|image_1|><|audio_1|>So", ["wide"], ["short"]),
+    ("int4", *BOTH),
+    ("f16", *BOTH),
 ]
 
 
@@ -160,9 +213,8 @@ def test_genai_answers_as_numpy_does(genai, written, files, quant, prompt, pictu
     generator = genai.Generator(model, options)
     generator.set_inputs(inputs)
     for _ in range(TOKENS):
-        expected = (
-            compute(known, sequence[None], features=found).at(np.array([len(sequence) - 1])).reshape(-1)
-        )
+        last = np.array([len(sequence) - 1])
+        expected = compute(known, sequence[None], features=found).at(last).reshape(-1)
         assert relative_l2(generator.get_logits().reshape(-1), expected) < 1e-5
         generator.generate_next_token()
         sequence = np.append(sequence, generator.get_next_tokens()[0])
