@@ -143,6 +143,19 @@ def test_other_tokens_are_refused(make_multimodal, source, tmp_path):
     assert any("text part" in note for note in plan.package.notes)
 
 
+def test_tokens_get_the_names_that_genai_looks_for(source, tmp_path):
+    other = shutil.copytree(source, tmp_path / "other")
+    for path in other.glob("tokenizer*.json"):
+        text = path.read_text().replace("endoftext10", "image").replace("endoftext11", "audio")
+        path.write_text(text)
+    package = phiconv.plan(other, tmp_path / "out", to="onnx", quant="int4").package
+    files = {file.name: b"".join(data for _, data in file.chunks) for file in package.files}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (source / name).read_text()
+        assert [text.count(mark) for mark in PLACES] == [files[name].decode().count(mark) for mark in PLACES]
+        assert b"<|image|>" not in files[name]
+
+
 @pytest.fixture(scope="module")
 def genai():
     return pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")

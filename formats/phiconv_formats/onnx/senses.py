@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from phiconv_formats.onnx.targets import Target
     from phiconv_formats.shared.output import RuntimeSettings
 
-__all__ = ["TEXT", "check_senses", "graphs", "notes_of_senses", "with_senses"]
+__all__ = ["TEXT", "check_senses", "graphs", "names_of_places", "notes_of_senses", "with_senses"]
 
 TEXT, EMBEDDING, VISION, SPEECH = "text.onnx", "embedding.onnx", "vision.onnx", "speech.onnx"
 
@@ -41,8 +41,8 @@ class _Kind(NamedTuple):
     Attributes:
         type: The model's type in genai_config.json.
         processor: The file with its transformation of pictures.
-        places: The tokens in whose places it puts features of pictures and of sounds: fixed in its code,
-            whatever the tokenizer says. Empty where every id below 0 is such a place.
+        places: The tokens in whose places it puts features of pictures and of sounds, texts and ids: fixed in
+            its code, whatever the tokenizer says. Empty where every id below 0 is such a place.
         masks: Pictures come with a mask of what shows something.
     """
 
@@ -56,6 +56,9 @@ _PHI4MM = _Kind("phi4mm", PICTURES, {"<|endoftext10|>": 200010, "<|endoftext11|>
 
 _KINDS = {"phi3_v": _Kind("phi3v", PROCESSOR, {}), "phi4mm": _PHI4MM, "phi4_multimodal": _PHI4MM}
 """By `Senses.kind`."""
+
+_ALSO_CALLED = {"<|endoftext10|>": "<|image|>", "<|endoftext11|>": "<|audio|>"}
+"""What checkpoints of transformers may call the same tokens."""
 
 _FEATURES = ("image_features", "audio_features")
 """What is put into the places, in the order of `_Kind.places`."""
@@ -173,12 +176,10 @@ def check_senses(model: Model) -> None:
     Raises:
         UnsupportedModelError: The model's tokens are others.
     """
-    tokenizer = model.tokenizer
     assert model.hyperparameters is not None  # noqa: S101 - output_tensors has looked
-    known = () if tokenizer is None else tokenizer.tokens
+    size, names = model.hyperparameters.vocab_size, _added_tokens(model)
     for text, token in _KINDS[_senses(model).kind].places.items():
-        size = model.hyperparameters.vocab_size
-        if token >= size or (known and (token >= len(known) or known[token] != text)):
+        if token >= size or (names is not None and names.get(token) not in {text, _ALSO_CALLED[text]}):
             raise UnsupportedModelError(
                 f"ONNX Runtime GenAI takes token {token} for {text}, and in this model it is not",
                 path=model.path,
@@ -186,16 +187,23 @@ def check_senses(model: Model) -> None:
             )
 
 
+def names_of_places(model: Model) -> dict[int, str]:
+    """What GenAI calls tokens that this model calls otherwise, by id."""
+    places, names = _KINDS[_senses(model).kind].places, _added_tokens(model)
+    return {token: text for text, token in places.items() if names is not None and names[token] != text}
+
+
+def _added_tokens(model: Model) -> dict[int, str] | None:
+    """Texts of added tokens by id; None where there is no tokenizer."""
+    return None if model.tokenizer is None else {token.id: token.content for token in model.tokenizer.added}
+
+
 def notes_of_senses(model: Model) -> list[str]:
     """What is not as it was, or not as it should be."""
-    own = {
-        name: path.path if isinstance(path, Adapter) else path for name, path in model.own_adapters.items()
-    }
-    merged = {adapter.path for adapter in model.adapters}
     notes = [*_NOTES[_KINDS[_senses(model).kind].type]]
-    missing = {
-        name: _ADAPTERS[name] for name, path in own.items() if name in _ADAPTERS and path not in merged
-    }
+    merged = {adapter.path for adapter in model.adapters}
+    own = {k: found.path if isinstance(found, Adapter) else found for k, found in model.own_adapters.items()}
+    missing = {name: what for name, what in _ADAPTERS.items() if name in own and own[name] not in merged}
     if not missing:
         return notes
     fixed = "ONNX Runtime GenAI has one decoder for all prompts"

@@ -19,7 +19,7 @@ from phiconv_formats.onnx.pipeline import PIPELINE_NOTES, make_pipeline_config, 
 from phiconv_formats.onnx.processors import processor_files
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
-from phiconv_formats.onnx.tokenizer import tokenizer_files, tokenizer_notes
+from phiconv_formats.onnx.tokenizer import renamed_tokens, tokenizer_files, tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def _for_senses(wanted: _Wanted) -> _Folder:
     target = TARGETS[settings.target or next(iter(TARGETS))]
     config = make_config(model, senses.TEXT, target, _session(store, settings))
     files = _companions(model, senses.with_senses(model, config))
+    if names := senses.names_of_places(model):
+        files |= renamed_tokens(files, names)
     files |= senses.graphs(model, store, settings, target) | processor_files(model.senses)
     notes = (*runtime_notes(model), *senses.notes_of_senses(model), *tokenizer_notes(model.tokenizer))
     return _Folder(store, files, notes)
