@@ -104,13 +104,13 @@ def _embedding(model: Model, store: Store, settings: RuntimeSettings) -> bytes:
     ops, path = OnnxOps(model, store, settings), "/model/embed_tokens"
     g, kind, width = ops.graph, ops.float_type, model.tensors[Role("token_embedding")].shape[1]
     ids = g.input("input_ids", TensorProto.INT64, ("batch_size", "sequence_length"))
-    zero = g.constant(np.array(0, np.int64))
     places = _KINDS[_senses(model).kind].places
     if places:
         tokens = [g.constant(np.array(token, np.int64)) for token in places.values()]
         chosen = [g.value("Equal", f"{path}/Equal_{i}", ids, token) for i, token in enumerate(tokens)]
         x = ops.rows(ids, Role("token_embedding"))
     else:
+        zero = g.constant(np.array(0, np.int64))
         chosen = [g.value("Less", f"{path}/Less", ids, zero)]
         x = ops.rows(g.value("Max", f"{path}/Max", ids, zero), Role("token_embedding"))
     for name, where in zip(_FEATURES, chosen, strict=False):
