@@ -44,7 +44,11 @@ FRONT = ("phiconv", "phiconv.__main__")
 CLOSED = {
     "phiconv_formats": {
         "phiconv.quantizers": ("phiconv.quantizers.joining",),
-        "phiconv.forward": ("phiconv.forward.ops", "phiconv.forward.encoder_ops"),
+        "phiconv.forward": (
+            "phiconv.forward.ops",
+            "phiconv.forward.encoder_ops",
+            "phiconv.forward.sound_ops",
+        ),
     },
     "phiconv.recipes": {"phiconv.forward": ()},
 }

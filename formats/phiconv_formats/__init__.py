@@ -79,8 +79,8 @@ class Format:
         folder_files: A folder that has one of these files, and no weights in safetensors, is of this format;
             none where no file tells.
         inner_files: So is one with files of this pattern, and no original weights at all.
-        sees: The kinds of multimodal models (`phiconv.ir.senses.Senses.kind`) whose encoders of pictures it
-            has a place for, because its runtime can use them.
+        sees: The kinds of multimodal models (`phiconv.ir.senses.Senses.kind`) whose encoders it has a place
+            for, those of pictures at least, because its runtime can use them.
     """
 
     name: str
@@ -239,7 +239,7 @@ FORMATS = {
             writer=_onnx_writer,
             folder=True,
             file_suffix=".onnx",
-            sees=("phi3_v",),
+            sees=("phi3_v", "phi4mm", "phi4_multimodal"),
         ),
         Format(
             "openvino",

@@ -145,6 +145,13 @@ def test_both_styles_of_adapters_are_the_same(folder_of, tmp_path, name, target)
     assert np.abs(logits[0] - phiconv.logits(folder_of("phi4mm"), ids)).max() > 0.1
 
 
+def test_what_both_see_and_hear_with_is_compared(folder_of):
+    compared = phiconv.compare(*map(folder_of, WITH_ADAPTERS))
+    assert compared.total.relative_rmse == 0
+    assert {"vision", "audio"} < {t.name.partition(".")[0] for t in compared.tensors}
+    assert not compared.without_encoders
+
+
 def test_names_of_adapters_are_those_of_this_model(folder_of, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for kind, name in (("phi3v", "vision"), ("phi4mm", "sound")):

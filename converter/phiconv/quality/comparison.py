@@ -223,9 +223,10 @@ def _match(a: Model, b: Model) -> tuple[Way, list[_Pair]]:
     """
     way: Way = "role" if a.tensors and b.tensors else "name"
     mine, theirs = (_weights(model, way) for model in (a, b))
-    if way == "role" and _sees(a) and _sees(b):
-        mine, theirs = ({**w, **_of_encoder(m)} for w, m in ((mine, a), (theirs, b)))
     if way == "role":
+        ours, others = _of_encoders(a), _of_encoders(b)
+        for name in (each for each in ours if each in others):
+            mine, theirs = mine | ours[name], theirs | others[name]
         _untie(a, mine, theirs)
         _untie(b, theirs, mine)
     differences = [f"{name} is only in the first" for name in mine if name not in theirs]
@@ -246,15 +247,12 @@ def _weights(model: Model, way: Way) -> dict[str, Tensor]:
     return dict(model.stored)
 
 
-def _sees(model: Model) -> bool:
-    return model.senses is not None and model.senses.vision is not None
-
-
-def _of_encoder(model: Model) -> dict[str, Tensor]:
-    """The weights of an encoder of pictures, by role."""
-    if model.senses is None or model.senses.vision is None:
+def _of_encoders(model: Model) -> dict[str, dict[str, Tensor]]:
+    """The weights of what a model sees and hears with, by role."""
+    if model.senses is None:
         return {}
-    return {str(role): tensor for role, tensor in model.senses.vision.tensors.items()}
+    encoders = {"vision": model.senses.vision, "audio": model.senses.hearing}
+    return {name: {str(role): t for role, t in e.tensors.items()} for name, e in encoders.items() if e}
 
 
 def _untie(model: Model, mine: dict[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
@@ -382,7 +380,7 @@ def _result(a: Model, b: Model, way: Way, pairs: Sequence[_Pair], sums: Sequence
     worst_first = sorted(tensors, key=lambda t: (not t.difference.nonfinite, -t.difference.relative_rmse))
     total = sum(sums, Difference())
     bits_a, bits_b = (sum(bits) / max(total.weights, 1) for bits in zip(*_bits(tensors), strict=True))
-    encoders = _sees(a) != _sees(b)
+    encoders = _of_encoders(a).keys() != _of_encoders(b).keys()
     return Comparison(a.path, b.path, way, tuple(worst_first), total, bits_a, bits_b, encoders)
 
 

@@ -1,8 +1,9 @@
-"""What the matrices of an encoder of pictures become, whatever the decoder's recipe says of its own.
+"""What the matrices of an encoder become, whatever the decoder's recipe says of its own.
 
 8 bits where the decoder is quantized: an encoder is small beside it, and what it loses is lost for every
 token of a picture. A matrix whose rows do not divide into blocks stays in floats, as in SigLIP, whose inner
-size is 4304; so does one that comes in other blocks, rather than being rounded twice.
+size is 4304 (ONNX Runtime has blocks of 16, too); so does one that comes in other blocks, rather than being
+rounded twice.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _PATCHES, _POSITIONS = Role("vision.patch_embedding"), Role("vision.position_emb
 ENCODERS = {
     # ggml convolves with float16 and float32, and its converter writes the first only in a file of it.
     "gguf": EncoderTypes(lambda *_: Q8_0, F16, F32),
-    "onnx": EncoderTypes(lambda *_: onnx_affine(8, 32, F32), F32),
+    "onnx": EncoderTypes(lambda columns, _: onnx_affine(8, 16 if columns % 32 else 32, F32), F32),
     "openvino": EncoderTypes(lambda columns, _: openvino_affine(8, columns, symmetric=True), F16),
     "mlx": EncoderTypes(lambda _, floats: mlx_affine(8, 64, floats), None, kept=True),
 }

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from phiconv import ir
 from phiconv.forward.ops import ATTENTION_ROLES, HEAD_NORMS, output_matrix
 from phiconv.ir.model import Role
+from phiconv_formats.onnx.counting import END
 from phiconv_formats.onnx.experts import mixture
 from phiconv_formats.onnx.graph import CONTRIB, Graph
 from phiconv_formats.onnx.integers import is_standard
@@ -231,12 +232,21 @@ class OnnxOps:
         """See `Ops.logits`; the result is the model's file."""
         matrix = output_matrix(self._tensors)
         rows = self._tensors[matrix].shape[0]
-        shape = ("batch_size", "sequence_length", rows)
-        self._products.matrix(self._read(x), matrix.name, None, bias=bias_name(role.name), output="logits")
+        x = self._last(self._read(x)) if self._embedded else self._read(x)
+        shape = ("batch_size", 1 if self._embedded else "sequence_length", rows)
+        self._products.matrix(x, matrix.name, None, bias=bias_name(role.name), output="logits")
         self.graph.output("logits", self.float_type, shape)
         return self.graph.finish()
 
     # ------------------------------------------------------------------------------------------------- parts
+
+    def _last(self, x: str) -> str:
+        """The last token of a text: GenAI asks for no other where a graph gives only one.
+
+        A picture is thousands of tokens, and logits of all of them would be gigabytes.
+        """
+        bounds = [self.graph.constant(np.array([n], np.int64)) for n in (-1, END, 1)]
+        return self.graph.value("Slice", "/lm_head/Slice", x, *bounds)
 
     def _read(self, x: Value) -> str:
         """The name of a value; a sum is computed if it has not been."""

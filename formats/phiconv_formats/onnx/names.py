@@ -19,6 +19,7 @@ from phiconv.forward.ops import (
     check_weights,
     output_matrix,
 )
+from phiconv.forward.sound_ops import record_sound
 from phiconv.ir import F32
 from phiconv.ir.interleaving import interleave
 from phiconv.ir.model import Role
@@ -27,14 +28,14 @@ from phiconv_formats.onnx.rotary import rotary_tables
 from phiconv_formats.shared.output import OutputTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from phiconv import ir
+    from phiconv.forward.encoder_ops import EncoderCall
     from phiconv.forward.ops import Call, Forward
     from phiconv.ir.model import Model
     from phiconv.ir.rope import Rope
-    from phiconv.ir.senses import Encoder
 
 __all__ = [
     "EMBEDDING",
@@ -79,12 +80,7 @@ _PATHS = {
     "token_embedding": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
-    "vision.patch_embedding": "vision.patch_embedding",
-    "vision.class_embedding": "vision.class_embedding",
-    "vision.position_embedding": "vision.position_embedding",
     "vision.pre_norm": "vision.pre_layernorm",
-    "vision.row_end": "vision.row_end",
-    "vision.separator": "vision.separator",
     "vision.projection_in": "vision.projection.fc1",
     "vision.projection_out": "vision.projection.fc2",
 }
@@ -101,13 +97,17 @@ _VISION_PATHS = {
 _PATCHES = "vision.patch_embedding"
 """The matrix of an encoder that stays in floats: it is small, and all that follows is made of it."""
 
+_BY_DISTANCE = "audio.distance_bias"
+"""What attention adds to scores; not multiplied with."""
+
 
 def path_of(name: str, layer: int | None = None) -> str:
     """Where a role's tensors are, without their last parts."""
+    encoder, _, part = name.rpartition(".")
     if layer is None:
-        return _PATHS[name]
-    if name in _VISION_PATHS:
-        return f"vision.layers.{layer}.{_VISION_PATHS[name]}"
+        return _PATHS.get(name, name) if encoder else _PATHS[name]
+    if encoder:
+        return f"{encoder}.layers.{layer}.{_VISION_PATHS.get(name, part)}"
     return f"model.layers.{layer}.{_LAYER_PATHS[name]}"
 
 
@@ -214,15 +214,20 @@ def output_tensors(model: Model) -> list[OutputTensor]:
             found.setdefault(tensor.name, tensor)
     for name, table in rotary_tables(hp.rope, hp.max_position_embeddings):
         found[name] = OutputTensor(name, table, None)
-    if model.senses is not None and model.senses.vision is not None:
-        found |= {tensor.name: tensor for tensor in _encoder_tensors(model.senses.vision)}
+    if model.senses is not None and (vision := model.senses.vision) is not None:
+        found |= {t.name: t for t in _encoder_tensors(vision.tensors, record(vision))}
+    if model.senses is not None and (hearing := model.senses.hearing) is not None:
+        found |= {t.name: t for t in _encoder_tensors(hearing.tensors, record_sound(hearing))}
     return list(found.values())
 
 
-def _encoder_tensors(encoder: Encoder) -> Iterator[OutputTensor]:
+def _encoder_tensors(
+    tensors: Mapping[Role, ir.Tensor], calls: Iterable[EncoderCall]
+) -> Iterator[OutputTensor]:
     """An encoder's matrices, which a recipe may quantize, and what else it has."""
-    multiplied = {r for call in record(encoder) if call.operation in _PRODUCTS for r in call.roles}
-    for role, tensor in encoder.tensors.items():
+    multiplied = {r for call in calls if call.operation in _PRODUCTS for r in call.roles}
+    multiplied -= {Role(_BY_DISTANCE)}
+    for role, tensor in tensors.items():
         if role._replace(part="weight") not in multiplied:
             yield OutputTensor(norm_name(role), tensor, role, F32)
         elif role.part == "bias":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["tokenizer_files", "tokenizer_notes"]
+__all__ = ["renamed_tokens", "tokenizer_files", "tokenizer_notes"]
 
 _RUNTIME = "ONNX Runtime GenAI"
 _MODULE = "tokenizer_module.json"
@@ -49,6 +49,23 @@ def tokenizer_files(model: Model, context: int) -> dict[str, bytes]:
     if tokenizer is not None and _merges_spaces(tokenizer):
         files[_MODULE] = json_bytes({"tokenizer_class": _MERGES_SPACES})
     return files
+
+
+def renamed_tokens(files: Mapping[str, bytes], names: Mapping[int, str]) -> dict[str, bytes]:
+    """The files that this runtime reads, with other texts for some added tokens.
+
+    Args:
+        files: tokenizer.json and tokenizer_config.json, from which the tokenizer has been read.
+        names: The texts by id.
+    """
+    tokenizer, settings = (json.loads(files[name]) for name in ("tokenizer.json", "tokenizer_config.json"))
+    entries = {entry["id"]: [entry] for entry in tokenizer.get("added_tokens") or ()}
+    for number, entry in (settings.get("added_tokens_decoder") or {}).items():
+        entries.setdefault(int(number), []).append(entry)
+    for token, text in names.items():
+        for entry in entries.get(token, ()):
+            entry["content"] = text
+    return {"tokenizer.json": json_bytes(tokenizer), "tokenizer_config.json": json_bytes(settings)}
 
 
 def _must_be_made(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> bool:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from phiconv import ir
 from phiconv.errors import OutputError, UsageError
 from phiconv_formats.folders.companions import json_bytes, model_config
-from phiconv_formats.onnx import transformers_js, vision
+from phiconv_formats.onnx import senses, transformers_js
 from phiconv_formats.onnx.config import check_model, make_config, runtime_notes
 from phiconv_formats.onnx.emitter import OnnxOps
 from phiconv_formats.onnx.pipeline import PIPELINE_NOTES, make_pipeline_config, make_stages
+from phiconv_formats.onnx.processors import processor_files
 from phiconv_formats.onnx.store import Store
 from phiconv_formats.onnx.targets import TARGETS
-from phiconv_formats.onnx.tokenizer import tokenizer_files, tokenizer_notes
+from phiconv_formats.onnx.tokenizer import renamed_tokens, tokenizer_files, tokenizer_notes
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _for_genai(wanted: _Wanted) -> _Folder:
     if TARGETS[settings.target or next(iter(TARGETS))].static:
         return _for_pipeline(wanted)
     if model.senses is not None:
-        return _for_pictures(wanted)
+        return _for_senses(wanted)
     name = wanted.file_name or _DEFAULT_NAME
     _check_name(name)
     store = Store(f"{name}.data", wanted.tensors, wanted.encodings)
@@ -124,15 +125,20 @@ def _for_genai(wanted: _Wanted) -> _Folder:
     return _Folder(store, files, (*runtime_notes(model), *tokenizer_notes(model.tokenizer)))
 
 
-def _for_pictures(wanted: _Wanted) -> _Folder:
-    """A model that sees: three graphs with one file of weights."""
+def _for_senses(wanted: _Wanted) -> _Folder:
+    """A model that sees or hears: several graphs with one file of weights."""
     model, settings = wanted.model, wanted.settings
+    assert model.senses is not None  # noqa: S101 - the caller has looked
+    senses.check_senses(model)
     store = Store(f"{_DEFAULT_NAME}.data", wanted.tensors, wanted.encodings)
     target = TARGETS[settings.target or next(iter(TARGETS))]
-    config = make_config(model, vision.TEXT, target, _session(store, settings))
-    files = _companions(model, vision.with_senses(config))
-    files |= vision.graphs(model, store, settings, target) | vision.processor_files(model)
-    return _Folder(store, files, (*runtime_notes(model), vision.NOTE, *tokenizer_notes(model.tokenizer)))
+    config = make_config(model, senses.TEXT, target, _session(store, settings))
+    files = _companions(model, senses.with_senses(model, config))
+    if names := senses.names_of_places(model):
+        files |= renamed_tokens(files, names)
+    files |= senses.graphs(model, store, settings, target) | processor_files(model.senses)
+    notes = (*runtime_notes(model), *senses.notes_of_senses(model), *tokenizer_notes(model.tokenizer))
+    return _Folder(store, files, notes)
 
 
 def _for_pipeline(wanted: _Wanted) -> _Folder:
