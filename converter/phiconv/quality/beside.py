@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.conversion.plans import Plan
-    from phiconv.quality.evaluation import Progress
+    from phiconv.quality.batches import Progress
 
 __all__ = ["calibrated"]
 

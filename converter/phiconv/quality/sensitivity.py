@@ -16,7 +16,7 @@ from phiconv.forward.interpreter import logits_of
 from phiconv.forward.stages import run_stage, stages_of
 from phiconv.ir import F32, Tensor
 from phiconv.ir.model import Role
-from phiconv.quality.evaluation import BATCH_TOKENS
+from phiconv.quality.batches import BATCH_TOKENS
 from phiconv.quality.scores import columns
 from phiconv.quantizers import decode
 from phiconv.quantizers.coarse import coarse
