@@ -16,6 +16,7 @@ from phiconv.conversion.plans import Plan
 from phiconv.conversion.requests import planned
 from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
+from phiconv.conversion.tasks import Workers
 from phiconv.conversion.unfinished import unfinished_work
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
@@ -204,8 +205,17 @@ def convert(
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
     first = planning(source, destination, calibration=calibration, **adapters)
     again = partial(planning, first.model, destination)
+    measuring = calibrated(
+        first,
+        again,
+        text,
+        calibration_tokens,
+        force=force,
+        workers=Workers(executor, jobs),
+        progress=progress,
+    )
     with (
-        calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as planned_best,
+        measuring as planned_best,
         sequenced(planned_best, progress) as made,
         unfinished_work(made) as unfinished,
     ):

@@ -25,14 +25,14 @@ def source(model_folder, tmp_path_factory):
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """The names of the streams that are made ready, as often as they are."""
-    names, original = [], effort.Preparation._ready
+    """The matrices of which it is found out what counts in them, as often as it is."""
+    names, original = [], effort._metric
 
-    def ready(self, stream):
-        names.append(stream.name)
-        return original(self, stream)
+    def metric(tensor, *rest):
+        names.append(tensor.label)
+        return original(tensor, *rest)
 
-    monkeypatch.setattr(effort.Preparation, "_ready", ready)
+    monkeypatch.setattr(effort, "_metric", metric)
     return names
 
 

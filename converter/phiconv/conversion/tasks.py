@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import deque
-from concurrent.futures import BrokenExecutor, Executor, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
@@ -18,10 +18,10 @@ from phiconv.forward import threads
 from phiconv.forward.rounding import rounding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Generator, Iterable
+    from concurrent.futures import Executor
 
-__all__ = ["HERE", "Workers", "in_order"]
+__all__ = ["HERE", "Done", "Workers", "in_order"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,21 @@ HERE = Workers()
 """No workers: one task after the other, each in all threads of this machine."""
 
 
-def in_order(workers: Workers, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A result; as a task, one that is done.
+
+    It hides what it holds from Dask, which would make plain tuples of named ones.
+    """
+
+    value: T
+
+    def __call__(self) -> T:
+        """The result."""
+        return self.value
+
+
+def in_order(workers: Workers, tasks: Iterable[Callable[[], T]]) -> Generator[T]:
     """The results of tasks, in their order.
 
     Args:
@@ -59,10 +73,10 @@ def in_order(workers: Workers, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
             yield task()
         return
     limit = 2 * (workers.jobs or os.cpu_count() or 1)
-    waiting: deque[Future[_Done[T]]] = deque()
+    waiting: deque[Future[Done[T]]] = deque()
     try:
         for task in tasks:
-            waiting.append(workers.executor.submit(_alone, task, rounding()))
+            waiting.append(_submitted(workers.executor, task))
             if len(waiting) == limit:
                 yield waiting.popleft().result().value
         while waiting:
@@ -76,14 +90,15 @@ def in_order(workers: Workers, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
         wait(waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class _Done(Generic[T]):
-    """A result as it is: Dask makes plain tuples of named ones that it sees."""
+def _submitted(executor: Executor, task: Callable[[], T]) -> Future[Done[T]]:
+    if not isinstance(task, Done):
+        return executor.submit(_alone, task, rounding())
+    future: Future[Done[T]] = Future()
+    future.set_result(task)
+    return future
 
-    value: T
 
-
-def _alone(task: Callable[[], T], expected: str) -> _Done[T]:
+def _alone(task: Callable[[], T], expected: str) -> Done[T]:
     """A task in one thread, since there are as many workers as there are processors.
 
     Raises:
@@ -93,4 +108,4 @@ def _alone(task: Callable[[], T], expected: str) -> _Done[T]:
         message = f"{platform.node()} rounds otherwise: it has another kind of processor, or another NumPy"
         raise WorkerError(message, hint="let machines of one kind do this, with the same NumPy")
     with threads.alone(), threads.parallel():
-        return _Done(task())
+        return Done(task())

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv._version import __version__
@@ -19,7 +21,6 @@ from phiconv_formats.calibration.manifest import manifest_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
     from phiconv.conversion.plans import Plan
@@ -85,6 +86,17 @@ class Unfinished:
             self._full = True
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder within it, for as long as the block lasts: what sees the output sees that, too."""
+        self._folder.mkdir(exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as folder:
+                yield Path(folder)
+        finally:
+            with suppress(OSError):  # it holds something
+                self._folder.rmdir()
 
     def remove(self) -> None:
         """Removes all of it."""

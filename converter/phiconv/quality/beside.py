@@ -6,6 +6,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from phiconv.conversion.tasks import HERE
 from phiconv.errors import OutputExistsError, UsageError
 from phiconv.quality.text import calibrate
 from phiconv.quantizers import best
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.conversion.plans import Plan
+    from phiconv.conversion.tasks import Workers
     from phiconv.quality.batches import Progress
 
 __all__ = ["calibrated"]
@@ -35,6 +37,7 @@ def calibrated(
     tokens: int | None,
     *,
     force: bool,
+    workers: Workers = HERE,
     progress: Progress | None,
 ) -> Iterator[Plan]:
     """Measures the source of a conversion, if anything is to have the best codes and nothing is known.
@@ -47,6 +50,7 @@ def calibrated(
         text: What to measure on; None for the texts that come with phiconv.
         tokens: About how many of them; None for the usual number.
         force: Whether the output may be there.
+        workers: Where.
         progress: Is told how far it is.
 
     Yields:
@@ -78,6 +82,8 @@ def calibrated(
         force=True,
         reuse=True,
         sensitivity=bool(plan.mixture),
+        executor=workers.executor,
+        jobs=workers.jobs,
         progress=progress,
     )
     yield again(calibration=folder)
