@@ -216,7 +216,7 @@ def convert(
     )
     with (
         measuring as planned_best,
-        sequenced(planned_best, progress) as made,
+        sequenced(planned_best, progress, shared=executor is not None) as made,
         unfinished_work(made) as unfinished,
     ):
         notes = [*made.package.notes]

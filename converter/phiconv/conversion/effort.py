@@ -9,7 +9,6 @@ moments is in memory once.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections import deque
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -22,6 +21,7 @@ import numpy as np
 from phiconv.conversion.embeddings import embedding_moments
 from phiconv.conversion.ranges import Ranges
 from phiconv.conversion.tasks import HERE, Done, in_order
+from phiconv.conversion.unfinished import scratch
 from phiconv.forward import threads
 from phiconv.ir import AnyBlockEncoding, Blocks
 from phiconv.ir.moments import Metric
@@ -31,7 +31,6 @@ from phiconv_formats.shared.output import roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from phiconv.conversion.tasks import Workers
     from phiconv.ir import Encoding, FloatArray, Tensor
@@ -180,24 +179,20 @@ def _metric(
 
 @contextmanager
 def preparation(
-    streams: Sequence[Stream], workers: Workers = HERE, shared: AbstractContextManager[Path] | None = None
+    streams: Sequence[Stream], workers: Workers = HERE, beside: Path | None = None
 ) -> Iterator[Preparation]:
     """A `Preparation`, where it needs one with a folder that is removed at the end.
 
     Args:
         streams: The streams.
         workers: See `Preparation`.
-        shared: Makes a folder that all workers see, and removes it.
+        beside: A folder that all workers see or will see; None where they are of this machine.
     """
     if all(stream.moments is None for stream in streams):
-        yield Preparation(streams, Path())
+        yield Preparation(streams, Path(), workers)
         return
-    if shared is None:
-        with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as folder:
-            yield Preparation(streams, Path(folder), workers)
-        return
-    with shared as place:
-        yield Preparation(streams, place, workers)
+    with scratch(beside) as folder:
+        yield Preparation(streams, folder, workers)
 
 
 def parts_of(columns: int, block_size: int) -> list[slice]:

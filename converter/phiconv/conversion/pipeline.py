@@ -123,9 +123,8 @@ def run(
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
         hashing = None if receipt is None else _hashes(package, receipt, files)
-        workers = Workers(executor, jobs)
-        shared = None if own or unfinished is None else unfinished.scratch()
-        preparing = effort.preparation(package.streams, workers, shared)
+        beside = None if own or unfinished is None else unfinished.folder
+        preparing = effort.preparation(package.streams, Workers(executor, jobs), beside)
         with preparing as ready, hashing or nullcontext(), context:
             work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress, hashing)
             try:
