@@ -98,7 +98,7 @@ def measured(model_folder, tmp_path_factory):
 def measure(model, folder, where):
     """A calibration folder, an importance matrix, and evaluations with what is kept of the reference."""
     options = {"context": 8, **where}
-    phiconv.calibrate(model, IDS, folder / "c", tokens=512, **options)
+    phiconv.calibrate(model, IDS, folder / "c", tokens=512, sensitivity=True, **options)
     phiconv.calibrate(model, IDS, folder / "i.gguf", **{**options, "progress": None})
     kept = {"reference": model, "reference_file": folder / "r", **options, "progress": None}
     return [phiconv.evaluate(model, IDS, **kept) for _ in range(2)], files(folder / "c"), folder

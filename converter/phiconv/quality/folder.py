@@ -154,7 +154,7 @@ def measure_folder(
             _measure_stage(model, stage, some, texts, space, workers, steps)
         entries = tuple(entry for stage_entries in space.stages for entry in stage_entries)
         _write_imatrix(space, names, entries, texts)
-        sensitivities = _sensitivities(model, texts, progress) if texts.sensitivity else ()
+        sensitivities = _sensitivities(model, texts, space, workers, progress) if texts.sensitivity else ()
         manifest = Manifest(
             identity,
             texts.fit.shape[1],
@@ -170,14 +170,16 @@ def measure_folder(
         space.publish()
 
 
-def _sensitivities(model: Model, texts: Texts, progress: Progress | None) -> tuple[SensitivityEntry, ...]:
+def _sensitivities(
+    model: Model, texts: Texts, space: Workspace, workers: Workers, progress: Progress | None
+) -> tuple[SensitivityEntry, ...]:
     """What rounding one matrix does to the predictions."""
 
     def step(number: int, count: int) -> None:
         if progress is not None:  # with every stage there are more branches
             progress(number * number, count * count, "rounding one matrix at a time")
 
-    found = measure_sensitivities(model, texts.pieces, step)
+    found = measure_sensitivities(model, texts.pieces, space.folder, step, workers)
     return tuple(SensitivityEntry(each.role.layer, each.role.name, each.divergence) for each in found)
 
 
