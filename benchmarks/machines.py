@@ -114,7 +114,7 @@ def on_cluster(work: Callable[[Path, Where], None], model: Path, folder: Path, w
 
     import phiconv
 
-    sizes = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    sizes = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with LocalCluster(**sizes) as cluster:
         start = time.perf_counter()
         with phiconv.machines(cluster.scheduler_address, model, folder / "x") as found:

@@ -38,6 +38,14 @@ def cluster():
         yield local
 
 
+@pytest.fixture(scope="module")
+def model(make_model, tmp_path_factory):
+    """One layer, with blocks of 256 weights."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    return make_model(tmp_path_factory.mktemp("model") / "m", "phi3", **sizes, **heads)
+
+
 def killer(cluster):
     """A progress that kills a worker when a quarter is done; and whether it has."""
     pids, killed = [worker.process.pid for worker in cluster.workers.values()], threading.Event()
@@ -58,8 +66,8 @@ def files(folder):
     ("name", "options"),
     [("out", {"to": "onnx", "quant": "int4"}), ("mlx", {"to": "mlx", "quant": "4bit"})],
 )
-def test_bytes_are_those_of_one_machine(cluster, model_folder, tmp_path, name, options):
-    model, destination = model_folder("phi3"), tmp_path / name
+def test_bytes_are_those_of_one_machine(cluster, model, tmp_path, name, options):
+    destination = tmp_path / name
     here = phiconv.convert(model, tmp_path / "here" / name, **options)
     with phiconv.machines(cluster.scheduler_address, model, destination) as workers:
         assert workers.jobs == 2
@@ -69,16 +77,16 @@ def test_bytes_are_those_of_one_machine(cluster, model_folder, tmp_path, name, o
         assert own.read_bytes() == other.read_bytes()
 
 
-def test_a_worker_that_is_killed(cluster, tmp_path, monkeypatch):
+def test_a_worker_that_is_killed(cluster, model, tmp_path, monkeypatch):
     """Its tasks are done by others, or by itself once it is there again."""
     monkeypatch.setattr(rows, "SPAN", 1 << 16)
     (tmp_path / "here").mkdir()
-    phiconv.convert(TINY, tmp_path / "here" / "a.gguf", quant="Q4_K_M")
+    phiconv.convert(model, tmp_path / "here" / "a.gguf", quant="Q4_K_M")
     (tmp_path / "there").mkdir()
     destination = tmp_path / "there" / "a.gguf"
-    with phiconv.machines(cluster.scheduler_address, TINY, destination) as workers:
+    with phiconv.machines(cluster.scheduler_address, model, destination) as workers:
         kill, killed = killer(cluster)
-        phiconv.convert(TINY, destination, quant="Q4_K_M", executor=workers.executor, jobs=2, progress=kill)
+        phiconv.convert(model, destination, quant="Q4_K_M", executor=workers.executor, jobs=2, progress=kill)
     assert killed.is_set()
     assert files(tmp_path / "here") == files(tmp_path / "there")
 
@@ -99,9 +107,9 @@ def measure(model, folder, where):
     """A calibration folder, an importance matrix, and evaluations with what is kept of the reference."""
     options = {"context": 8, **where}
     phiconv.calibrate(model, IDS, folder / "c", tokens=512, sensitivity=True, **options)
-    phiconv.calibrate(model, IDS, folder / "i.gguf", **{**options, "progress": None})
+    phiconv.calibrate(model, IDS[:600], folder / "i.gguf", **{**options, "progress": None})
     kept = {"reference": model, "reference_file": folder / "r", **options, "progress": None}
-    return [phiconv.evaluate(model, IDS, **kept) for _ in range(2)], files(folder / "c"), folder
+    return [phiconv.evaluate(model, IDS[:600], **kept) for _ in range(2)], files(folder / "c"), folder
 
 
 def test_what_is_measured_is_that_of_one_machine(cluster, measured, tmp_path):
@@ -121,8 +129,9 @@ def test_what_is_measured_is_that_of_one_machine(cluster, measured, tmp_path):
 
 
 @pytest.mark.parametrize("tokens", [512, 1024])  # so many are enough for one matrix after the other
-def test_the_best_codes_are_those_of_one_machine(cluster, model_folder, tmp_path, monkeypatch, tokens):
-    model, options = model_folder("phi3"), {"quant": "Q4_0", "choices": phiconv.Choices(effort="best")}
+def test_the_best_codes_are_those_of_one_machine(cluster, make_model, tmp_path, monkeypatch, tokens):
+    model = make_model(tmp_path / "m", "phi3", num_hidden_layers=1)
+    options = {"quant": "Q4_0", "choices": phiconv.Choices(effort="best")}
     (tmp_path / "there").mkdir()
     calibration = phiconv.calibrate(model, IDS % 300, tmp_path / "c", context=16, tokens=tokens)
     (tmp_path / "here").mkdir()
@@ -145,7 +154,7 @@ def test_a_worker_that_rounds_otherwise(monkeypatch):
         phiconv.evaluate(TINY, [*range(70, 90)], context=8, executor=pool)
 
 
-def test_the_commands(cluster, tmp_path, monkeypatch):
+def test_the_commands(cluster, model, tmp_path, monkeypatch):
     """Workers are in folders of their own, so that paths are made absolute."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 4)
@@ -157,13 +166,13 @@ def test_the_commands(cluster, tmp_path, monkeypatch):
         return told.stdout
 
     for name, where in (("a", []), ("b", scheduler)):
-        run(str(TINY), f"{name}.gguf", "--q8", "--quiet", "--no-receipt", *where)
+        run(str(model), f"{name}.gguf", "--q8", "--quiet", "--no-receipt", *where)
         run("calibrate", "a.gguf", "--text=text.txt", "-q", "--context=8", "-o", f"{name}.json", *where)
     for name in ("gguf", "json"):
         assert (tmp_path / f"a.{name}").read_bytes() == (tmp_path / f"b.{name}").read_bytes()
     for command in (
         ["evaluate", "a.gguf", "--text=text.txt", "-q", "--context=8"],
-        ["compare", str(tmp_path / "a.gguf"), str(TINY), "-q"],
+        ["compare", str(tmp_path / "a.gguf"), str(model), "-q"],
     ):
         assert run(*command) == run(*command, *scheduler)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "b.gguf", "a.json", "b.json", "text.txt"}
