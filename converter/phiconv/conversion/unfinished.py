@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv._version import __version__
+from phiconv.conversion.outputs import explain
 from phiconv.errors import WorkerError
 from phiconv_formats.calibration.manifest import manifest_text
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Unfinished", "scratch", "unfinished_folder", "unfinished_work"]
 
 _CHUNK = 1 << 22
+_SCRATCH = "scratch-"
 _DIGEST = 64
 
 
@@ -153,9 +155,15 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as name:
             yield Path(name)
         return
-    beside.mkdir(exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(dir=beside, ignore_cleanup_errors=True) as name:
+        beside.mkdir(parents=True, exist_ok=True)
+        for left in beside.glob(f"{_SCRATCH}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        made = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise explain(error, beside) from error
+    try:
+        with made as name:
             yield Path(name)
     finally:
         with suppress(OSError):  # something is kept in it
