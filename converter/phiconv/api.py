@@ -205,17 +205,9 @@ def convert(
     adapters: dict[str, Any] = {"lora": lora, "base": base, "adapter_only": adapter_only}
     first = planning(source, destination, calibration=calibration, **adapters)
     again = partial(planning, first.model, destination)
-    measuring = calibrated(
-        first,
-        again,
-        text,
-        calibration_tokens,
-        force=force,
-        workers=Workers(executor, jobs),
-        progress=progress,
-    )
+    measured = partial(calibrated, force=force, workers=Workers(executor, jobs), progress=progress)
     with (
-        measuring as planned_best,
+        measured(first, again, text, calibration_tokens) as planned_best,
         sequenced(planned_best, progress, shared=executor is not None) as made,
         unfinished_work(made) as unfinished,
     ):
