@@ -21,6 +21,7 @@ from phiconv.conversion.plans import Plan, TensorPlan
 from phiconv.conversion.requests import planned
 from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
+from phiconv.conversion.tasks import Workers
 from phiconv.conversion.unfinished import unfinished_work
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding, Tensor
@@ -238,9 +239,10 @@ def convert(
     asked |= {"imatrix": imatrix, "calibration": calibration, "ranges": ranges, "config": config}
     asked |= {"lora": lora, "base": base, "adapter_only": adapter_only, "repack_only": repack_only}
     first = _first_plan(plan, source, destination, asked | {"receipt": receipt})
+    measured = partial(calibrated, force=force, workers=Workers(executor, jobs), progress=progress)
     with (
-        calibrated(first, text, calibration_tokens, force=force, progress=progress) as planned_best,
-        sequenced(planned_best, progress) as made,
+        measured(first, text, calibration_tokens) as planned_best,
+        sequenced(planned_best, progress, shared=executor is not None) as made,
         unfinished_work(made) as unfinished,
     ):
         notes = [*made.package.notes]

@@ -131,7 +131,7 @@ class UsageError(PhiconvError, ValueError):
 
 
 class WorkerError(PhiconvError):
-    """A process that converted a part of the weights was ended by somebody else."""
+    """A process that did a part of the work was ended by somebody else, or is not fit for it."""
 
 
 class CancelledError(PhiconvError):

@@ -190,7 +190,7 @@ def test_an_interrupted_run_goes_on(tmp_path, small, monkeypatch):
     with pytest.raises(StopError):
         phiconv.convert(small[0], tmp_path / "o.gguf", **options, progress=stop_at_weights)
     assert [p.name for p in tmp_path.iterdir()] == ["o.gguf.calibration"]
-    monkeypatch.setattr("phiconv.quality.folder.run_stage", stop)  # it is not measured again
+    monkeypatch.setattr("phiconv.quality.passing.run_stage", stop)  # it is not measured again
     phiconv.convert(small[0], tmp_path / "o.gguf", **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.gguf", "o.gguf.receipt.json"]
 

@@ -10,6 +10,7 @@ import pytest
 
 import phiconv
 from phiconv.conversion import effort, sequential
+from phiconv.conversion.unfinished import scratch
 
 BEST = phiconv.Choices(effort="best")
 TARGETS = {"gguf": "o.gguf", "mlx": "m", "onnx": "n", "openvino": "v"}
@@ -25,14 +26,14 @@ def source(model_folder, tmp_path_factory):
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """The names of the streams that are made ready, as often as they are."""
-    names, original = [], effort.Preparation._ready
+    """The matrices of which it is found out what counts in them, as often as it is."""
+    names, original = [], effort._metric
 
-    def ready(self, stream):
-        names.append(stream.name)
-        return original(self, stream)
+    def metric(tensor, *rest):
+        names.append(tensor.label)
+        return original(tensor, *rest)
 
-    monkeypatch.setattr(effort.Preparation, "_ready", ready)
+    monkeypatch.setattr(effort, "_metric", metric)
     return names
 
 
@@ -129,3 +130,16 @@ def test_nothing_is_kept_where_nothing_takes_long(tmp_path, source, monkeypatch)
 
 def _interrupt(done, total, name):
     raise KeyboardInterrupt
+
+
+def test_what_a_killed_run_has_left_for_its_workers(tmp_path):
+    beside = tmp_path / "o.gguf.unfinished"
+    (beside / "scratch-0").mkdir(parents=True)
+    (beside / "00001.rows").write_bytes(b"kept")
+    with scratch(beside) as folder:
+        assert {*beside.iterdir()} == {folder, beside / "00001.rows"}
+    assert [*beside.iterdir()] == [beside / "00001.rows"]
+    (beside / "00001.rows").unlink()
+    with scratch(beside):
+        pass
+    assert not beside.exists()

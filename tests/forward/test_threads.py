@@ -67,6 +67,13 @@ def test_every_task_is_done(known, monkeypatch):
         threads.run([fail, lambda: None])
 
 
+def test_alone_is_in_this_thread():
+    seen = []
+    with threads.alone():
+        threads.run([lambda: seen.append(threading.get_ident())] * 8)
+    assert seen == [threading.get_ident()] * 8
+
+
 def test_the_librarys_own_functions():
     found = threads._blas_threads()
     if found is None:

@@ -15,8 +15,8 @@ from phiconv.errors import OutputError, OutputExistsError, UsageError, WeightErr
 from phiconv.forward.interpreter import compute
 from phiconv.ir.model import Role
 from phiconv.quality import evaluation
+from phiconv.quality.batches import windows
 from phiconv.quality.calibration import column_sums
-from phiconv.quality.evaluation import windows
 from phiconv.tokenization.encoder import encode
 from phiconv_formats.gguf.imatrix import read_imatrix
 from phiconv_formats.gguf.imatrix_writer import measured_matrices
@@ -123,7 +123,7 @@ def test_several_models_share_a_reference(reference, monkeypatch):
 def test_a_reference_is_remembered(reference, tmp_path, monkeypatch):
     ids, path = reference["input_ids"][:2], tmp_path / "r.safetensors"
     model, other = phiconv.open_model(TINY), phiconv.open_model(FIXTURES / "tiny-phi4mini")
-    monkeypatch.setattr("phiconv.quality.evaluation.BATCH_TOKENS", 128)
+    monkeypatch.setattr("phiconv.quality.batches.BATCH_TOKENS", 128)
     expected = evaluate(other, ids, context=64, reference=model)
     options = {"reference": model, "reference_file": path}
     assert evaluate(other, ids, context=64, **options) == expected
@@ -185,7 +185,7 @@ def test_windows():
 def test_batches_do_not_change_the_figures(reference, monkeypatch):
     model, ids = phiconv.open_model(TINY), reference["input_ids"][:3]
     expected = evaluate(model, ids, context=64)
-    monkeypatch.setattr("phiconv.quality.evaluation.BATCH_TOKENS", 128)
+    monkeypatch.setattr("phiconv.quality.batches.BATCH_TOKENS", 128)
     monkeypatch.setattr("phiconv.quality.evaluation._CHUNK", 10000)
     assert evaluate(model, ids, context=64).loss == pytest.approx(expected.loss, rel=1e-6)
 

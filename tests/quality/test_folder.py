@@ -144,11 +144,11 @@ def test_rounding_survives_outliers(make_model, tmp_path, monkeypatch):
             exact.append(x.astype(np.float64))
         watch(role, x, expert)
 
-    from phiconv.quality import folder
+    from phiconv.quality import passing
 
-    run = folder.run_stage
+    run = passing.run_stage
     monkeypatch.setattr(
-        folder, "run_stage", lambda *a: run(*a[:-1], lambda r, x, e: scaled(r, x, e, watch=a[-1]))
+        passing, "run_stage", lambda *a: run(*a[:-1], lambda r, x, e: scaled(r, x, e, watch=a[-1]))
     )
     path = phiconv.calibrate(model, IDS[:40], tmp_path / "c", context=10)
     moments = open_calibration(path).of(Role("ffn_down", 0))
@@ -182,7 +182,7 @@ def test_a_run_goes_on_after_the_last_finished_stage(kind, model_folder, tmp_pat
     model = phiconv.open_model(model_folder(kind))
     phiconv.calibrate(model, IDS[:300], tmp_path / "whole", context=10)
     expected = contents(tmp_path / "whole")
-    monkeypatch.setattr("phiconv.quality.folder.BATCH_TOKENS", 100)
+    monkeypatch.setattr("phiconv.quality.batches.BATCH_TOKENS", 100)
     phiconv.calibrate(model, IDS[:300], tmp_path / "parts", context=10)
     expected = contents(tmp_path / "parts")
     steps = []

@@ -27,10 +27,11 @@ def divergence(own, other):
 
 
 @pytest.mark.parametrize("kind", ["phi", "phi4mini", "phimoe"])
-def test_each_is_the_divergence_of_a_model_with_that_matrix_rounded(kind, model_folder):
+def test_each_is_the_divergence_of_a_model_with_that_matrix_rounded(kind, model_folder, tmp_path):
     source = model_folder(kind)
     model = phiconv.open_model(source)
-    found = {each.role: each.divergence for each in measure_sensitivities(model, IDS)}
+    found = {each.role: each.divergence for each in measure_sensitivities(model, IDS, tmp_path)}
+    assert not [*tmp_path.iterdir()]
     own = phiconv.logits(model, IDS)
     matrices = {role for role, tensor in model.tensors.items() if len(tensor.shape) > 1}
     assert set(found) == matrices

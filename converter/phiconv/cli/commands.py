@@ -10,7 +10,7 @@ import click
 from phiconv._version import __version__
 from phiconv.cli import carry
 from phiconv.cli import quality as cli_quality
-from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET
+from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET, SCHEDULER, adapter_paths
 from phiconv.cli.compare import compare
 from phiconv.cli.compile import compile_
 from phiconv.cli.group import Command, Group
@@ -59,7 +59,7 @@ def main() -> None:
 @conversion_options
 @click.option("--force", "-f", is_flag=True, help="Replace DEST if it exists.")
 @JOBS
-@click.option("--scheduler", metavar="ADDRESS", help="Work on a Dask cluster, like tcp://host:8786.")
+@SCHEDULER
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Convert NaN, infinity and overflows instead of refusing them."
 )
@@ -90,11 +90,11 @@ def convert(
     with (
         measured_so_far(dest, quiet=quiet),
         progress_display(quiet=quiet) as progress,
-        api.machines(scheduler, source, dest) as workers,
+        api.machines(scheduler, _read(source, **options), dest) as workers,
     ):
         result = api.convert(
-            source.absolute() if scheduler else source,
-            dest.absolute() if scheduler else dest,
+            source,
+            dest,
             executor=workers.executor,
             jobs=jobs or workers.jobs,
             processes=True,
@@ -106,6 +106,12 @@ def convert(
             **_wishes(**options),
         )
     _print_result(result, as_json=as_json, quiet=quiet)
+
+
+def _read(source: Path, **options: Any) -> list[Path]:
+    """The paths that workers read from."""
+    others = [options["calibration"], options["base"], *adapter_paths(options["lora"])]
+    return [source, *(path for path in others if path is not None)]
 
 
 def _wishes(

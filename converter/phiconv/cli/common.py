@@ -8,21 +8,46 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from phiconv.conversion.adapters import Lora
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-__all__ = ["BASE", "CONFIG", "FOLLOW_LINKS", "JOBS", "JSON", "LORA", "PATH", "QUIET", "lora_option"]
+__all__ = [
+    "BASE",
+    "CONFIG",
+    "FOLLOW_LINKS",
+    "JOBS",
+    "JSON",
+    "LORA",
+    "PATH",
+    "QUIET",
+    "SCHEDULER",
+    "lora_option",
+]
+
+
+_ELSEWHERE = "phiconv.elsewhere"
+"""Whether other machines work, in the context's data: they are in folders of their own."""
 
 
 class _Path(click.Path):
-    """A path; the empty one, which would be the folder that one is in, was not meant."""
+    """A path; the empty one, which would be the folder that one is in, was not meant.
+
+    It is absolute where other machines are to see it.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path."""
         if value == "":
             self.fail("an empty name; a variable of the shell may not be set", param, ctx)
-        return super().convert(value, param, ctx)
+        path: Any = super().convert(value, param, ctx)
+        if ctx is None or not ctx.meta.get(_ELSEWHERE):
+            return path
+        from phiconv.conversion.paths import expanded
+
+        return expanded(path).absolute()
 
 
 PATH = _Path(path_type=Path, readable=False)  # whether it can be read is said by whoever reads it
@@ -51,6 +76,20 @@ FOLLOW_LINKS = click.option(
 )
 
 
+def _scheduler(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:  # noqa: ARG001
+    ctx.meta[_ELSEWHERE] = value is not None
+    return value
+
+
+SCHEDULER = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    is_eager=True,  # before the paths
+    callback=_scheduler,
+    help="Work on a Dask cluster, like tcp://host:8786.",
+)
+
+
 def lora_option(names: str, help_text: str) -> Callable[[F], F]:
     """An option for adapters, given as often as there are some."""
     return click.option(
@@ -72,6 +111,11 @@ def _adapters(
         except ValueError:
             raise click.BadParameter(f"{number!r} is no weight; write it like adapter=0.5") from None
     return found
+
+
+def adapter_paths(adapters: Sequence[Lora]) -> list[Path]:
+    """Where adapters are."""
+    return [Path(each[0] if isinstance(each, tuple) else each) for each in adapters]
 
 
 LORA = lora_option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import FOLLOW_LINKS, JOBS, JSON, LORA, PATH, QUIET
+from phiconv.cli.common import FOLLOW_LINKS, JOBS, JSON, LORA, PATH, QUIET, SCHEDULER, adapter_paths
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
@@ -26,9 +26,17 @@ __all__ = ["compare"]
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
 @JSON
 @JOBS
+@SCHEDULER
 @QUIET
 def compare(
-    a: Path, b: Path, lora: list[Lora], tensors: bool, as_json: bool, jobs: int | None, quiet: bool
+    a: Path,
+    b: Path,
+    lora: list[Lora],
+    tensors: bool,
+    as_json: bool,
+    jobs: int | None,
+    scheduler: str | None,
+    quiet: bool,
 ) -> None:
     """Show how far the weights of B are from those of A, whatever their formats.
 
@@ -38,8 +46,15 @@ def compare(
     from phiconv.cli.report import progress_display
     from phiconv.cli.report_comparison import comparison_lines, comparison_object
 
-    with progress_display(quiet=quiet) as progress:
-        found = api.compare(api.open_model(a, lora=lora) if lora else a, b, jobs=jobs, progress=progress)
+    read = [a, b, *adapter_paths(lora)]
+    with progress_display(quiet=quiet) as progress, api.machines(scheduler, read) as workers:
+        found = api.compare(
+            api.open_model(a, lora=lora) if lora else a,
+            b,
+            jobs=jobs or workers.jobs,
+            executor=workers.executor,
+            progress=progress,
+        )
     if as_json:
         click.echo(json.dumps(comparison_object(found, tensors=tensors), indent=2))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from phiconv.cli.common import FOLLOW_LINKS, JSON, LORA, PATH, lora_option
+from phiconv.cli.common import FOLLOW_LINKS, JSON, LORA, PATH, SCHEDULER, adapter_paths, lora_option
 from phiconv.cli.group import Command
 from phiconv.cli.voice import tame
 
@@ -49,6 +49,7 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 )
 @_CONTEXT
 @click.option("--llama", is_flag=True, help="Score as llama-perplexity does.")
+@SCHEDULER
 @JSON
 @_QUIET
 def evaluate(
@@ -60,6 +61,7 @@ def evaluate(
     reference_file: Path | None,
     context: int,
     llama: bool,
+    scheduler: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -71,7 +73,12 @@ def evaluate(
     words = report_quality.read_text(text)
     models = [api.open_model(path, lora=lora) for path in paths]
     other = None if reference is None else api.open_model(reference, lora=reference_lora)
-    with progress_display(quiet=quiet) as progress:
+    read = [*paths, *([] if reference is None else [reference])]
+    read += adapter_paths([*lora, *reference_lora])
+    with (
+        progress_display(quiet=quiet) as progress,
+        api.machines(scheduler, read, reference_file) as workers,
+    ):
         results = api.evaluate_all(
             models,
             words,
@@ -79,6 +86,8 @@ def evaluate(
             reference_file=reference_file,
             context=context,
             llama=llama,
+            executor=workers.executor,
+            jobs=workers.jobs,
             progress=progress,
         )
     if as_json:
@@ -122,6 +131,7 @@ def evaluate(
     help="For a folder: try also what rounding each matrix does, which --target-size and --bpw choose by.",
 )
 @click.option("--force", "-f", is_flag=True, help="Replace the output if it exists.")
+@SCHEDULER
 @_QUIET
 def calibrate(
     path: Path,
@@ -132,6 +142,7 @@ def calibrate(
     context: int,
     sensitivity: bool,
     force: bool,
+    scheduler: str | None,
     quiet: bool,
 ) -> None:
     """Measure on some texts what goes into a model's matrices."""
@@ -143,7 +154,10 @@ def calibrate(
     words = [read_text(text) for text in texts] or None
     names = [text.name for text in texts] if texts else ""
     try:
-        with progress_display(quiet=quiet) as progress:
+        with (
+            progress_display(quiet=quiet) as progress,
+            api.machines(scheduler, [path, *adapter_paths(lora)], output) as workers,
+        ):
             found = api.calibrate(
                 api.open_model(path, lora=lora),
                 words,
@@ -153,6 +167,8 @@ def calibrate(
                 dataset=names,
                 force=force,
                 sensitivity=sensitivity,
+                executor=workers.executor,
+                jobs=workers.jobs,
                 progress=progress,
             )
     except KeyboardInterrupt:

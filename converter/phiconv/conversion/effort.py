@@ -9,8 +9,8 @@ moments is in memory once.
 from __future__ import annotations
 
 import math
-import tempfile
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,6 +20,8 @@ import numpy as np
 
 from phiconv.conversion.embeddings import embedding_moments
 from phiconv.conversion.ranges import Ranges
+from phiconv.conversion.tasks import HERE, Done, in_order
+from phiconv.conversion.unfinished import scratch
 from phiconv.forward import threads
 from phiconv.ir import AnyBlockEncoding, Blocks
 from phiconv.ir.moments import Metric
@@ -28,9 +30,10 @@ from phiconv.quantizers.repack import repackable
 from phiconv_formats.shared.output import roles_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-    from phiconv.ir import FloatArray, Tensor
+    from phiconv.conversion.tasks import Workers
+    from phiconv.ir import Encoding, FloatArray, Tensor
     from phiconv.ir.model import Model, Role
     from phiconv.ir.moments import Moments
     from phiconv_formats.calibration.reader import Calibration
@@ -66,6 +69,7 @@ def with_moments(
         model: The source.
         calibration: What was measured of it.
     """
+    bare = model.bare()
 
     def change(stream: Stream, role: Role | None) -> Stream:
         stored, shape = stream.tensor.encoding, stream.tensor.shape
@@ -74,7 +78,7 @@ def with_moments(
         if len(shape) < 2:
             return stream
         # A plan reads nothing: what was measured is looked up when the stream's turn comes.
-        moments = partial(moments_of, role, len(shape) > 2, model, calibration)
+        moments = partial(moments_of, role, len(shape) > 2, bare, calibration)
         # Whatever is left to the runtime's own quantizer gets what that would give.
         return replace(stream, moments=moments, importance=None)
 
@@ -95,45 +99,54 @@ class Preparation:
 
     Args:
         streams: The streams, by their numbers.
-        folder: Where the arrays go.
+        folder: Where the arrays go; all workers see it.
+        workers: Who finds out what counts in each matrix.
     """
 
-    def __init__(self, streams: Sequence[Stream], folder: Path) -> None:
+    def __init__(self, streams: Sequence[Stream], folder: Path, workers: Workers = HERE) -> None:
         self._streams = [*streams]
-        self._folder = folder
-        self._count = 0
+        self._folder, self._workers = folder, workers
         self._ranges = Ranges()
 
-    def stream(self, number: int) -> Stream:
-        """A stream with what its workers need; some of its rows are read, the first time."""
-        if self._streams[number].moments is not None:
-            self._streams[number] = self._ready(self._streams[number])
-        if self._streams[number].scaled_with:
-            self._streams[number] = self._ranges.scaled(self._streams[number])
-        return self._streams[number]
+    def streams(self, numbers: Iterable[int]) -> Generator[tuple[int, Stream]]:
+        """Streams with what their workers need, by number, in order; some of their rows are read.
 
-    def _ready(self, stream: Stream) -> Stream:
-        shape = stream.tensor.shape
-        with threads.parallel():
-            metrics = tuple(self._metric(stream, number) for number in range(math.prod(shape[:-2])))
-        return replace(stream, moments=None, metrics=metrics)
+        What counts in a matrix is found out when its turn comes, and where workers do that a little ahead.
+        """
+        wanted: deque[int] = deque()
 
-    def _metric(self, stream: Stream, number: int) -> Metric | None:
-        """What counts in one matrix of a stream; None where the runtime's own quantizer does better."""
-        moments = stream.moments(number) if stream.moments else None
-        encoding = stream.encoding
-        if moments is None or not isinstance(encoding, AnyBlockEncoding):
-            return None
-        found = amounts(stream.tensor, encoding, moments, number)
-        if found is None:
-            return None
-        return Metric(tuple(self._write(best.shrunk(moments.all(part), amount)) for part, amount in found))
+        def tasks() -> Iterator[Callable[[], Metric | None]]:
+            for number in numbers:
+                wanted.append(number)
+                yield from self._tasks(number)
 
-    def _write(self, array: FloatArray) -> Path:
-        self._count += 1
-        path = self._folder / f"{self._count}.npy"
-        np.save(path, array)
-        return path
+        metrics: list[Metric | None] = []
+        with closing(in_order(self._workers, tasks())) as results:
+            for metric in results:
+                stream = self._streams[wanted[0]]
+                if stream.moments is not None:
+                    metrics.append(metric)
+                    if len(metrics) < _matrices(stream):
+                        continue
+                    stream = replace(stream, moments=None, metrics=tuple(metrics))
+                    metrics.clear()
+                if stream.scaled_with:
+                    stream = self._ranges.scaled(stream)
+                number = wanted.popleft()
+                self._streams[number] = stream
+                yield number, stream
+
+    def _tasks(self, number: int) -> Iterator[Callable[[], Metric | None]]:
+        """One for each matrix of a stream; where nothing is to be found out one that is done."""
+        stream = self._streams[number]
+        if stream.moments is None:
+            yield Done(None)
+            return
+        for matrix in range(_matrices(stream)):
+            moments = partial(stream.moments, matrix)
+            yield partial(
+                _metric, stream.tensor, stream.encoding, moments, matrix, self._folder / f"{number}.{matrix}"
+            )
 
     def release(self, number: int) -> None:
         """Removes the arrays of a stream that is done."""
@@ -143,14 +156,43 @@ class Preparation:
                     file.unlink()
 
 
+def _matrices(stream: Stream) -> int:
+    return math.prod(stream.tensor.shape[:-2])
+
+
+def _metric(
+    tensor: Tensor, encoding: Encoding, measured: Callable[[], Moments | None], number: int, path: Path
+) -> Metric | None:
+    """What counts in one matrix, written to files; None where the runtime's own quantizer does better."""
+    with threads.parallel():
+        moments = measured()
+        if moments is None or not isinstance(encoding, AnyBlockEncoding):
+            return None
+        found = amounts(tensor, encoding, moments, number)
+        if found is None:
+            return None
+        files = tuple(path.with_name(f"{path.name}.{part.start}.npy") for part, _ in found)
+        for file, (part, amount) in zip(files, found, strict=True):
+            np.save(file, best.shrunk(moments.all(part), amount))
+        return Metric(files)
+
+
 @contextmanager
-def preparation(streams: Sequence[Stream]) -> Iterator[Preparation]:
-    """A `Preparation`, where it needs one with a folder that is removed at the end."""
+def preparation(
+    streams: Sequence[Stream], workers: Workers = HERE, beside: Path | None = None
+) -> Iterator[Preparation]:
+    """A `Preparation`, where it needs one with a folder that is removed at the end.
+
+    Args:
+        streams: The streams.
+        workers: See `Preparation`.
+        beside: A folder that all workers see or will see; None where they are of this machine.
+    """
     if all(stream.moments is None for stream in streams):
-        yield Preparation(streams, Path())
+        yield Preparation(streams, Path(), workers)
         return
-    with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as folder:
-        yield Preparation(streams, Path(folder))
+    with scratch(beside) as folder:
+        yield Preparation(streams, folder, workers)
 
 
 def parts_of(columns: int, block_size: int) -> list[slice]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from phiconv._version import __version__
+from phiconv.conversion.tasks import HERE, Workers
 from phiconv.errors import OutputError, UsageError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from concurrent.futures import Executor
-    from os import PathLike
 
-__all__ = ["Workers", "machines"]
+__all__ = ["machines"]
 
 _RETRIES = 3
 """Times that a task is tried again after its worker was lost: it writes the same bytes to the same place."""
@@ -28,30 +28,20 @@ _RETRIES = 3
 _WAIT = 20  # seconds for the scheduler to answer
 
 
-class Workers(NamedTuple):
-    """Where to work, as `phiconv.convert` takes it.
-
-    Attributes:
-        executor: None for this machine.
-        jobs: Tasks that they do at once; None for as many as this machine does.
-    """
-
-    executor: Executor | None = None
-    jobs: int | None = None
-
-
 @contextmanager
 def machines(
-    scheduler: str | None, source: str | PathLike[str], destination: str | PathLike[str]
+    scheduler: str | None,
+    source: str | PathLike[str] | Sequence[str | PathLike[str]],
+    destination: str | PathLike[str] | None = None,
 ) -> Iterator[Workers]:
     """The workers of a Dask scheduler, while the block lasts.
 
-    They must share a file system with this machine; `convert` is to be given absolute paths.
+    They must share a file system with this machine; what works on them is to be given absolute paths.
 
     Args:
         scheduler: Its address, like ``tcp://host:8786``; None for this machine alone.
-        source: A file or folder that will be read.
-        destination: A file or folder that will be written; the folder that it is in must exist.
+        source: A file or folder that will be read, or several.
+        destination: A file or folder that will be written, if one is; the folder that it is in must exist.
 
     Raises:
         UsageError: Dask is not installed, nobody answers, there is no worker, or one has another release.
@@ -59,18 +49,21 @@ def machines(
         WorkerError: The scheduler or its workers were lost.
     """
     if scheduler is None:
-        yield Workers()
+        yield HERE
         return
     with _client(scheduler) as client:
         _check_workers(client, scheduler)
-        _check_files(client, Path(source).absolute(), Path(destination).absolute())
+        sources = [source] if isinstance(source, str | PathLike) else source
+        _check_sources(client, [Path(each).absolute() for each in sources])
+        if destination is not None:
+            _check_destination(client, Path(destination).absolute())
         try:
             yield Workers(client.get_executor(retries=_RETRIES, pure=False), sum(client.nthreads().values()))
         except Exception as error:
             if type(error).__module__.partition(".")[0] != "distributed":
                 raise
             message = f"the scheduler at {scheduler} or its workers were lost: {type(error).__name__}"
-            raise WorkerError(message, hint="start them again, and convert again") from error
+            raise WorkerError(message, hint="start them again, and try again") from error
 
 
 def _client(address: str) -> Any:
@@ -100,15 +93,19 @@ def _version() -> str:
     return __version__
 
 
-def _check_files(client: Any, source: Path, destination: Path) -> None:
+def _check_sources(client: Any, sources: Sequence[Path]) -> None:
     """Every worker must see the very files that are here."""
-    paths = sorted(source.iterdir()) if source.is_dir() else [source]
+    paths = [path for each in sources for path in (sorted(each.iterdir()) if each.is_dir() else [each])]
     stamps = {str(path): _stamp(str(path)) for path in paths}
     for worker, found in client.run(_stamps, list(stamps)).items():
         other = next((path for path, stamp in stamps.items() if found[path] != stamp), None)
         if other is not None:
             hint = "it must have the same file system under the same paths"
             raise OutputError(f"worker {worker} sees another file, or none", path=other, hint=hint)
+
+
+def _check_destination(client: Any, destination: Path) -> None:
+    """Every worker must see what appears in the folder of the destination."""
     folder = destination.parent
     marker = folder / f".{destination.name}.{secrets.token_hex(4)}.shared"
     try:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol, cast
 
 from phiconv.brief import Brief
@@ -19,14 +20,15 @@ from phiconv.conversion import effort
 from phiconv.conversion.digests import FollowingHashes
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.receipt import receipt_text
-from phiconv.conversion.rows import convert_span, spans
+from phiconv.conversion.rows import convert_span, spans, spans_of
+from phiconv.conversion.tasks import Workers
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import FloatEncoding
 from phiconv.quantizers import SEARCHING
 from phiconv.quantizers.repack import repackable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from concurrent.futures import Executor, Future
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -122,7 +124,9 @@ def run(
         # An own pool is joined before the files are renamed or removed; a foreign one lives on.
         context: AbstractContextManager[object] = pool if own else nullcontext()
         hashing = None if receipt is None else _hashes(package, receipt, files)
-        with effort.preparation(package.streams) as ready, hashing or nullcontext(), context:
+        beside = None if own or unfinished is None else unfinished.folder
+        preparing = effort.preparation(package.streams, Workers(executor, jobs), beside)
+        with preparing as ready, hashing or nullcontext(), context:
             work = _Work(package, files, pool, 2 * jobs, ready, unfinished, reports, progress, hashing)
             try:
                 work.run(allow_nonfinite=allow_nonfinite)
@@ -219,12 +223,12 @@ class _Work:
     def run(self, *, allow_nonfinite: bool) -> None:
         """Keeps as many tasks under way until all are done or one fails."""
         left = Counter(span.index for span in spans(self.package))
-        waiting = self._to_do()
+        waiting = self._spans()
         running: dict[Future[tuple[int, int]], Span] = {}
         try:
             while True:
-                while len(running) < self.limit and (span := next(waiting, None)) is not None:
-                    stream = self.ready.stream(span.index)
+                while len(running) < self.limit and (found := next(waiting, None)) is not None:
+                    stream, span = found
                     targets = [self.files[s.file] for s in stream.segments]
                     task = self.pool.submit(convert_span, stream, span, targets, allow_nonfinite)
                     running[task] = span
@@ -241,22 +245,26 @@ class _Work:
                         self._finish(span.index, allow_nonfinite=allow_nonfinite)
                     self._step(span)
         finally:
+            waiting.close()
             for task in running:
                 task.cancel()
             wait(running)
 
-    def _to_do(self) -> Iterator[Span]:
-        """The tasks, but for those of tensors that an interrupted run has done."""
-        restored = -1
-        for span in spans(self.package):
-            stream = self.package.streams[span.index]
-            first = span.start == 0 and self.unfinished is not None
-            if first and self.unfinished and self.unfinished.restore(span.index, stream, self._partials()):
-                restored = span.index
-            if span.index == restored:
-                self._step(span)
+    def _spans(self) -> Generator[tuple[Stream, Span]]:
+        """All tasks, each with its stream made ready."""
+        with closing(self.ready.streams(self._to_do())) as streams:
+            for number, stream in streams:
+                yield from ((stream, span) for span in spans_of(number, self.package.streams[number]))
+
+    def _to_do(self) -> Iterator[int]:
+        """The streams, but for those that an interrupted run has done."""
+        for number, own in groupby(spans(self.package), lambda span: span.index):
+            stream, unfinished = self.package.streams[number], self.unfinished
+            if unfinished is not None and unfinished.restore(number, stream, self._partials()):
+                for span in own:
+                    self._step(span)
             else:
-                yield span
+                yield number
 
     def _finish(self, index: int, *, allow_nonfinite: bool) -> None:
         """A tensor is done."""

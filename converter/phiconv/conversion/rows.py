@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from phiconv.ir import AnyBlockEncoding, BlockEncoding, Encoded
     from phiconv_formats.shared.output import Package, Stream
 
-__all__ = ["SPAN", "TILE", "Span", "Target", "convert_span", "spans"]
+__all__ = ["SPAN", "TILE", "Span", "Target", "convert_span", "spans", "spans_of"]
 
 TILE = 1 << 18
 """Weights handled at once: enough that NumPy's overhead vanishes, few enough for the L2 cache."""
@@ -52,11 +52,16 @@ class Span:
 def spans(package: Package) -> Iterator[Span]:
     """The tasks of an output, in order."""
     for index, stream in enumerate(package.streams):
-        rows, columns = stream.tensor.rows, stream.tensor.columns
-        step = _rows_of(SPAN, stream)
-        for start in range(0, rows if columns else 0, step):  # rows of nothing may be any number
-            stop = min(start + step, rows)
-            yield Span(index, start, stop, (stop - start) * columns)
+        yield from spans_of(index, stream)
+
+
+def spans_of(index: int, stream: Stream) -> Iterator[Span]:
+    """Those of one stream."""
+    rows, columns = stream.tensor.rows, stream.tensor.columns
+    step = _rows_of(SPAN, stream)
+    for start in range(0, rows if columns else 0, step):  # rows of nothing may be any number
+        stop = min(start + step, rows)
+        yield Span(index, start, stop, (stop - start) * columns)
 
 
 def _nonfinite(stream: Stream, values: Encoded, start: int) -> WeightError:

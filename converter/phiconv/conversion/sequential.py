@@ -13,11 +13,9 @@ It takes many tokens for each column to know these correlations, and all of them
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,6 +24,7 @@ from phiconv.conversion import effort
 from phiconv.conversion.drift import BATCH, Target, Value
 from phiconv.conversion.outputs import check_space
 from phiconv.conversion.stored_blocks import StoredBlocks
+from phiconv.conversion.unfinished import scratch, unfinished_folder
 from phiconv.forward import threads
 from phiconv.forward.interpreter import NumpyOps
 from phiconv.forward.ops import ATTENTION_ROLES, check_weights, output_matrix
@@ -37,6 +36,7 @@ from phiconv_formats.shared.output import joined_roles, roles_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from phiconv.conversion.plans import Plan
     from phiconv.forward.layers import Array
@@ -80,8 +80,15 @@ def pays(plan: Plan) -> bool:
 
 
 @contextmanager
-def sequenced(plan: Plan, progress: Callable[[int, int, str], None] | None = None) -> Iterator[Plan]:
+def sequenced(
+    plan: Plan, progress: Callable[[int, int, str], None] | None = None, *, shared: bool = False
+) -> Iterator[Plan]:
     """Quantizes the matrices of a plan one after the other, if that pays.
+
+    Args:
+        plan: The plan.
+        progress: Is told how far it is.
+        shared: What is quantized lies where whoever sees the output sees it.
 
     Yields:
         A plan that stores what was quantized.
@@ -89,9 +96,9 @@ def sequenced(plan: Plan, progress: Callable[[int, int, str], None] | None = Non
     if not pays(plan):
         yield plan
         return
-    with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as folder:
-        check_space(Path(folder), _space(plan))
-        walk = _Walk(plan, Path(folder))
+    with scratch(unfinished_folder(plan) if shared else None) as folder:
+        check_space(folder, _space(plan))
+        walk = _Walk(plan, folder)
         with threads.parallel(), np.errstate(all="ignore"):
             walk.run(progress)
         model = replace(plan.model, tensors=walk.tensors)

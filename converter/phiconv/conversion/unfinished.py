@@ -10,24 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phiconv._version import __version__
+from phiconv.conversion.outputs import explain
 from phiconv.errors import WorkerError
 from phiconv_formats.calibration.manifest import manifest_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from phiconv.conversion.outputs import PartialFile
     from phiconv.conversion.plans import Plan
     from phiconv_formats.shared.output import Segment, Stream
 
-__all__ = ["Unfinished", "unfinished_work"]
+__all__ = ["Unfinished", "scratch", "unfinished_folder", "unfinished_work"]
 
 _CHUNK = 1 << 22
+_SCRATCH = "scratch-"
 _DIGEST = 64
 
 
@@ -37,10 +40,13 @@ class Unfinished:
     Args:
         folder: Where it is, or will be when there is something to keep.
         conversion: What tells the conversion from all others.
+
+    Attributes:
+        folder: The same.
     """
 
     def __init__(self, folder: Path, conversion: str) -> None:
-        self._folder, self._conversion = folder, conversion
+        self.folder, self._conversion = folder, conversion
         self._full = False
 
     def restore(self, number: int, stream: Stream, files: Mapping[str, PartialFile]) -> bool:
@@ -71,7 +77,7 @@ class Unfinished:
             return
         path = self._path(number)
         try:
-            self._folder.mkdir(exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
             with path.open("wb") as file:
                 file.write(bytes(_DIGEST))
                 digest = self._digest(stream)
@@ -88,10 +94,10 @@ class Unfinished:
 
     def remove(self) -> None:
         """Removes all of it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"{number:05d}.rows"
+        return self.folder / f"{number:05d}.rows"
 
     def _digest(self, stream: Stream) -> hashlib._Hash:
         segments = [(s.file, s.offset, s.row_bytes, s.rows) for s in stream.segments]
@@ -121,8 +127,7 @@ def unfinished_work(plan: Plan) -> Iterator[Unfinished | None]:
     if plan.calibration is None or not any(_takes_long(s) for s in plan.package.streams):
         yield None
         return
-    main = plan.folder if plan.package.own_folder else plan.files[0]
-    work = Unfinished(main.with_name(f"{main.name}.unfinished"), _conversion(plan))
+    work = Unfinished(unfinished_folder(plan), _conversion(plan))
     try:
         yield work
     except WorkerError:  # as it may be ended where memory runs out
@@ -131,6 +136,38 @@ def unfinished_work(plan: Plan) -> Iterator[Unfinished | None]:
         work.remove()
         raise
     work.remove()
+
+
+def unfinished_folder(plan: Plan) -> Path:
+    """What is beside the output while it is made."""
+    main = plan.folder if plan.package.own_folder else plan.files[0]
+    return main.with_name(f"{main.name}.unfinished")
+
+
+@contextmanager
+def scratch(beside: Path | None = None) -> Iterator[Path]:
+    """A folder for as long as the block lasts.
+
+    Args:
+        beside: Whoever sees this folder is to see it, too: it is in it. None for a place of this machine.
+    """
+    if beside is None:
+        with tempfile.TemporaryDirectory(prefix="phiconv-", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+        return
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        for left in beside.glob(f"{_SCRATCH}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        made = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=beside, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise explain(error, beside) from error
+    try:
+        with made as name:
+            yield Path(name)
+    finally:
+        with suppress(OSError):  # something is kept in it
+            beside.rmdir()
 
 
 def _conversion(plan: Plan) -> str:

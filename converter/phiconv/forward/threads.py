@@ -21,9 +21,10 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["parallel", "run"]
+__all__ = ["alone", "parallel", "run"]
 
 _lock = threading.Lock()
+_own = threading.local()  # `alone`, of each thread
 _inside = 0  # how many `parallel` blocks are being executed
 _before = 1  # BLAS's number of threads outside of them
 
@@ -47,15 +48,25 @@ def parallel() -> Iterator[None]:
                 blas[1](_before)
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """What this thread does inside of the block it does alone: others of its kind are at work beside it."""
+    before, _own.alone = getattr(_own, "alone", False), True
+    try:
+        yield
+    finally:
+        _own.alone = before
+
+
 def run(tasks: Iterable[Callable[[], None]]) -> None:
     """Carries tasks out, one per processor at a time; those of a `parallel` block.
 
-    Where BLAS cannot be told to use one thread, they are carried out one after the other.
+    Inside of `alone`, and where BLAS cannot be told to use one thread, it is one after the other.
 
     Raises:
         Exception: The first one that a task raised.
     """
-    if _blas_threads() is None:
+    if getattr(_own, "alone", False) or _blas_threads() is None:
         for task in tasks:
             _quiet(task)
         return

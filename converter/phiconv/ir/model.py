@@ -232,3 +232,15 @@ class Model(Brief):
     def size(self) -> int:
         """Number of weights stored."""
         return sum(t.size for t in self.stored.values())
+
+    def bare(self) -> Model:
+        """What it takes to compute it and no more: little to send to another process."""
+        return Model(
+            self.path,
+            self.format,
+            {},
+            self.architecture,
+            self.hyperparameters,
+            self.tensors,
+            forward=self.forward,
+        )

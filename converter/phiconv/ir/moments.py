@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["Metric", "ModelIdentity", "Moments", "Sample", "add_products", "complete_products", "tiles"]
+__all__ = [
+    "Metric",
+    "ModelIdentity",
+    "Moments",
+    "Sample",
+    "add_products",
+    "complete_products",
+    "tile_product",
+    "tiles",
+]
 
 _TILE = 1024
 """Columns of a tile of the moments: 4 MB, and a product of such tiles runs at full speed."""
@@ -190,8 +199,14 @@ def tiles(columns: int) -> Iterator[tuple[slice, slice]]:
 
 def add_products(total: FloatArray, x: FloatArray, tile: tuple[slice, slice]) -> None:
     """Adds ``x.T @ x`` to a tile of sums; other tiles may be done at the same time."""
+    total[tile] += tile_product(x, tile)
+
+
+def tile_product(x: FloatArray, tile: tuple[slice, slice]) -> FloatArray:
+    """A tile of ``x.T @ x``."""
     i, j = tile
-    total[i, j] += x[:, i].T @ x[:, j]
+    product: FloatArray = x[:, i].T @ x[:, j]
+    return product
 
 
 def complete_products(total: FloatArray, tokens: int, tile: tuple[slice, slice]) -> None:

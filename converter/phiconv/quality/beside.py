@@ -6,6 +6,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from phiconv.conversion.tasks import HERE
 from phiconv.errors import OutputExistsError, UsageError
 from phiconv.quality.text import calibrate
 from phiconv.quantizers import best
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from phiconv.conversion.plans import Plan
-    from phiconv.quality.evaluation import Progress
+    from phiconv.conversion.tasks import Workers
+    from phiconv.quality.batches import Progress
 
 __all__ = ["calibrated"]
 
@@ -26,6 +28,7 @@ def calibrated(
     tokens: int | None,
     *,
     force: bool,
+    workers: Workers = HERE,
     progress: Progress | None,
 ) -> Iterator[Plan]:
     """Measures the source of a conversion, if anything is to have the best codes and nothing is known.
@@ -37,6 +40,7 @@ def calibrated(
         text: What to measure on; None for the texts that come with phiconv.
         tokens: About how many of them; None for the usual number.
         force: Whether the output may be there.
+        workers: Where.
         progress: Is told how far it is.
 
     Yields:
@@ -68,6 +72,8 @@ def calibrated(
         force=True,
         reuse=True,
         sensitivity=bool(plan.mixture),
+        executor=workers.executor,
+        jobs=workers.jobs,
         progress=progress,
     )
     assert plan.again is not None  # noqa: S101 - `phiconv.plan` sees to it

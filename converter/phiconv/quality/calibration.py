@@ -6,24 +6,27 @@ of every input of a matrix by column, and for a stack of experts by expert, over
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phiconv.conversion.tasks import HERE
 from phiconv.errors import WeightError
 from phiconv.forward.interpreter import compute
 from phiconv.ir.importance import ColumnSums
-from phiconv.quality.evaluation import passes, windows
+from phiconv.quality.batches import begun, each_batch, windows
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
+    from phiconv.conversion.tasks import Workers
     from phiconv.forward.interpreter import Watch
     from phiconv.forward.layers import Array
     from phiconv.ir.model import Model, Role
-    from phiconv.quality.evaluation import Progress
+    from phiconv.quality.batches import Progress
 
 __all__ = ["column_sums"]
 
@@ -35,6 +38,7 @@ def column_sums(
     *,
     context: int = 512,
     bos: int | None = None,
+    workers: Workers = HERE,
     progress: Progress | None = None,
 ) -> tuple[dict[Role, ColumnSums], int]:
     """Computes a text and sums up what goes into matrices.
@@ -45,6 +49,7 @@ def column_sums(
         roles: The matrices; those that have the same input need to be there once only.
         context: Tokens of a window.
         bos: What the first token of each window is replaced with.
+        workers: Where.
         progress: Is told how far it is.
 
     Returns:
@@ -55,18 +60,11 @@ def column_sums(
         WeightError: An input is NaN or infinite: the weights hold values that are not finite.
     """
     found = {role: _empty(model, role) for role in roles}
-
-    def collect(role: Role, x: Array, expert: int | None) -> None:
-        if role in found:
-            found[role].sums[expert or 0] += np.einsum("ij,ij->j", x, x)
-            found[role].counts[expert or 0] += len(x)
-
     cut = windows(ids, context)
-    for batch, (step,) in passes(cut, [model], progress):
-        inputs: NDArray[np.intp] = cut[batch].copy()
-        if bos is not None:
-            inputs[:, 0] = bos
-        compute(model, inputs, watch=_both(step, collect))
+    for some in each_batch(_Sums(model.bare(), frozenset(found), bos), cut, [model], workers, progress):
+        for role, matrix, sums, count in some:
+            found[role].sums[matrix] += sums
+            found[role].counts[matrix] += count
     for role, each in found.items():
         if not np.isfinite(each.sums).all():
             raise WeightError(
@@ -84,9 +82,28 @@ def _empty(model: Model, role: Role) -> ColumnSums:
     return ColumnSums(np.zeros((matrices, shape[-1])), np.zeros(matrices, np.int64))
 
 
-def _both(first: Watch, second: Watch) -> Watch:
-    def watch(role: Role, x: Array, expert: int | None) -> None:
-        first(role, x, expert)
-        second(role, x, expert)
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Computes a batch: the squares of what goes into each matrix, and how many tokens, as they come."""
 
-    return watch
+    model: Model
+    roles: Collection[Role]
+    bos: int | None
+
+    def __call__(
+        self,
+        batch: slice,  # noqa: ARG002
+        tokens: NDArray[np.intp],
+        steps: Sequence[Watch | None],
+    ) -> list[tuple[Role, int, Array, int]]:
+        found: list[tuple[Role, int, Array, int]] = []
+        (step,) = steps
+
+        def watch(role: Role, x: Array, expert: int | None) -> None:
+            if step is not None:
+                step(role, x, expert)
+            if role in self.roles:
+                found.append((role, expert or 0, np.einsum("ij,ij->j", x, x), len(x)))
+
+        compute(self.model, begun(tokens, self.bos), watch=watch)
+        return found

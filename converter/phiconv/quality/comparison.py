@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ from phiconv.brief import Brief
 from phiconv.conversion.cancelling import heeding
 from phiconv.conversion.rows import TILE
 from phiconv.conversion.source import open_model
+from phiconv.conversion.tasks import Workers, in_order
 from phiconv.errors import InputError, MalformedFileError, UnsupportedModelError, printable
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model, Role
@@ -32,7 +33,7 @@ from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
     from contextlib import AbstractContextManager
     from os import PathLike
     from pathlib import Path
@@ -201,7 +202,8 @@ def compare(
     total = sum(x.size for _, x, _ in pairs)
     done = 0
     with context:
-        for index, found in _in_order(pool, 2 * jobs, pairs):
+        tasks = (partial(_difference, *span) for span in _spans(pairs))
+        for index, found in in_order(Workers(pool, jobs), tasks):
             sums[index] += found
             done += found.weights
             if progress is not None:
@@ -280,41 +282,21 @@ def _shape(tensor: Tensor) -> str:
 # ------------------------------------------------------------------------------------------------- summing
 
 
-def _in_order(pool: Executor, limit: int, pairs: Sequence[_Pair]) -> Iterator[tuple[int, Difference]]:
-    """Sums of all spans in their order, ``limit`` of them under way at once; so sums are always the same."""
-    waiting: deque[tuple[int, Future[Difference]]] = deque()
-    try:
-        for index, start, stop in _spans(pairs):
-            _, x, y = pairs[index]
-            waiting.append((index, pool.submit(_difference, x, y, start, stop)))
-            if len(waiting) == limit:
-                first, task = waiting.popleft()
-                yield first, task.result()
-        while waiting:
-            first, task = waiting.popleft()
-            yield first, task.result()
-    finally:
-        tasks = [task for _, task in waiting]
-        for task in tasks:
-            task.cancel()
-        wait(tasks)
-
-
-def _spans(pairs: Sequence[_Pair]) -> Iterator[tuple[int, int, int]]:
-    for index, (_, x, _) in enumerate(pairs):
+def _spans(pairs: Sequence[_Pair]) -> Iterator[tuple[int, Tensor, Tensor, int, int]]:
+    for index, (_, x, y) in enumerate(pairs):
         step = max(_SPAN // max(x.columns, 1), 1)
         for start in range(0, x.rows if x.size else 0, step):  # rows of nothing may be any number
-            yield index, start, min(start + step, x.rows)
+            yield index, x, y, start, min(start + step, x.rows)
 
 
-def _difference(x: Tensor, y: Tensor, start: int, stop: int) -> Difference:
-    """The difference between rows ``start`` to ``stop`` of two tensors."""
+def _difference(index: int, x: Tensor, y: Tensor, start: int, stop: int) -> tuple[int, Difference]:
+    """The difference between rows ``start`` to ``stop`` of two tensors, which are pair ``index``."""
     result = Difference()
     step = max(TILE // max(x.columns, 1), 1)
     for at in range(start, stop, step):
         last = min(at + step, stop)
         result += _tile_difference(_read(x, at, last, "first"), _read(y, at, last, "second"))
-    return result
+    return index, result
 
 
 def _read(tensor: Tensor, start: int, stop: int, name: str) -> _Vector:

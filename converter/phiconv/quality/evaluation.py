@@ -7,40 +7,35 @@ of the windows, and are comparable only at the same length, on the same text, wi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phiconv.conversion.tasks import HERE
 from phiconv.errors import UsageError, WeightError
 from phiconv.forward.interpreter import compute
+from phiconv.quality.batches import begun, each_batch, windows
 from phiconv.quality.reference import remembered
 from phiconv.quality.scores import columns, figures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
+    from phiconv.conversion.tasks import Workers
     from phiconv.forward.interpreter import Logits, Precision, Watch
-    from phiconv.forward.layers import Array
-    from phiconv.ir.model import Model, Role
+    from phiconv.ir.model import Model
+    from phiconv.quality.batches import Progress
+    from phiconv.quality.reference import Memory
     from phiconv.quality.scores import Evaluation
 
-__all__ = ["BATCH_TOKENS", "Progress", "evaluate", "passes", "windows"]
-
-BATCH_TOKENS = 2048
-"""Tokens that are computed in one pass over the weights, if a window is shorter than that."""
+__all__ = ["evaluate"]
 
 _CHUNK = 1 << 25
 """Logits of one model in memory at a time."""
-
-
-class Progress(Protocol):
-    """Is told how far an evaluation is."""
-
-    def __call__(self, done: int, total: int, name: str) -> None:
-        """``done`` of ``total`` steps are made; ``name`` says what is worked on."""
 
 
 def evaluate(
@@ -53,6 +48,7 @@ def evaluate(
     llama: bool = False,
     bos: int | None = None,
     precision: Precision = "float32",
+    workers: Workers = HERE,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Computes perplexities, and with a reference the divergences from it.
@@ -69,6 +65,7 @@ def evaluate(
         bos: What the first token of each window is replaced with; llama-perplexity does it where the
             tokenizer asks for a bos token.
         precision: What to compute in.
+        workers: Where.
         progress: Is told how far it is.
 
     Returns:
@@ -84,19 +81,14 @@ def evaluate(
         if _vocabulary(other) != _vocabulary(everybody[0]):
             raise UsageError(f"{other.path} has another vocabulary than {everybody[0].path}")
     cut = windows(ids, context, least=4 if llama else 2)
-    inputs = cut.copy()
-    if bos is not None:
-        inputs[:, 0] = bos
     tables: list[list[NDArray[np.float64]]] = [[] for _ in models]
-    with remembered(reference, inputs, precision, reference_file) as memory:
+    with remembered(reference, begun(cut, bos), precision, reference_file) as memory:
         computed = [*models] if memory is not None and memory.complete else everybody
-        for batch, steps in passes(cut, computed, progress):
-            some = inputs[batch]
-            own = [
-                compute(m, some, precision=precision, watch=w) for m, w in zip(models, steps, strict=False)
-            ]
-            expected = None if memory is None else memory.logits(batch, some, steps[-1])
-            _score(own, expected, cut[batch], context // 2 if llama else 0, tables)
+        bare = tuple(model.bare() for model in models)
+        work = _Scores(bare, memory, context // 2 if llama else 0, bos, precision)
+        for found in each_batch(work, cut, computed, workers, progress):
+            for table, some in zip(tables, found, strict=True):
+                table.append(some)
     return [
         _checked(np.concatenate(each, axis=1), model, reference, cut.shape)
         for model, each in zip(models, tables, strict=True)
@@ -123,65 +115,39 @@ def _checked(
     return figures(table, shape[0], shape[1])
 
 
-def windows(ids: ArrayLike, context: int, *, least: int = 2) -> NDArray[np.intp]:
-    """Cuts tokens into windows, shape (windows, context).
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Computes a batch of windows and scores it: the columns of each model.
 
-    Raises:
-        UsageError: A window is shorter than ``least`` tokens, or the text shorter than a window.
+    Attributes:
+        models: The models.
+        memory: Gives the logits of the reference, if there is one.
+        first: The first position whose prediction is scored.
+        bos: See `evaluate`.
+        precision: Likewise.
     """
-    if context < least:
-        raise UsageError(f"a context of {context} tokens is too short", hint=f"it must be at least {least}")
-    flat = np.asarray(ids).reshape(-1)
-    if flat.size < context:
-        raise UsageError(
-            f"the text has {flat.size} tokens, fewer than one window of {context}",
-            hint="give a longer text, or a smaller context",
-        )
-    return flat[: flat.size // context * context].reshape(-1, context)
+
+    models: tuple[Model, ...]
+    memory: Memory | None
+    first: int
+    bos: int | None
+    precision: Precision
+
+    def __call__(
+        self, batch: slice, tokens: NDArray[np.intp], steps: Sequence[Watch | None]
+    ) -> list[NDArray[np.float64]]:
+        some = begun(tokens, self.bos)
+        own = [
+            compute(model, some, precision=self.precision, watch=step)
+            for model, step in zip(self.models, steps, strict=False)
+        ]
+        expected = None if self.memory is None else self.memory.logits(batch, some, steps[-1])
+        return _scored(own, expected, tokens, self.first)
 
 
-def passes(
-    cut: NDArray[np.intp], models: Sequence[Model], progress: Progress | None
-) -> Iterator[tuple[slice, list[Watch]]]:
-    """Which windows share a pass over the weights, and what reports the steps of each model.
-
-    A step is one layer of one model.
-    """
-    size = max(BATCH_TOKENS // cut.shape[1], 1)
-    layers = [m.hyperparameters.num_hidden_layers if m.hyperparameters else 0 for m in models]
-    batches = -(-len(cut) // size)
-    total, done = batches * sum(layers), 0
-    for number in range(batches):
-        name = f"window {number * size + 1} of {len(cut)}"
-        steps: list[Watch] = []
-        for count in layers:
-            steps.append(_layer_steps(progress, done, total, name))
-            done += count
-        yield slice(number * size, min((number + 1) * size, len(cut))), steps
-    if progress is not None:
-        progress(total, total, f"window {len(cut)} of {len(cut)}")
-
-
-def _layer_steps(progress: Progress | None, done: int, total: int, name: str) -> Watch:
-    """Tells the progress whenever another layer is reached."""
-    last = 0
-
-    def step(role: Role, x: Array, expert: int | None) -> None:  # noqa: ARG001
-        nonlocal last
-        if progress is not None and role.layer and role.layer != last:
-            last = role.layer
-            progress(done + last, total, name)
-
-    return step
-
-
-def _score(
-    models: Sequence[Logits],
-    reference: Logits | None,
-    targets: NDArray[np.intp],
-    first: int,
-    tables: list[list[NDArray[np.float64]]],
-) -> None:
+def _scored(
+    models: Sequence[Logits], reference: Logits | None, targets: NDArray[np.intp], first: int
+) -> list[NDArray[np.float64]]:
     """Scores a batch of windows, some positions at a time, so that few logits are in memory at once.
 
     Args:
@@ -189,15 +155,19 @@ def _score(
         reference: Those of the reference.
         targets: The tokens, shape (windows, context).
         first: The first position whose prediction is scored.
-        tables: Get the columns of each model.
+
+    Returns:
+        The columns of each model.
     """
     batch, context = targets.shape
     positions = (np.arange(batch)[:, None] * context + np.arange(first, context - 1)).reshape(-1)
     following = targets[:, first + 1 :].reshape(-1)
     step = max(_CHUNK // models[0].shape[-1], 1)
+    tables: list[list[NDArray[np.float64]]] = [[] for _ in models]
     for start in range(0, len(positions), step):
         some, wanted = positions[start : start + step], following[start : start + step]
         other = None if reference is None else reference.at(some)
         for logits, table in zip(models, tables, strict=True):
             with np.errstate(all="ignore"):
                 table.append(columns(logits.at(some), wanted, None if other is None else other.copy()))
+    return [np.concatenate(table, axis=1) for table in tables]

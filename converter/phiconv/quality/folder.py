@@ -16,12 +16,14 @@ import numpy as np
 
 from phiconv.conversion.identity import identity_of
 from phiconv.conversion.outputs import check_space, explain
+from phiconv.conversion.tasks import HERE, in_order
 from phiconv.errors import InputError, OutputError
 from phiconv.forward import threads
-from phiconv.forward.stages import run_stage, stages_of
+from phiconv.forward.stages import stages_of
 from phiconv.ir.importance import ColumnSums
-from phiconv.quality.evaluation import BATCH_TOKENS
+from phiconv.quality.batches import BATCH_TOKENS, batches, begun
 from phiconv.quality.moments import Collector, Measured
+from phiconv.quality.passing import Passage
 from phiconv.quality.sensitivity import measure_sensitivities
 from phiconv.quality.workspace import Workspace, file_sha256
 from phiconv_formats.calibration.arrays import ArrayFile, open_array
@@ -44,10 +46,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from phiconv.conversion.tasks import Workers
     from phiconv.forward.stages import Stage
     from phiconv.ir.model import Model, Role
     from phiconv.ir.moments import ModelIdentity
-    from phiconv.quality.evaluation import Progress
+    from phiconv.quality.batches import Progress
     from phiconv_formats.calibration.manifest import InputEntry, PartName
 
 __all__ = ["Texts", "is_measured", "measure_folder"]
@@ -87,20 +90,15 @@ class Texts:
         length = min(_PIECE, windows.shape[1])
         start = (windows.shape[1] - length) // 2
         chosen = sorted({i * len(windows) // _PIECES for i in range(_PIECES)})
-        pieces = windows[chosen, start : start + length].copy()
-        if self.bos is not None:
-            pieces[:, 0] = self.bos
-        return pieces
+        return begun(windows[chosen, start : start + length], self.bos)
 
     def batches(self) -> Iterator[tuple[PartName, int, NDArray[np.intp]]]:
         """Windows that are computed at a time: their part, their first token's number, and tokens."""
-        size, at = max(BATCH_TOKENS // self.fit.shape[1], 1), 0
+        at = 0
         parts: tuple[tuple[PartName, NDArray[np.intp]], ...] = (("fit", self.fit), ("check", self.check))
         for part, windows in parts:
-            for start in range(0, len(windows), size):
-                ids = windows[start : start + size].copy()
-                if self.bos is not None:
-                    ids[:, 0] = self.bos
+            for batch in batches(*windows.shape):
+                ids = begun(windows[batch], self.bos)
                 yield part, at, ids
                 at += ids.size
 
@@ -117,7 +115,13 @@ def is_measured(model: Model, texts: Texts, folder: Path) -> bool:
 
 
 def measure_folder(
-    model: Model, texts: Texts, destination: Path, *, force: bool, progress: Progress | None
+    model: Model,
+    texts: Texts,
+    destination: Path,
+    *,
+    force: bool,
+    workers: Workers = HERE,
+    progress: Progress | None,
 ) -> None:
     """Measures what goes into every matrix, and writes it.
 
@@ -126,6 +130,7 @@ def measure_folder(
         texts: What it reads.
         destination: The folder, which appears when all is done.
         force: Replace an older calibration, and forget an unfinished one of something else.
+        workers: Where.
         progress: Is told how far this run is.
 
     Raises:
@@ -140,14 +145,16 @@ def measure_folder(
         space = Workspace(destination, _run_of(model, identity, texts), force=force)
         done = len(space.stages)
         tokens = sum(texts.tokens.values())
-        streams = 2 * 4 * tokens * (model.hyperparameters.hidden_size if model.hyperparameters else 0)
-        check_space(space.folder, streams + sum(each.size for some in measured[done:] for each in some))
+        size = 2 * 4 * tokens * _width(model) + sum(each.size for some in measured[done:] for each in some)
+        if workers.executor is not None:
+            size += max(sum(each.scratch_size for each in some) for some in measured)
+        check_space(space.folder, size)
         steps = _Steps(model, stages[done:], measured[done:], tokens, progress)
         for stage, some in list(zip(stages, measured, strict=True))[done:]:
-            _measure_stage(model, stage, some, texts, space, steps)
+            _measure_stage(model, stage, some, texts, space, workers, steps)
         entries = tuple(entry for stage_entries in space.stages for entry in stage_entries)
         _write_imatrix(space, names, entries, texts)
-        sensitivities = _sensitivities(model, texts, progress) if texts.sensitivity else ()
+        sensitivities = _sensitivities(model, texts, space, workers, progress) if texts.sensitivity else ()
         manifest = Manifest(
             identity,
             texts.fit.shape[1],
@@ -163,41 +170,51 @@ def measure_folder(
         space.publish()
 
 
-def _sensitivities(model: Model, texts: Texts, progress: Progress | None) -> tuple[SensitivityEntry, ...]:
+def _sensitivities(
+    model: Model, texts: Texts, space: Workspace, workers: Workers, progress: Progress | None
+) -> tuple[SensitivityEntry, ...]:
     """What rounding one matrix does to the predictions."""
 
     def step(number: int, count: int) -> None:
         if progress is not None:  # with every stage there are more branches
             progress(number * number, count * count, "rounding one matrix at a time")
 
-    found = measure_sensitivities(model, texts.pieces, step)
+    found = measure_sensitivities(model, texts.pieces, space.folder, step, workers)
     return tuple(SensitivityEntry(each.role.layer, each.role.name, each.divergence) for each in found)
 
 
 def _measure_stage(
-    model: Model, stage: Stage, measured: Sequence[Measured], texts: Texts, space: Workspace, steps: _Steps
+    model: Model,
+    stage: Stage,
+    measured: Sequence[Measured],
+    texts: Texts,
+    space: Workspace,
+    workers: Workers,
+    steps: _Steps,
 ) -> None:
     """Takes all windows through a stage."""
-    before = space.stream()
-    collector = Collector(model, measured, space.create, space.seal)
-    file: ArrayFile | None = None
-    after: NDArray[np.float32] | None = None
+    bare, before, after = model.bare(), space.stream(), None
+    collector = Collector(model, measured, space, workers)
+    if stage.calls[-1][1].operation != "logits":
+        shape = (sum(texts.tokens.values()), _width(model))
+        after = space.rows(ArrayFile(f"stream.{len(space.stages) % 2}.npy", "float32", shape))
+    parts = [*texts.batches()]
+    first = {"fit": 0, "check": texts.fit.size}
+    passages = (
+        Passage(bare, stage, ids, at, at - first[part], collector.sinks(part), before, after)
+        for part, at, ids in parts
+    )
     with threads.parallel(), np.errstate(all="ignore"):
-        for part, at, ids in texts.batches():
-            collector.part = part
-            x = None if before is None else np.array(before[at : at + ids.size])
-            result = run_stage(model, stage, ids, x, collector.watch)
-            if result is not None:
-                if file is None:
-                    shape = (sum(texts.tokens.values()), result.shape[1])
-                    file = ArrayFile(f"stream.{len(space.stages) % 2}.npy", "float32", shape)
-                    after = space.create(file)
-                assert after is not None  # noqa: S101 - it was made with the file
-                after[at : at + ids.size] = result
+        for (part, _, ids), seen in zip(parts, in_order(workers, passages), strict=True):
+            collector.take(part, seen)
             steps.step(stage, measured, ids.size)
         entries = collector.finish()
-    before = after = None  # a mapped file cannot be removed everywhere
-    space.finish_stage(entries, file)
+    space.finish_stage(entries, None if after is None else after.file)
+
+
+def _width(model: Model) -> int:
+    """Of what goes from one stage to the next."""
+    return model.hyperparameters.hidden_size if model.hyperparameters else 0
 
 
 def _keep_windows(space: Workspace, texts: Texts) -> str:

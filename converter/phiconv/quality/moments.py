@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from phiconv.conversion.tasks import in_order
 from phiconv.errors import WeightError
 from phiconv.forward import threads
-from phiconv.ir.moments import add_products, complete_products, tiles
+from phiconv.ir.moments import complete_products, tiles
+from phiconv.quality.passing import HalfRows, ProductSums, SingleRows, TileSums
+from phiconv_formats.calibration.arrays import ArrayFile
 from phiconv_formats.calibration.manifest import (
     PARTS,
     InputEntry,
@@ -26,20 +29,18 @@ from phiconv_formats.calibration.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from phiconv.forward.layers import Array
+    from phiconv.conversion.tasks import Workers
     from phiconv.forward.stages import MatrixInput
-    from phiconv.ir.model import Model, Role
-    from phiconv_formats.calibration.arrays import ArrayFile
+    from phiconv.ir.model import Model
+    from phiconv.quality.passing import Seen, Sink
+    from phiconv.quality.workspace import Workspace
     from phiconv_formats.calibration.manifest import PartName
 
 __all__ = ["Collector", "Measured"]
-
-_ROWS = 256
-"""Inputs that are rounded at a time."""
 
 
 class Measured:
@@ -70,6 +71,15 @@ class Measured:
         stacked = self.input.experts is not None
         return arrays_of_part(self.stem, part, self.columns, counts, moments=products, stacked=stacked)
 
+    def scratch(self, part: PartName) -> ArrayFile:
+        """The inputs of a part, while workers compute them and until they have added up their products."""
+        return ArrayFile(f"rows.{self.stem}.{part}.npy", "float32", (self.tokens[part], self.columns))
+
+    @property
+    def scratch_size(self) -> int:
+        """Bytes of those arrays."""
+        return sum(self.scratch(part).size for part in PARTS if "moments" in self.files(part))
+
     @property
     def squares(self) -> ArrayFile:
         """The array of sums of squares."""
@@ -87,80 +97,63 @@ class Measured:
         return sum(each * self.tokens[part] for part in PARTS if "moments" in self.files(part))
 
 
-class _Products:
-    """Sums of products, and at the end second moments."""
-
-    def __init__(self, total: NDArray[np.float32]) -> None:
-        self.total = total  # mapped; of a stack with a matrix in front
-
-    def add(self, x: Array, matrix: int) -> None:
-        total = self.total if self.total.ndim == 2 else self.total[matrix]
-        threads.run(partial(add_products, total, x, tile) for tile in tiles(x.shape[1]))
-
-    def finish(self, counts: Sequence[int]) -> None:
-        for number, count in enumerate(counts):
-            total = self.total if self.total.ndim == 2 else self.total[number]
-            threads.run(partial(complete_products, total, count, tile) for tile in tiles(total.shape[1]))
-
-
-class _Inputs:
-    """The inputs, rounded to float16.
-
-    Each row is first multiplied with the power of two that brings its largest number just below the largest
-    one of float16. So none overflows, those up to 2^28 times smaller keep 11 bits, and no product of two of
-    these is off by more than 5e-4 of itself.
-    """
-
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.arrays = arrays
-        self.done = 0
-
-    def add(self, x: Array, matrix: int) -> None:
-        for start in range(0, len(x), _ROWS):
-            rows = x[start : start + _ROWS]
-            place = slice(self.done, self.done + len(rows))
-            largest = np.abs(rows).max(axis=1)
-            exponents = np.clip(np.frexp(largest)[1] - 15, -110, 110)
-            self.arrays["inputs"][place] = np.ldexp(rows, -exponents[:, None])
-            self.arrays["scales"][place] = np.ldexp(np.float32(1), exponents)
-            if "experts" in self.arrays:
-                self.arrays["experts"][place] = matrix
-            self.done += len(rows)
-
-    def finish(self, counts: Sequence[int]) -> None:
-        assert self.done == sum(counts) == len(self.arrays["scales"])  # noqa: S101 - every token was here
-
-
 class _Store:
     """All that is collected of one input."""
 
-    def __init__(self, measured: Measured, create: Callable[[ArrayFile], NDArray[Any]]) -> None:
-        self.measured = measured
+    def __init__(self, measured: Measured, space: Workspace, workers: Workers) -> None:
+        self.measured, self._space, self._workers = measured, space, workers
         self.squares = np.zeros((measured.matrices, measured.columns))
-        self.counts = {part: np.zeros(measured.matrices, np.int64) for part in PARTS}
-        self.parts: dict[PartName, _Products | _Inputs] = {}
-        for part in PARTS:
-            arrays = {kind: create(file) for kind, file in measured.files(part).items()}
-            self.parts[part] = _Products(arrays["moments"]) if "moments" in arrays else _Inputs(arrays)
+        self._counts = {part: np.zeros(measured.matrices, np.int64) for part in PARTS}
+        self._runs: dict[PartName, list[tuple[int, int, int]]] = {part: [] for part in PARTS}
+        self._totals: dict[PartName, NDArray[np.float32]] = {}
+        self.sinks = {part: self._sink(part) for part in PARTS}
 
-    def add(self, part: PartName, x: Array, matrix: int) -> None:
-        self.squares[matrix] += np.einsum("ij,ij->j", x, x)
-        self.counts[part][matrix] += len(x)
-        self.parts[part].add(x, matrix)
+    def _sink(self, part: PartName) -> Sink:
+        """What takes the inputs of a part; workers cannot add to sums, which are in order."""
+        files = self.measured.files(part)
+        if "moments" not in files:
+            return HalfRows({kind: self._space.rows(file) for kind, file in files.items()})
+        self._totals[part] = self._space.create(files["moments"])
+        if self._workers.executor is not None:
+            return SingleRows(self._space.rows(self.measured.scratch(part)))
+        return ProductSums(self._totals[part], stacked=self._totals[part].ndim == 3)
 
-    def entry(
-        self, create: Callable[[ArrayFile], NDArray[Any]], seal: Callable[[ArrayFile], str]
-    ) -> InputEntry:
+    def take(self, part: PartName, seen: Seen) -> None:
+        self.squares[seen.matrix] += seen.squares
+        self._counts[part][seen.matrix] += seen.tokens
+        self._runs[part].append((seen.matrix, seen.row, seen.row + seen.tokens))
+
+    def entry(self) -> InputEntry:
+        """Completes all arrays."""
         measured = self.measured
-        create(measured.squares)[...] = self.squares
+        self._space.create(measured.squares)[...] = self.squares
         parts = {}
         for part in PARTS:
-            counts = tuple(self.counts[part].tolist())
-            self.parts[part].finish(counts)
-            parts[part] = PartEntry(counts, {k: seal(f) for k, f in measured.files(part).items()})
+            counts = tuple(self._counts[part].tolist())
+            if part in self._totals:
+                self._complete(part, counts)
+            assert sum(counts) == measured.tokens[part]  # noqa: S101 - every token was here
+            sha256 = {kind: self._space.seal(file) for kind, file in measured.files(part).items()}
+            parts[part] = PartEntry(counts, sha256)
         roles = tuple(role.name for role in measured.input.roles)
         layer, stacked = measured.input.roles[0].layer, measured.input.experts is not None
-        return InputEntry(layer, roles, measured.columns, stacked, seal(measured.squares), parts)
+        return InputEntry(layer, roles, measured.columns, stacked, self._space.seal(measured.squares), parts)
+
+    def _complete(self, part: PartName, counts: Sequence[int]) -> None:
+        """Makes moments of sums, which workers have yet to add up."""
+        totals = self._totals.pop(part)
+        totals = totals if totals.ndim == 3 else totals[None]
+        each = [(matrix, tile) for matrix in range(len(totals)) for tile in tiles(totals.shape[-1])]
+        sink = self.sinks[part]
+        if isinstance(sink, SingleRows):
+            tasks = (TileSums(sink.rows, self._rows_of(part, matrix), tile) for matrix, tile in each)
+            for (matrix, tile), sums in zip(each, in_order(self._workers, tasks), strict=True):
+                totals[matrix][tile] = sums
+            self._space.remove(sink.rows)
+        threads.run(partial(complete_products, totals[m], counts[m], tile) for m, tile in each)
+
+    def _rows_of(self, part: PartName, matrix: int) -> list[tuple[int, int]]:
+        return [(start, stop) for number, start, stop in self._runs[part] if number == matrix]
 
 
 class Collector:
@@ -169,39 +162,37 @@ class Collector:
     Args:
         model: For messages.
         measured: What goes into the stage's matrices.
-        create: Makes the file of an array and maps it, filled with zeros.
-        seal: Says that a file is complete; returns its SHA-256.
-
-    Attributes:
-        part: Which part the tokens belong to that are computed.
+        space: Where the arrays are made.
+        workers: Who adds up products.
     """
 
     def __init__(
-        self,
-        model: Model,
-        measured: Sequence[Measured],
-        create: Callable[[ArrayFile], NDArray[Any]],
-        seal: Callable[[ArrayFile], str],
+        self, model: Model, measured: Sequence[Measured], space: Workspace, workers: Workers
     ) -> None:
-        self.part: PartName = "fit"
         self._model = model
-        self._create, self._seal = create, seal
-        self._stores = {each.input.roles[0]: _Store(each, create) for each in measured}
+        self._stores = [_Store(each, space, workers) for each in measured]
 
-    def watch(self, role: Role, x: Array, expert: int | None) -> None:
-        """See `phiconv.forward.interpreter.Watch`."""
-        store = self._stores.get(role)
-        if store is None:  # another one with the same input was seen
-            return
-        store.add(self.part, x, expert or 0)
-        if not math.isfinite(store.squares[expert or 0].sum()):
-            raise WeightError(
-                "an input of this matrix is NaN or infinite",
-                path=self._model.path,
-                at=f"weight {role}",
-                hint="the weights hold values that are not finite",
-            )
+    def sinks(self, part: PartName) -> tuple[Sink, ...]:
+        """What takes each input of the stage, for tokens of a part."""
+        return tuple(store.sinks[part] for store in self._stores)
+
+    def take(self, part: PartName, seen: Sequence[Seen]) -> None:
+        """Adds up what came of a batch; batches must come in order.
+
+        Raises:
+            WeightError: An input is NaN or infinite.
+        """
+        for each in seen:
+            store = self._stores[each.input]
+            store.take(part, each)
+            if not math.isfinite(store.squares[each.matrix].sum()):
+                raise WeightError(
+                    "an input of this matrix is NaN or infinite",
+                    path=self._model.path,
+                    at=f"weight {store.measured.input.roles[0]}",
+                    hint="the weights hold values that are not finite",
+                )
 
     def finish(self) -> tuple[InputEntry, ...]:
         """Completes all arrays."""
-        return tuple(store.entry(self._create, self._seal) for store in self._stores.values())
+        return tuple(store.entry() for store in self._stores)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from phiconv.conversion.tasks import HERE
 from phiconv.errors import UnsupportedModelError, WeightError
 from phiconv.forward import layers, threads
 from phiconv.forward.interpreter import NumpyOps, no_model, token_ids
 from phiconv.forward.ops import check_weights
 from phiconv.ir.ranges import MatrixRanges, Range, Ranges
-from phiconv.quality.evaluation import passes, windows
+from phiconv.quality.batches import each_batch, windows
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from collections.abc import Sequence
 
+    from numpy.typing import ArrayLike, NDArray
+
+    from phiconv.conversion.tasks import Workers
+    from phiconv.forward.interpreter import Watch
     from phiconv.forward.layers import Array
     from phiconv.forward.ops import Activation, Forward, MixtureOfExperts
     from phiconv.ir.model import Model, Role
-    from phiconv.quality.evaluation import Progress
+    from phiconv.quality.batches import Progress
 
 __all__ = ["measure_ranges"]
 
 
 def measure_ranges(
-    model: Model, ids: ArrayLike, *, context: int = 512, progress: Progress | None = None
+    model: Model,
+    ids: ArrayLike,
+    *,
+    context: int = 512,
+    workers: Workers = HERE,
+    progress: Progress | None = None,
 ) -> Ranges:
     """Computes a text and notes ranges.
 
@@ -33,6 +44,7 @@ def measure_ranges(
         model: The model.
         ids: The tokens of the text.
         context: Tokens of a window.
+        workers: Where.
         progress: Is told how far it is.
 
     Raises:
@@ -47,16 +59,39 @@ def measure_ranges(
         raise UnsupportedModelError("ranges of a mixture of experts are not supported", path=model.path)
     check_weights(forward, hp, model.tensors, model.path)
     found: dict[Role, MatrixRanges] = {}
-    cut = windows(ids, context)
-    for batch, (step,) in passes(cut, [model], progress):
-        ops = _RangeOps(model.tensors, token_ids(cut[batch], hp.vocab_size), np.dtype(np.float32), step)
-        ops.found = found
-        with threads.parallel(), np.errstate(all="ignore"):
-            forward(ops, hp)
+    for some in each_batch(_BatchRanges(model.bare()), windows(ids, context), [model], workers, progress):
+        for role, now in some.items():
+            found[role] = _union(found.get(role, now), now)
     for role, pair in found.items():
         if not np.isfinite([*pair.inputs, *pair.outputs]).all():
             raise WeightError("an activation is NaN or infinite", path=model.path, at=f"weight {role}")
     return Ranges(dict(sorted(found.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchRanges:
+    """Computes a batch and notes its ranges."""
+
+    model: Model
+
+    def __call__(
+        self,
+        batch: slice,  # noqa: ARG002
+        tokens: NDArray[np.intp],
+        steps: Sequence[Watch | None],
+    ) -> dict[Role, MatrixRanges]:
+        hp, forward = self.model.hyperparameters, cast("Forward", self.model.forward)
+        assert hp is not None  # noqa: S101 - see `measure_ranges`
+        ids = token_ids(tokens, hp.vocab_size)
+        ops = _RangeOps(self.model.tensors, ids, np.dtype(np.float32), steps[0])
+        ops.found = {}
+        with threads.parallel(), np.errstate(all="ignore"):
+            forward(ops, hp)
+        return ops.found
+
+
+def _union(a: MatrixRanges, b: MatrixRanges) -> MatrixRanges:
+    return MatrixRanges(*map(Range.union, zip(a, b, strict=True)))
 
 
 class _RangeOps(NumpyOps):
@@ -80,5 +115,4 @@ class _RangeOps(NumpyOps):
 
     def _note(self, role: Role, x: Array, y: Array) -> None:
         now = MatrixRanges(*(Range(float(each.min()), float(each.max())) for each in (x, y)))
-        before = self.found.get(role, now)
-        self.found[role] = MatrixRanges(*map(Range.union, zip(before, now, strict=True)))
+        self.found[role] = _union(self.found.get(role, now), now)

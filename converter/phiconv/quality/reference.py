@@ -22,11 +22,12 @@ from phiconv_formats.shared.output import OutputFile
 from phiconv_formats.shared.safetensors import lay_out, open_safetensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from phiconv.conversion.outputs import PartialFile
     from phiconv.forward.interpreter import Logits, Precision, Watch
     from phiconv.forward.layers import Array
     from phiconv.ir import Tensor
@@ -48,23 +49,36 @@ class Memory(Protocol):
     @property
     def complete(self) -> bool: ...  # noqa: D102
 
-    def logits(self, windows: slice, inputs: NDArray[np.intp], watch: Watch) -> Logits:
+    def logits(self, windows: slice, inputs: NDArray[np.intp], watch: Watch | None) -> Logits:
         """The logits of some of the windows, whose tokens are ``inputs``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
-    """Computes them; ``keep`` is given what the output matrix is multiplied with."""
+    """Computes them; ``keeper``, if there is one, is given what the output matrix is multiplied with."""
 
     model: Model
     precision: Precision
-    keep: Callable[[slice, Array], None]
+    keeper: _Keeper | None = None
     complete: bool = False
 
-    def logits(self, windows: slice, inputs: NDArray[np.intp], watch: Watch) -> Logits:
+    def logits(self, windows: slice, inputs: NDArray[np.intp], watch: Watch | None) -> Logits:
         found = compute(self.model, inputs, precision=self.precision, watch=watch)
-        self.keep(windows, found.hidden)
+        if self.keeper is not None:
+            self.keeper.keep(windows, found.hidden)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    """Writes it to the file, in which it begins at an offset; a window takes so many bytes."""
+
+    file: PartialFile
+    offset: int
+    window_bytes: int
+
+    def keep(self, windows: slice, rows: Array) -> None:
+        self.file.write(self.offset + windows.start * self.window_bytes, np.ascontiguousarray(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,7 @@ class _Recalled:
     context: int
     complete: bool = True
 
-    def logits(self, windows: slice, inputs: NDArray[np.intp], watch: Watch) -> Logits:  # noqa: ARG002
+    def logits(self, windows: slice, inputs: NDArray[np.intp], watch: Watch | None) -> Logits:  # noqa: ARG002
         rows: Any = self.hidden.read(windows.start * self.context, windows.stop * self.context)
         return logits_of(self.model, rows, inputs.shape)
 
@@ -98,24 +112,20 @@ def remembered(
         OutputError: The file cannot be written, or is something else.
     """
     if model is None or path is None:
-        yield None if model is None else _Computed(model, precision, lambda *_: None)
+        yield None if model is None else _Computed(model.bare(), precision)
         return
     key = fingerprint(model, inputs, precision)
     hidden = _recall(path, key)
     if hidden is not None:
-        yield _Recalled(model, hidden, inputs.shape[1])
+        yield _Recalled(model.bare(), hidden, inputs.shape[1])
         return
     width = _width(model)
     layout = lay_out([(_NAME, _DTYPES[precision], (inputs.size, width))], {_KEY: key})
     file = OutputFile(path.name, layout.size, ((0, layout.head),))
-    row_bytes = width * np.dtype(precision).itemsize
+    window_bytes = inputs.shape[1] * width * np.dtype(precision).itemsize
     with partial_files(path.parent, (file,), force=True) as files:
-
-        def keep(windows: slice, rows: Array) -> None:
-            place = layout.offsets[_NAME] + windows.start * inputs.shape[1] * row_bytes
-            files[path.name].write(place, np.ascontiguousarray(rows))
-
-        yield _Computed(model, precision, keep)
+        keeper = _Keeper(files[path.name], layout.offsets[_NAME], window_bytes)
+        yield _Computed(model.bare(), precision, keeper)
 
 
 def _width(model: Model) -> int:

@@ -12,6 +12,7 @@ from phiconv.conversion.identity import identity_of
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.source import open_model
+from phiconv.conversion.tasks import Workers
 from phiconv.errors import MissingFileError, OutputExistsError, UsageError
 from phiconv.forward.generation import Generation
 from phiconv.forward.interpreter import compute, no_model
@@ -29,6 +30,7 @@ from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from phiconv.conversion.cancelling import Cancel
     from phiconv.forward.interpreter import Precision
     from phiconv.forward.layers import Array
-    from phiconv.quality.evaluation import Progress
+    from phiconv.quality.batches import Progress
     from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = ["Evaluation", "calibrate", "decode", "encode", "evaluate", "evaluate_all", "generate", "logits"]
@@ -104,6 +106,8 @@ def evaluate(
     reference_file: str | PathLike[str] | None = None,
     context: int = 512,
     llama: bool = False,
+    executor: Executor | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Evaluation:
@@ -115,6 +119,8 @@ def evaluate(
         reference_file=reference_file,
         context=context,
         llama=llama,
+        executor=executor,
+        jobs=jobs,
         progress=progress,
         cancel=cancel,
     )[0]
@@ -128,6 +134,8 @@ def evaluate_all(
     reference_file: str | PathLike[str] | None = None,
     context: int = 512,
     llama: bool = False,
+    executor: Executor | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> list[Evaluation]:
@@ -144,6 +152,9 @@ def evaluate_all(
         llama: Score as llama-perplexity does: only the second half of each window, and with a bos token in
             front of the text and of each window, if the tokenizer asks for one. Otherwise every token but a
             window's first one is scored, and no token is added.
+        executor: Any `concurrent.futures.Executor` to work in, whose workers see the same files; the numbers
+            are the same.
+        jobs: How many tasks it does at once; by default one per processor of this machine.
         progress: Is told how far it is.
         cancel: An event; once it is set, the work ends with a CancelledError.
 
@@ -170,6 +181,7 @@ def evaluate_all(
         context=context,
         llama=llama,
         bos=bos,
+        workers=Workers(executor, jobs),
         progress=heeding(progress, cancel),
     )
 
@@ -185,6 +197,8 @@ def calibrate(
     force: bool = False,
     reuse: bool = False,
     sensitivity: bool = False,
+    executor: Executor | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> Path:
@@ -205,6 +219,9 @@ def calibrate(
         sensitivity: Also try, for a folder, what rounding one matrix does to the predictions. A conversion to
             a size (`Choices.target_size`) chooses by that.
         reuse: Keep a folder that exists if it is of the same model, texts and tokens.
+        executor: Any `concurrent.futures.Executor` to work in, whose workers see the same files; the numbers
+            are the same.
+        jobs: How many tasks it does at once; by default one per processor of this machine.
         progress: Is told how far it is.
         cancel: An event; once it is set, the work ends with a CancelledError.
 
@@ -217,7 +234,8 @@ def calibrate(
         OutputError: The destination cannot be written.
         UsageError: The text is shorter than a window, or a text or the tokens than two where it is a folder.
     """
-    model, path, progress = _opened(source), expanded(destination), heeding(progress, cancel)
+    model, path, workers = _opened(source), expanded(destination), Workers(executor, jobs)
+    progress = heeding(progress, cancel)
     is_file = path.suffix.lower() in {".gguf", ".dat", ".json"}
     if is_file and not force and path.exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
@@ -228,14 +246,16 @@ def calibrate(
         entries = tuple(TextEntry(each.name, each.sha256) for each in documents)
         texts = Texts(entries, fit, check, bos, sensitivity)
         if not (reuse and is_measured(model, texts, path)):
-            measure_folder(model, texts, path, force=force, progress=progress)
+            measure_folder(model, texts, path, force=force, workers=workers, progress=progress)
         return path
     if path.suffix.lower() == ".json":
-        return _calibrate_ranges(model, path, documents, tokens, context, force=force, progress=progress)
+        return _calibrate_ranges(
+            model, path, documents, tokens, context, workers, force=force, progress=progress
+        )
     names = measured_matrices(model)
     ids = chosen(documents, context, tokens)
     sums, chunks = calibration.column_sums(
-        model, ids, set(names.values()), context=context, bos=bos, progress=progress
+        model, ids, set(names.values()), context=context, bos=bos, workers=workers, progress=progress
     )
     by_name = {name: sums[role] for name, role in names.items()}
     datasets = [each.name for each in documents]
@@ -250,12 +270,13 @@ def _calibrate_ranges(
     documents: list[Document],
     tokens: int | None,
     context: int,
+    workers: Workers,
     *,
     force: bool,
     progress: Progress | None,
 ) -> Path:
     ids = chosen(documents, context, 8192 if tokens is None else tokens)
-    found = measure_ranges(model, ids, context=context, progress=progress)
+    found = measure_ranges(model, ids, context=context, workers=workers, progress=progress)
     texts = [each.name for each in documents]
     file = ranges_file(path.name, found, identity_of(model), texts=texts, tokens=np.size(ids))
     with partial_files(path.parent, (file,), force=force):

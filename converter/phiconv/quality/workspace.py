@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,11 +39,39 @@ if TYPE_CHECKING:
 
     from phiconv_formats.calibration.manifest import InputEntry
 
-__all__ = ["Workspace", "file_sha256"]
+__all__ = ["Rows", "Workspace", "file_sha256"]
 
 _STATE = "state.json"
 _FORMAT = "phiconv calibration, unfinished"
 _CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """An array in a file, whose rows are written by whichever process has them; see `Workspace.rows`.
+
+    Each writing opens and closes the file: so the next one to open it sees all, on another machine, too.
+
+    Attributes:
+        path: The file.
+        file: What is in it.
+    """
+
+    path: Path
+    file: ArrayFile
+
+    def write(self, start: int, rows: NDArray[Any]) -> None:
+        """Writes rows, the first of which is ``start``."""
+        if not rows.size:
+            return
+        data = np.ascontiguousarray(rows, self.file.dtype)
+        place = len(array_header(self.file)) + start * (data.nbytes // len(data))
+        PartialFile(self.path, self.path, keep_open=False).write(place, data)
+
+    def mapped(self) -> NDArray[Any]:
+        """All rows, not to be written to."""
+        head = len(array_header(self.file))
+        return np.asarray(np.memmap(self.path, self.file.dtype, "r", head, self.file.shape))
 
 
 class Workspace:
@@ -107,15 +137,19 @@ class Workspace:
             if (self.folder / self._stream.name).exists():
                 open_array(self.folder, self._stream)
 
-    def stream(self) -> NDArray[np.float32] | None:
+    def stream(self) -> Rows | None:
         """What came out of the last finished stage; None at the beginning."""
-        file = self._stream
-        if file is None:
-            return None
-        return np.memmap(self.folder / file.name, file.dtype, "r", len(array_header(file)), file.shape)
+        return None if self._stream is None else Rows(self.folder / self._stream.name, self._stream)
 
     def create(self, file: ArrayFile) -> NDArray[Any]:
-        """Makes the file of an array, its space reserved, and maps it."""
+        """Makes the file of an array, filled with zeros, and maps it."""
+        path = self.rows(file).path
+        if 0 in file.shape:  # no system maps nothing
+            return np.empty(file.shape, file.dtype)
+        return np.memmap(path, file.dtype, "r+", len(array_header(file)), file.shape)
+
+    def rows(self, file: ArrayFile) -> Rows:
+        """Makes the file of an array, its space reserved and filled with zeros."""
         path, head = self.folder / file.name, array_header(file)
         path.unlink(missing_ok=True)
         partial = PartialFile(path, path)
@@ -124,9 +158,13 @@ class Workspace:
             partial.write(0, head)
         finally:
             partial.close()
-        if 0 in file.shape:  # no system maps nothing
-            return np.empty(file.shape, file.dtype)
-        return np.memmap(path, file.dtype, "r+", len(head), file.shape)
+        return Rows(path, file)
+
+    @staticmethod
+    def remove(rows: Rows) -> None:
+        """Removes a file that is needed no more, or leaves it to `finish_stage` where it is mapped still."""
+        with suppress(OSError):
+            rows.path.unlink()
 
     def seal(self, file: ArrayFile) -> str:
         """The SHA-256 of a complete array.

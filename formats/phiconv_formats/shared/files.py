@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import platform
 import stat
 import threading
 import weakref
@@ -47,7 +48,8 @@ _opened: dict[int, weakref.ref[InputFile]] = {}
 class _Stamp(NamedTuple):
     """What tells a file from another version of it."""
 
-    device: int
+    device: int | None
+    """None for that of another machine, which has numbers of its own for what both have mounted."""
     inode: int
     size: int
     modified: int
@@ -59,7 +61,8 @@ class _Stamp(NamedTuple):
     def is_of_same_file(self, other: _Stamp) -> bool:
         """Whether both are of the same bytes; another hard link to the file is no change of it."""
         times = self.status_changed == other.status_changed or self.links != other.links
-        return self[:4] == other[:4] and times
+        devices = self.device == other.device or self.device is None or other.device is None
+        return devices and self[1:4] == other[1:4] and times
 
 
 class InputFile:
@@ -94,11 +97,13 @@ class InputFile:
     def __repr__(self) -> str:
         return f"InputFile({str(self.path)!r})"
 
-    def __getstate__(self) -> tuple[Path, Path | None, _Stamp | None]:
-        return self.path, self._within, self._stamp
+    def __getstate__(self) -> tuple[Path, Path | None, _Stamp | None, str]:
+        return self.path, self._within, self._stamp, platform.node()
 
-    def __setstate__(self, state: tuple[Path, Path | None, _Stamp | None]) -> None:
-        self.path, self._within, self._stamp = state
+    def __setstate__(self, state: tuple[Path, Path | None, _Stamp | None, str]) -> None:
+        self.path, self._within, self._stamp, machine = state
+        if self._stamp is not None and machine != platform.node():
+            self._stamp = self._stamp._replace(device=None)
         self._start()
 
     def __enter__(self) -> Self:
@@ -121,7 +126,7 @@ class InputFile:
         return self._first_stamp().size
 
     @property
-    def identity(self) -> tuple[int, int]:
+    def identity(self) -> tuple[int | None, int]:
         """Device and inode: two paths with one identity are one file."""
         stamp = self._first_stamp()
         return stamp.device, stamp.inode

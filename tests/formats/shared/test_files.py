@@ -121,6 +121,21 @@ def test_a_pickled_copy_refuses_another_version(path):
         copy.read_bytes(0, 1)
 
 
+def test_a_copy_on_another_machine_has_another_device_number(path, monkeypatch):
+    """File systems that both have mounted are numbered by each machine in its own way."""
+    file = InputFile(path)
+    stamp = file._first_stamp()
+    file._stamp = stamp._replace(device=stamp.device + 1)
+    data = pickle.dumps(file)
+    with pytest.raises(MalformedFileError, match="changed while"):
+        pickle.loads(data).read_bytes(0, 1)  # noqa: S301
+    monkeypatch.setattr("platform.node", lambda: "another")
+    assert pickle.loads(data).read_bytes(0, 1) == DATA[:1]  # noqa: S301
+    path.write_bytes(DATA + b"more")
+    with pytest.raises(MalformedFileError, match="changed while"):
+        pickle.loads(data).read_bytes(0, 1)  # noqa: S301
+
+
 def test_changed(path, tmp_path):
     file = InputFile(path)
     assert not file.changed()
