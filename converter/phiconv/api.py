@@ -8,26 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from phiconv.conversion import pipeline
 from phiconv.conversion.adapters import merge
-from phiconv.conversion.machines import machines
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.plans import Plan
-from phiconv.conversion.requests import planned
-from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
-from phiconv.conversion.unfinished import unfinished_work
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding
 from phiconv.ir.model import Model
-from phiconv.quality.beside import calibrated
-from phiconv.quality.comparison import Comparison, compare
-from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
-from phiconv.quantizers import decode
-from phiconv.recipes import Choices
-from phiconv.verification.again import planned_again
-from phiconv.verification.judging import judge
-from phiconv.verification.outcome import Finding, Verification
 from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
@@ -37,8 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from phiconv.conversion.adapters import Lora
+    from phiconv.conversion.machines import machines
     from phiconv.conversion.pipeline import Progress, TensorReport
+    from phiconv.conversion.plans import Plan
     from phiconv.ir import FloatArray, Tensor
+    from phiconv.quality.comparison import Comparison, compare
+    from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
+    from phiconv.recipes import Choices
+    from phiconv.verification.outcome import Finding, Verification
     from phiconv.verification.stated import Stated
     from phiconv_formats.onnx.compilation import Compiled
 
@@ -69,6 +61,26 @@ __all__ = [
     "read",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What other modules define and nothing here needs: imported when it is first asked for."""
+    module: object
+    if name in {"Evaluation", "calibrate", "evaluate", "evaluate_all", "generate", "logits"}:
+        from phiconv.quality import text as module
+    elif name in {"Comparison", "compare"}:
+        from phiconv.quality import comparison as module
+    elif name in {"Finding", "Verification"}:
+        from phiconv.verification import outcome as module
+    elif name == "Choices":
+        from phiconv import recipes as module
+    elif name == "Plan":
+        from phiconv.conversion import plans as module
+    elif name == "machines":
+        from phiconv.conversion import machines as module
+    else:
+        raise AttributeError(f"module 'phiconv.api' has no attribute {name!r}")
+    return getattr(module, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +128,9 @@ def plan(
 
     The arguments and errors are those of `convert`.
     """
+    from phiconv.conversion.requests import planned
+    from phiconv.recipes import Choices
+
     return planned(
         source,
         destination,
@@ -196,6 +211,11 @@ def convert(
         UsageError: Options that do not go together.
         WorkerError: A process was ended by somebody else.
     """
+    from phiconv.conversion import pipeline
+    from phiconv.conversion.sequential import sequenced
+    from phiconv.conversion.unfinished import unfinished_work
+    from phiconv.quality.beside import calibrated
+
     started = time.perf_counter()
     planning = partial(plan, split_max_size=split_max_size, imatrix=imatrix, config=config, ranges=ranges)
     planning = partial(
@@ -253,6 +273,10 @@ def verify(
         MissingFileError: There is no such output.
         UsageError: Something that is for making it again, and no source.
     """
+    from phiconv.conversion.sequential import sequenced
+    from phiconv.verification.again import planned_again
+    from phiconv.verification.judging import judge
+
     given = {"calibration": calibration, "imatrix": imatrix, "ranges": ranges, "config": config}
     others = {"base": base, **given}
     if source is None and (lora or any(path is not None for path in others.values())):
@@ -320,6 +344,8 @@ def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:
     Raises:
         UnsupportedModelError: Its numbers are no weights, or of a type that phiconv cannot decode.
     """
+    from phiconv.quantizers import decode
+
     if isinstance(tensor.encoding, RawEncoding):
         raise UnsupportedModelError(
             f"stored as {tensor.encoding.name}, which phiconv cannot decode", path=tensor.label
