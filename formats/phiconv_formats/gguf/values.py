@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -16,7 +17,7 @@ from gguf.constants import GGUFValueType as ValueType
 from phiconv.errors import MalformedFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from phiconv_formats.shared.files import InputFile
 
@@ -125,18 +126,15 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-_LENGTHS = tuple(struct.pack("<Q", length) for length in range(64))
-"""The bytes of lengths that most tokens have."""
-
-
-def _strings(texts: Iterable[str]) -> bytes:
-    """`_string` of each, for vocabularies."""
-    parts = []
-    for text in texts:
-        data = text.encode("utf-8", "surrogateescape")
-        parts.append(_LENGTHS[len(data)] if len(data) < len(_LENGTHS) else struct.pack("<Q", len(data)))
-        parts.append(data)
-    return b"".join(parts)
+def _strings(texts: Sequence[str]) -> bytes:
+    """`_string` of each, for vocabularies: a step for all of them at a time."""
+    try:
+        data = [*map(str.encode, texts)]
+    except UnicodeEncodeError:
+        return b"".join(map(_string, texts))
+    lengths = [*map(len, data)]
+    stored = {length: struct.pack("<Q", length) for length in {*lengths}}
+    return b"".join(chain.from_iterable(zip(map(stored.__getitem__, lengths), data, strict=True)))
 
 
 def _numbers(kind: ValueType, values: Sequence[Any]) -> bytes:
