@@ -186,7 +186,8 @@ def _byte_bpe(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[Key
         else:
             types[added.id] = int(TokenType.USER_DEFINED)
             tokens[added.id] = added.content.replace("\u2581", " ")
-    _check_unique(tokens)
+    if any("\u2581" in added.content for added in tokenizer.added):
+        _check_unique(tokens)
     # Parts are joined with a space, so one inside a part is written as byte-level tokenizers write it.
     merges = [*map(" ".join, tokenizer.merges)]
     for i, (a, b) in enumerate(tokenizer.merges if "".join(merges).count(" ") > len(merges) else ()):
