@@ -70,7 +70,10 @@ def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
         ConfigError: A token is no valid Unicode.
     """
     added_texts = {token.id: _utf8(token.content) for token in tokenizer.added}
-    ids = {t: i for i, t in enumerate(tokenizer.tokens) if t is not None and i not in added_texts}
+    own = [*tokenizer.tokens]
+    for i in added_texts:
+        own[i] = None
+    ids = {token: i for token, i in zip(own, range(len(own)), strict=True) if token is not None}
     byte_level = tokenizer.kind == "byte-bpe"
     symbols, byte_ids = _bytes_of_text(ids) if byte_level else _characters(tokenizer, ids)
     texts = ["" if token is None else token for token in tokenizer.tokens]
