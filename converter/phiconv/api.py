@@ -211,9 +211,7 @@ def convert(
         UsageError: Options that do not go together.
         WorkerError: A process was ended by somebody else.
     """
-    from phiconv.conversion import pipeline
-    from phiconv.conversion.sequential import sequenced
-    from phiconv.conversion.unfinished import unfinished_work
+    from phiconv.conversion import pipeline, sequential, unfinished
     from phiconv.quality.beside import calibrated
 
     started = time.perf_counter()
@@ -226,14 +224,14 @@ def convert(
     again = partial(planning, first.model, destination)
     with (
         calibrated(first, again, text, calibration_tokens, force=force, progress=progress) as planned_best,
-        sequenced(planned_best, progress) as made,
-        unfinished_work(made) as unfinished,
+        sequential.sequenced(planned_best, progress) as made,
+        unfinished.unfinished_work(made) as kept,
     ):
         notes = [*made.package.notes]
         where: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
         told: dict[str, Any] = {"progress": progress, "note": notes.append, "receipt": made.receipt}
         where |= {"source": made.model.path, "allow_nonfinite": allow_nonfinite}
-        reports = pipeline.run(made.package, made.folder, unfinished=unfinished, **where, **told)
+        reports = pipeline.run(made.package, made.folder, unfinished=kept, **where, **told)
     seconds = time.perf_counter() - started
     return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes), made.receipt_path)
 
