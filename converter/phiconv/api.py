@@ -4,60 +4,47 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from phiconv.brief import Brief
-from phiconv.conversion import pipeline
 from phiconv.conversion.adapters import Lora, merge
-from phiconv.conversion.cancelling import heeding
-from phiconv.conversion.machines import machines
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.pipeline import Progress, TensorReport
-from phiconv.conversion.plans import Plan, TensorPlan
-from phiconv.conversion.requests import planned
-from phiconv.conversion.sequential import sequenced
 from phiconv.conversion.source import Examination, examine, open_model
-from phiconv.conversion.tasks import Workers
-from phiconv.conversion.unfinished import unfinished_work
 from phiconv.errors import UnsupportedModelError, UsageError
 from phiconv.ir import RawEncoding, Tensor
 from phiconv.ir.model import Hyperparameters, Model
-from phiconv.quality.beside import calibrated
-from phiconv.quality.comparison import Comparison, Difference, TensorDifference, compare
-from phiconv.quality.scores import Divergence
-from phiconv.quality.text import (
-    Evaluation,
-    calibrate,
-    decode,
-    encode,
-    evaluate,
-    evaluate_all,
-    generate,
-    logits,
-)
-from phiconv.quantizers import decode as dequantize
-from phiconv.recipes import Choices
 from phiconv.tokenization.tokenizer import Tokenizer
-from phiconv.verification.again import planned_again
-from phiconv.verification.judging import Again, judge
-from phiconv.verification.openssf import PrivateKey, PublicKey
-from phiconv.verification.outcome import Finding, Verification
-from phiconv.verification.signing import sign_output
 from phiconv_formats.shared.links import following_links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
 
     from phiconv.conversion.cancelling import Cancel
+    from phiconv.conversion.machines import machines
+    from phiconv.conversion.pipeline import Progress, TensorReport
+    from phiconv.conversion.plans import Plan, TensorPlan
     from phiconv.ir import FloatArray
-    from phiconv.verification.stated import Stated
+    from phiconv.quality.comparison import Comparison, Difference, TensorDifference, compare
+    from phiconv.quality.scores import Divergence
+    from phiconv.quality.text import (
+        Evaluation,
+        calibrate,
+        decode,
+        encode,
+        evaluate,
+        evaluate_all,
+        generate,
+        logits,
+    )
+    from phiconv.recipes import Choices
+    from phiconv.verification.checking import sign, verify
+    from phiconv.verification.outcome import Finding, Verification
     from phiconv_formats.onnx.compilation import Compiled
 
 __all__ = [
@@ -100,6 +87,32 @@ __all__ = [
     "sign",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What other modules define and nothing here needs: imported when it is first asked for."""
+    module: object
+    if name in {"calibrate", "decode", "encode", "evaluate", "evaluate_all", "generate", "logits"}:
+        from phiconv.quality import text as module
+    elif name in {"Divergence", "Evaluation"}:
+        from phiconv.quality import scores as module
+    elif name in {"Comparison", "Difference", "TensorDifference", "compare"}:
+        from phiconv.quality import comparison as module
+    elif name in {"sign", "verify"}:
+        from phiconv.verification import checking as module
+    elif name in {"Finding", "Verification"}:
+        from phiconv.verification import outcome as module
+    elif name == "Choices":
+        from phiconv import recipes as module
+    elif name in {"Plan", "TensorPlan"}:
+        from phiconv.conversion import plans as module
+    elif name in {"Progress", "TensorReport"}:
+        from phiconv.conversion import pipeline as module
+    elif name == "machines":
+        from phiconv.conversion import machines as module
+    else:
+        raise AttributeError(f"module 'phiconv.api' has no attribute {name!r}")
+    return getattr(module, name)
 
 
 _LOG = logging.getLogger("phiconv")
@@ -153,6 +166,9 @@ def plan(
 
     The arguments and errors are those of `convert`.
     """
+    from phiconv.conversion.requests import planned
+    from phiconv.recipes import Choices
+
     asked: dict[str, Any] = {"to": to, "quant": quant, "split_max_size": split_max_size}
     asked |= {"choices": choices or Choices(), "repack_only": repack_only, "receipt": receipt}
     others: dict[str, Any] = {"imatrix": imatrix, "ranges": ranges, "config": config}
@@ -233,6 +249,11 @@ def convert(
         UsageError: Options that do not go together.
         WorkerError: A process was ended by somebody else.
     """
+    from phiconv.conversion import pipeline, sequential, unfinished
+    from phiconv.conversion.cancelling import heeding
+    from phiconv.conversion.tasks import Workers
+    from phiconv.quality.beside import calibrated
+
     started = time.perf_counter()
     progress = heeding(progress, cancel)
     asked: dict[str, Any] = {"to": to, "quant": quant, "split_max_size": split_max_size, "choices": choices}
@@ -242,14 +263,14 @@ def convert(
     measured = partial(calibrated, force=force, workers=Workers(executor, jobs), progress=progress)
     with (
         measured(first, text, calibration_tokens) as planned_best,
-        sequenced(planned_best, progress, shared=executor is not None) as made,
-        unfinished_work(made) as unfinished,
+        sequential.sequenced(planned_best, progress, shared=executor is not None) as made,
+        unfinished.unfinished_work(made) as kept,
     ):
         notes = [*made.package.notes]
         where: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
         told: dict[str, Any] = {"progress": progress, "note": notes.append, "receipt": made.receipt}
         where |= {"source": made.model.path, "allow_nonfinite": allow_nonfinite}
-        reports = pipeline.run(made.package, made.folder, unfinished=unfinished, **where, **told)
+        reports = pipeline.run(made.package, made.folder, unfinished=kept, **where, **told)
     for note in notes:
         _LOG.info("%s", note)
     seconds = time.perf_counter() - started
@@ -278,117 +299,6 @@ def _first_plan(
     if given:
         raise UsageError(f"the plan says already what {given[0]} says", hint="give it to phiconv.plan")
     return plan
-
-
-def verify(
-    output: str | PathLike[str],
-    *,
-    source: str | PathLike[str] | None = None,
-    receipt: str | PathLike[str] | None = None,
-    imatrix: str | PathLike[str] | None = None,
-    calibration: str | PathLike[str] | None = None,
-    ranges: str | PathLike[str] | None = None,
-    config: str | PathLike[str] | None = None,
-    lora: Sequence[Lora] = (),
-    base: str | PathLike[str] | None = None,
-    key: str | PathLike[str] | None = None,
-    signature: str | PathLike[str] | None = None,
-    jobs: int | None = None,
-    progress: Progress | None = None,
-    cancel: Cancel | None = None,
-) -> Verification:
-    """Checks an output against its receipt; with the source it is made again, and every byte compared.
-
-    Nothing is written. Without a source and a key the receipt is believed: whoever changes both is not found.
-
-    Args:
-        output: A file or a folder that `convert` wrote.
-        source: What it was made of. Only its files count, and not where they are.
-        receipt: Its receipt, where it is not beside it.
-        imatrix: What else `convert` was given; the receipt says the options.
-        calibration: Likewise.
-        ranges: Likewise.
-        config: Likewise.
-        lora: Likewise, in the same order; the receipt has their weights.
-        base: Likewise.
-        key: A public key in PEM: whoever has its private key must have signed the output, see `sign`.
-        signature: The signature, where it is not beside the receipt.
-        jobs: Number of threads; by default one per processor.
-        progress: Is told how far it is.
-        cancel: An event; once it is set, the work ends with a CancelledError.
-
-    Raises:
-        CancelledError: It was to end.
-        MissingFileError: There is no such output.
-        InputError: The key cannot be read, or is none.
-        UsageError: Something that is for making it again, and no source; a key, and no package to check with.
-    """
-    given = {"calibration": calibration, "imatrix": imatrix, "ranges": ranges, "config": config}
-    if source is None and (lora or any(path is not None for path in (base, *given.values()))):
-        raise UsageError("nothing is made again without a source", hint="give --source")
-    if signature is not None and key is None:
-        raise UsageError("a signature is checked with a key", hint="give --key")
-
-    return judge(
-        expanded(output),
-        None if receipt is None else expanded(receipt),
-        None if source is None else _again(expanded(source), lora, base, given),
-        key=None if key is None else PublicKey(expanded(key)),
-        signature=None if signature is None else expanded(signature),
-        jobs=jobs,
-        progress=heeding(progress, cancel),
-    )
-
-
-def _again(
-    source: Path,
-    lora: Sequence[Lora],
-    base: str | PathLike[str] | None,
-    others: Mapping[str, str | PathLike[str] | None],
-) -> Again:
-    """How an output is made again."""
-
-    @contextmanager
-    def plan_again(stated: Stated) -> Iterator[Plan]:
-        with planned_again(stated, source, lora, base, others) as made, sequenced(made) as done:
-            yield done
-
-    roles = {role for role, path in {"base": base, **others}.items() if path is not None}
-    return Again(source, {*roles, *(f"lora-{number}" for number in range(len(lora)))}, plan_again)
-
-
-def sign(
-    output: str | PathLike[str],
-    key: str | PathLike[str],
-    signature: str | PathLike[str] | None = None,
-    *,
-    password: bytes | None = None,
-    force: bool = False,
-    jobs: int | None = None,
-) -> Path:
-    """Signs an output together with its receipt, in the form of OpenSSF Model Signing; `verify` checks it.
-
-    Needs the package model-signing (``phiconv[sign]``), and no network.
-
-    Args:
-        output: A file or a folder that `convert` wrote.
-        key: A private key in PEM, on one of the elliptic curves P-256, P-384 and P-521.
-        signature: Where the signature goes; by default beside the receipt.
-        password: What the key is encrypted with.
-        force: Replace a signature that is there.
-        jobs: Number of threads; by default one per processor.
-
-    Returns:
-        Where the signature is.
-
-    Raises:
-        InputError: The output is not what its receipt says, or there is none; or the key is none.
-        OutputError: The signature cannot be written.
-        UsageError: The package is not installed.
-    """
-    private = PrivateKey(expanded(key), password)
-    place = None if signature is None else expanded(signature)
-    return sign_output(expanded(output), private, place, force=force, jobs=jobs)
 
 
 def compile_qnn(
@@ -439,6 +349,8 @@ def read(tensor: Tensor, start: int = 0, stop: int | None = None) -> FloatArray:
     Raises:
         UnsupportedModelError: Its numbers are no weights, or of a type that phiconv cannot decode.
     """
+    from phiconv.quantizers import decode as dequantize
+
     if isinstance(tensor.encoding, RawEncoding):
         raise UnsupportedModelError(
             f"stored as {tensor.encoding.name}, which phiconv cannot decode", path=tensor.label

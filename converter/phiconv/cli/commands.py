@@ -178,9 +178,12 @@ def plan(
 def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
     from phiconv import api
     from phiconv.cli.report import plan_lines, plan_object
+    from phiconv_formats.shared.collector import collector_paused
 
-    made = api.plan(source, dest, **_wishes(**options))
-    click.echo(json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made)))
+    with collector_paused():
+        made = api.plan(source, dest, **_wishes(**options))
+        text = json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made))
+    click.echo(text)
 
 
 @main.command()
@@ -193,12 +196,13 @@ def inspect(path: Path, tensors: bool, config: Path | None, as_json: bool) -> No
     """Show what is in a model, or in what is refused: architecture, tensors, types, tokenizer."""
     from phiconv import api
     from phiconv.cli.report_inspection import inspection_lines, inspection_object
+    from phiconv_formats.shared.collector import collector_paused
 
-    seen = api.examine(path, config=config)
-    if as_json:
-        click.echo(json.dumps(inspection_object(seen, tensors=tensors), indent=2))
-    else:
-        click.echo("\n".join(inspection_lines(seen, tensors=tensors)))
+    with collector_paused():
+        seen = api.examine(path, config=config)
+        found = inspection_object(seen, tensors=tensors) if as_json else {}
+        lines = [] if as_json else inspection_lines(seen, tensors=tensors)
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines))
     if seen.error is not None:
         tell(seen.error, as_json=False)  # it is in the object
         click.get_current_context().exit(seen.error.exit_code)

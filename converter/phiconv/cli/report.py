@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from phiconv.conversion.pipeline import worth_processes
 from phiconv.errors import printable
 from phiconv.units import size_text
 
@@ -143,6 +142,8 @@ def _mixture_lines(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> int:
+    from phiconv.conversion.pipeline import worth_processes  # an inspection needs none of it
+
     jobs = os.cpu_count() or 1
     processes = jobs if jobs > 1 and worth_processes(plan.package) else 0
     widest = max((t.tensor.columns for t in plan.package.streams), default=0)

@@ -189,7 +189,7 @@ def _hyperparameters(hp: Hyperparameters | None) -> dict[str, Any] | None:
 def _tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     if tokenizer is None:
         return None
-    known = sum(t is not None for t in tokenizer.tokens)
+    known = len(tokenizer.tokens) - tokenizer.tokens.count(None)
     result: dict[str, Any] = {"kind": tokenizer.kind, "tokens": known, "added": len(tokenizer.added)}
     for role, token in tokenizer.special_ids.items():
         text = tokenizer.tokens[token] if token < len(tokenizer.tokens) else None

@@ -16,7 +16,9 @@ import numpy as np
 
 from phiconv.forward import threads
 from phiconv.forward.interpreter import Weights
+from phiconv.ir import Blocks
 from phiconv.quantizers import decode
+from phiconv.quantizers.decoding import multiplies, product
 from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ __all__ = ["HeldWeights", "spare_memory"]
 _FEW = 16
 """Fewer tokens than this are few."""
 
-_ONE_TILE = 1 << 18
-"""Weights of a tile for one token: a megabyte when widened."""
+_ONE_TILE = 1 << 19
+"""Weights of a tile for one token: two megabytes when widened."""
 
 _FEW_PRODUCTS = 1 << 19
 """Weights times tokens of a tile for a few: OpenBLAS multiplies small matrices without copying them first."""
@@ -88,6 +90,13 @@ class HeldWeights(Weights):
             some(0, 1)
         else:
             threads.run(partial(some, first, count) for first in range(count))
+
+    def _times(self, x: Array, matrix: Tensor, start: int, stop: int) -> Array:
+        if self.holding and len(x) == 1 and self.dtype == np.float32:
+            rows = self._stored(matrix.slice_rows(start, stop))
+            if isinstance(rows, Blocks) and multiplies(rows):
+                return product(x[0], rows)[None]
+        return super()._times(x, matrix, start, stop)
 
     def _rows(self, tensor: Tensor, start: int, stop: int) -> Array:
         """Rows of a matrix, in memory that the thread's next call overwrites."""

@@ -157,7 +157,7 @@ class Weights:
         result = np.empty((len(x), matrix.rows), self.dtype)
 
         def multiply(start: int, stop: int) -> None:
-            np.matmul(x, self._rows(matrix, start, stop).T, out=result[:, start:stop])
+            result[:, start:stop] = self._times(x, matrix, start, stop)
 
         self._by_tiles(matrix, len(x), multiply)
         if bias is not None:
@@ -172,7 +172,7 @@ class Weights:
         def multiply(start: int, stop: int) -> None:
             parts = []
             for some, bias in (gate, up):
-                parts.append(x @ self._rows(some, start, stop).T)
+                parts.append(self._times(x, some, start, stop))
                 if bias is not None:
                     parts[-1] += bias[start:stop]
             np.multiply(layers.ACTIVATIONS[kind](parts[0]), parts[1], out=result[:, start:stop])
@@ -188,6 +188,11 @@ class Weights:
     ) -> None:
         """Calls a function for all rows of a matrix, which that many tokens go into, some rows at a time."""
         threads.run(partial(multiply, *tile) for tile in _tiles(matrix))
+
+    def _times(self, x: Array, matrix: Tensor, start: int, stop: int) -> Array:
+        """``x @ rows.T`` for some rows of a matrix."""
+        result: Array = x @ self._rows(matrix, start, stop).T
+        return result
 
     def _rows(self, tensor: Tensor, start: int, stop: int) -> Array:
         """Rows of a matrix."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from phiconv.conversion.tasks import HERE
 from phiconv.errors import OutputExistsError, UsageError
-from phiconv.quality.text import calibrate
 from phiconv.quantizers import best
 
 if TYPE_CHECKING:
@@ -64,6 +63,8 @@ def calibrated(
         raise OutputExistsError("exists already", path=main, hint="give --force to replace it")
     folder = main.with_name(f"{main.name}.calibration")
     main.parent.mkdir(parents=True, exist_ok=True)
+    from phiconv.quality.text import calibrate  # most conversions measure nothing
+
     calibrate(
         plan.model,
         text,

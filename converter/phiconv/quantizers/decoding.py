@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from phiconv.ir import FloatArray
 
-__all__ = ["decode"]
+__all__ = ["decode", "multiplies", "product"]
+
+_FEW_QUADS = 8
+"""Quads of a block, as those of 32 weights have."""
 
 _APART = 4
 """Blocks between the rows of a tile: one line of a cache."""
@@ -48,8 +51,43 @@ def decode(encoded: ir.Encoded, columns: int, out: FloatArray | None = None) -> 
     return weights.reshape(-1, columns) if columns else weights  # -1 means nothing there
 
 
+def multiplies(encoded: ir.Encoded) -> bool:
+    """Whether `product` takes these rows: blocks whose quads are few, so that each is a long vector."""
+    return (
+        isinstance(encoded, Blocks)
+        and isinstance(encoded.encoding, BlockEncoding)
+        and (len(encoded.codes) <= _FEW_QUADS)
+    )
+
+
+def product(vector: FloatArray, blocks: Blocks) -> FloatArray:
+    """``decode(blocks) @ vector``, without putting the weights in their order.
+
+    The first quads of all blocks of a row meet the first quads of the vector's blocks, and so on.
+
+    Args:
+        vector: float32, as long as a row.
+        blocks: Those of whole rows, for which `multiplies` holds.
+
+    Returns:
+        float32, shape (rows,).
+    """
+    x = _affine_quads(blocks)
+    quads = np.ascontiguousarray(vector.reshape(-1, len(x), 4).transpose(1, 0, 2)).reshape(len(x), -1)
+    columns = quads.shape[1]
+    result: FloatArray = x[0].reshape(-1, columns) @ quads[0]
+    for weights, part in zip(x[1:], quads[1:], strict=True):
+        result += weights.reshape(-1, columns) @ part
+    return result
+
+
 def _affine(blocks: Blocks, out: FloatArray | None) -> FloatArray:
-    """The weights of any blocks, in their order: a float32 vector.
+    """The weights of any blocks, in their order: a float32 vector."""
+    return from_quads(_affine_quads(blocks), out)
+
+
+def _affine_quads(blocks: Blocks) -> FloatArray:
+    """The weights of any blocks, quads first, in memory that the thread's next tile overwrites.
 
     They are ``scale * (code - offset) + minimum``, or ``scale * (code - zero_point)``.
     """
@@ -65,7 +103,7 @@ def _affine(blocks: Blocks, out: FloatArray | None) -> FloatArray:
         x *= _lanes(widen(blocks.scales))
         if blocks.minima is not None:
             x += _lanes(widen(blocks.minima))
-    return from_quads(x, out)
+    return x
 
 
 def _super_blocks(blocks: Blocks, out: FloatArray | None) -> FloatArray:

@@ -186,10 +186,11 @@ def _byte_bpe(tokenizer: Tokenizer, gguf: Gguf, vocab_size: int) -> Iterator[Key
         else:
             types[added.id] = int(TokenType.USER_DEFINED)
             tokens[added.id] = added.content.replace("\u2581", " ")
-    _check_unique(tokens)
+    if any("\u2581" in added.content for added in tokenizer.added):
+        _check_unique(tokens)
     # Parts are joined with a space, so one inside a part is written as byte-level tokenizers write it.
     merges = [*map(" ".join, tokenizer.merges)]
-    for i, (a, b) in enumerate(tokenizer.merges if any(merge.count(" ") > 1 for merge in merges) else ()):
+    for i, (a, b) in enumerate(tokenizer.merges if "".join(merges).count(" ") > len(merges) else ()):
         merges[i] = f"{a.replace(' ', 'Ġ')} {b.replace(' ', 'Ġ')}"
     if not merges:
         raise ConfigError("the tokenizer has no merges, and the runtime needs them")
@@ -305,7 +306,7 @@ def strips_after(name: str, token: str) -> bool:
 
 def _wants_phi3_rule(tokenizer: Tokenizer) -> bool | None:
     """Whether the runtime's rule for Phi-3 suits more added tokens than stripping nothing; None for a tie."""
-    if not set(_NAMED_BY_RUNTIME) <= set(tokenizer.tokens):
+    if set(_NAMED_BY_RUNTIME).difference(tokenizer.tokens):
         return False
     flags = [token.rstrip for token in tokenizer.added if token.content not in _NEVER_STRIP]
     right, wrong = flags.count(True), flags.count(False)

@@ -14,6 +14,8 @@ import struct
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from phiconv.tokenization.tokenizer import SentencePieceOptions, TokenType
 from phiconv_formats.openvino.ir_document import Document, Port
 from phiconv_formats.openvino.tokenizer_patterns import added_tokens_expression, split_expression
@@ -98,7 +100,7 @@ def _pad_id(tokenizer: Tokenizer) -> int | None:
 
 
 def _integers(document: Document, values: Sequence[int]) -> Port:
-    return document.constant(struct.pack(f"<{len(values)}i", *values), "i32", [len(values)])
+    return document.constant(np.array(values, "<i4").tobytes(), "i32", [len(values)])
 
 
 def _integer(document: Document, value: int) -> Port:

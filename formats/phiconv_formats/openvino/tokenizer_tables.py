@@ -15,10 +15,12 @@ else. So:
 from __future__ import annotations
 
 import re
-from codecs import charmap_encode
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import accumulate, compress, pairwise, repeat
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from phiconv.errors import ConfigError, UnsupportedModelError, printable
 from phiconv.tokenization.tokenizer import SentencePieceOptions, byte_alphabet
@@ -27,7 +29,9 @@ from phiconv_formats.shared.collector import collector_paused
 from phiconv_formats.tokenizers.writer import merges_of_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from phiconv.tokenization.tokenizer import Tokenizer
 
@@ -35,7 +39,9 @@ __all__ = ["EncoderTables", "decoder_strings", "encoder_tables"]
 
 _SPACE = "\u2581"  # SentencePiece's mark of a space
 _BYTES = {character: byte for byte, character in byte_alphabet().items()}
-_CHARMAP = {ord(character): byte for character, byte in _BYTES.items()}
+_BYTE_OF = np.full(2 + max(map(ord, _BYTES)), -1, np.int16)
+"""The byte that a character of a byte-level token stands for; -1 for others, and all beyond are the last."""
+_BYTE_OF[[*map(ord, _BYTES)]] = [*_BYTES.values()]
 _BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -64,48 +70,49 @@ def encoder_tables(tokenizer: Tokenizer) -> EncoderTables:
         ConfigError: A token is no valid Unicode.
     """
     added_texts = {token.id: _utf8(token.content) for token in tokenizer.added}
-    ids = {t: i for i, t in enumerate(tokenizer.tokens) if t is not None and i not in added_texts}
+    own = [*tokenizer.tokens]
+    for i in added_texts:
+        own[i] = None
+    ids = {token: i for token, i in zip(own, range(len(own)), strict=True) if token is not None}
     byte_level = tokenizer.kind == "byte-bpe"
     symbols, byte_ids = _bytes_of_text(ids) if byte_level else _characters(tokenizer, ids)
-    merges = tokenizer.merges if byte_level or tokenizer.merges else merges_of_scores(tokenizer)
-    spelled = {token: (_byte_level_bytes if byte_level else _utf8)(token) for token in ids}
-    has_added = re.compile(b"|".join(map(re.escape, added_texts.values())) or rb"(?!)").search
-    possible = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
-    if byte_ids and any(_BYTE_PIECES & {*pair, "".join(pair)} for pair in possible):
+    texts = ["" if token is None else token for token in tokenizer.tokens]
+    spelled = _byte_level_bytes(texts) if byte_level else [*map(_utf8, texts)]
+    possible = _merge_ids(tokenizer.merges or ([] if byte_level else merges_of_scores(tokenizer)), ids)
+    if byte_ids and np.isin(possible, [ids[piece] for piece in _BYTE_PIECES & ids.keys()]).any():
         raise UnsupportedModelError("bytes that are merged, which OpenVINO cannot express")
-    if has_added(b"\0".join(spelled.values())):
-        possible = [pair for pair in possible if not has_added(spelled["".join(pair)])]
-    made = _made(symbols, possible)
-    whole_words: dict[str, str] = {}
+    has_added = re.compile(b"|".join(map(re.escape, added_texts.values())) or rb"(?!)").search
+    if has_added(b"\0".join(map(spelled.__getitem__, ids.values()))):
+        possible = possible[:, [not has_added(spelled[whole]) for whole in possible[2].tolist()]]
+    made = _made(map(ids.__getitem__, symbols), possible.T.tolist(), len(texts))
+    whole_words: dict[int, str] = {}
     if tokenizer.ignore_merges:
-        apart = never_merged(ids, possible)
-        made -= apart
-        whole_words = {token: word for token in apart if (word := _word(token)) is not None}
-    vocabulary: list[bytes | None] = [None] * len(tokenizer)
-    for token in made:
-        vocabulary[ids[token]] = spelled[token]
-    for token, word in whole_words.items():
-        vocabulary[ids[token]] = (mark(word) + word).encode()
+        apart = never_merged(ids, [(texts[a], texts[b]) for a, b, _ in possible.T.tolist()])
+        made -= {ids[token] for token in apart}
+        whole_words = {ids[token]: word for token in apart if (word := _word(token)) is not None}
+    vocabulary = [spelled[i] if i in made else _filler(i) for i in range(len(texts))]
+    for i, word in whole_words.items():
+        vocabulary[i] = (mark(word) + word).encode()
     for byte, i in byte_ids.items():
         vocabulary[i] = bytes([byte])
     for i, text in added_texts.items():
         vocabulary[i] = text
-    kept = [(a, b) for a, b in possible if a in made and b in made and a + b in made]
+    kept = possible[:, np.isin(possible, [*made]).all(axis=0)]
+    left, right = ([*map(spelled.__getitem__, side.tolist())] for side in kept[:2])
     return EncoderTables(
-        tuple(_filler(i) if text is None else text for i, text in enumerate(vocabulary)),
-        tuple((spelled[a], spelled[b]) for a, b in kept),
-        tuple(sorted(whole_words.values())),
+        tuple(vocabulary), tuple(zip(left, right, strict=True)), tuple(sorted(whole_words.values()))
     )
 
 
+@collector_paused()
 def decoder_strings(tokenizer: Tokenizer) -> list[bytes]:
     """What each id adds to the text: nothing where the ids have a gap.
 
     Raises:
         ConfigError: A token is no valid Unicode.
     """
-    decoded = _byte_level_bytes if tokenizer.kind == "byte-bpe" else _piece_bytes
-    return [b"" if token is None else decoded(token) for token in tokenizer.tokens]
+    texts = ["" if token is None else token for token in tokenizer.tokens]
+    return _byte_level_bytes(texts) if tokenizer.kind == "byte-bpe" else [*map(_piece_bytes, texts)]
 
 
 def _word(token: str) -> str | None:
@@ -121,31 +128,56 @@ def _filler(i: int) -> bytes:
     return b"\xff\xfe%d" % i
 
 
-def _made(symbols: Collection[str], merges: Iterable[tuple[str, str]]) -> set[str]:
-    """The tokens that come out of merging symbols, the symbols included."""
-    made, others = set(symbols), []
-    for pair in merges:  # nearly always after those that make its parts
-        if pair[0] in made and pair[1] in made:
-            made.add("".join(pair))
+def _merge_ids(merges: Sequence[tuple[str, str]], ids: Mapping[str, int]) -> NDArray[np.intp]:
+    """The ids of the two parts and of the whole of each merge, shape (3, n); of those with three tokens."""
+    wholes = [*map("".join, merges)]
+    texts = [*ids]
+    first = texts.index(wholes[0]) if wholes and wholes[0] in ids else 0
+    # Most vocabularies have the wholes in the order of the merges, and then none has to be looked up.
+    in_order = texts[first : first + len(wholes)] == wholes
+    found = np.empty((3, len(wholes)), np.intp)
+    for row, side in zip(found, zip(*merges, strict=True), strict=False):
+        row[:] = [*map(ids.get, side, repeat(-1))]
+    found[2] = (
+        [*ids.values()][first : first + len(wholes)] if in_order else [*map(ids.get, wholes, repeat(-1))]
+    )
+    return found[:, (found >= 0).all(axis=0)]
+
+
+def _made(symbols: Iterable[int], merges: Iterable[Sequence[int]], size: int) -> set[int]:
+    """The tokens that come out of merging symbols, the symbols included.
+
+    Args:
+        symbols: Their ids.
+        merges: The ids of the two parts and of the whole of each.
+        size: More than any id.
+    """
+    made, others = bytearray(size), []
+    for symbol in symbols:
+        made[symbol] = True
+    for merge in merges:  # nearly always after those that make its parts
+        left, right, whole = merge
+        if made[left] and made[right]:
+            made[whole] = True
         else:
-            others.append(pair)
-    return _made_in_any_order(made, others) if others else made
+            others.append(merge)
+    found = {*compress(range(size), made)}
+    return _made_in_any_order(found, others) if others else found
 
 
-def _made_in_any_order(symbols: Collection[str], merges: Iterable[tuple[str, str]]) -> set[str]:
+def _made_in_any_order(symbols: Collection[int], merges: Iterable[Sequence[int]]) -> set[int]:
     """`_made`, where a merge may come before those that make its parts."""
-    merges_with: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for pair in merges:
-        for part in pair:
-            merges_with[part].append(pair)
+    merges_with: defaultdict[int, list[Sequence[int]]] = defaultdict(list)
+    for merge in merges:
+        for part in merge[:2]:
+            merges_with[part].append(merge)
     made = set(symbols)
     waiting = list(made)
     while waiting:
-        for left, right in merges_with[waiting.pop()]:
-            joined = left + right
-            if left in made and right in made and joined not in made:
-                made.add(joined)
-                waiting.append(joined)
+        for left, right, whole in merges_with[waiting.pop()]:
+            if left in made and right in made and whole not in made:
+                made.add(whole)
+                waiting.append(whole)
     return made
 
 
@@ -188,12 +220,17 @@ def _utf8(token: str) -> bytes:
         raise ConfigError(f"a token is no valid Unicode: {printable(token, 60)}") from None
 
 
-def _byte_level_bytes(token: str) -> bytes:
-    """The bytes of a byte-level token; one with a character outside the alphabet is plain text."""
-    try:
-        return charmap_encode(token, "strict", _CHARMAP)[0]
-    except UnicodeEncodeError:
-        return _utf8(token)
+def _byte_level_bytes(tokens: Sequence[str]) -> list[bytes]:
+    """The bytes of byte-level tokens; one with a character outside the alphabet is plain text."""
+    characters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), "<u4")
+    found = _BYTE_OF[np.minimum(characters, len(_BYTE_OF) - 1)]
+    data = found.astype(np.uint8).tobytes()
+    edges = [*accumulate(map(len, tokens), initial=0)]
+    spelled = [data[start:stop] for start, stop in pairwise(edges)]
+    outside = np.searchsorted(edges, np.flatnonzero(found < 0), side="right") - 1
+    for i in {*outside.tolist()}:
+        spelled[i] = _utf8(tokens[i])
+    return spelled
 
 
 def _piece_bytes(token: str) -> bytes:

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from phiconv.errors import MalformedFileError, printable
 from phiconv_formats.shared.files import read_small_file
 
@@ -26,9 +28,12 @@ _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _MAX_MEMORY = 180 << 20  # the largest tokenizer.json of a Phi model takes 130 MB
 
-# Bytes of UTF-8 that make every character of a string take four bytes in Python, or two; and the other ones.
-_FOUR, _TWO = re.compile(rb"[\xf0-\xff]"), re.compile(rb"[\xc4-\xff]")
-_CONTINUATION = bytes(range(0x80, 0xC0))
+# Bytes of UTF-8 from which on every character of a string takes four bytes in Python, or two.
+_FOUR, _TWO = 0xF0, 0xC4
+_CONTINUATION = -0x40
+"""Less than this, as a signed number, is a byte that goes on with a character."""
+
+_CHUNK = 1 << 16
 _LETTER = re.compile(rb"\\u(?!00)")
 
 
@@ -116,11 +121,23 @@ def _memory(data: bytes, marks: int) -> int:
 
     A value takes up to 64 bytes beside its characters, and with a key 160 more, until the object is a dict.
     """
-    characters = len(data.translate(None, _CONTINUATION))
-    width = 4 if _FOUR.search(data) else 2 if _TWO.search(data) else 1
+    characters, highest = _characters(data)
+    width = 4 if highest >= _FOUR else 2 if highest >= _TWO else 1
     escaped = 4 if _SURROGATE_ESCAPE.search(data) else 2 if _LETTER.search(data) else 1
     text = characters * (width + max(width, escaped))
     return len(data) + text + 64 * marks + 160 * data.count(b":")  # while it is read there are two of it
+
+
+def _characters(data: bytes) -> tuple[int, int]:
+    """How many characters UTF-8 bytes have, and the highest byte."""
+    if data.isascii():
+        return len(data), 0
+    characters, highest = 0, 0
+    for start in range(0, len(data), _CHUNK):
+        chunk = np.frombuffer(data, np.uint8, min(_CHUNK, len(data) - start), start)
+        characters += int(np.count_nonzero(chunk.view(np.int8) >= _CONTINUATION))
+        highest = max(highest, int(chunk.max()))
+    return characters, highest
 
 
 @dataclass(frozen=True, slots=True)

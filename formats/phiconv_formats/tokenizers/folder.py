@@ -122,7 +122,8 @@ def read_tokenizer(folder: Path, *, vocab_size: int, config: Mapping[str, Any]) 
     _check_covered(base, added, folder)
     _apply(base, added.values())
     roles = {*special.texts.values(), *other.texts.values()}
-    ids = {token: i for i, token in enumerate(base.tokens) if token in roles}
+    backwards = base.tokens[::-1]  # of ids with one text the last one counts
+    ids = {text: len(backwards) - 1 - backwards.index(text) for text in roles.intersection(backwards)}
     if base.kind == "byte-bpe":
         # A token of the vocabulary that has a role is found in the text as a whole, like an added one.
         for text in special.texts.values():

@@ -227,12 +227,22 @@ def _plain_merges(merges: Sequence[Any], vocabulary: Mapping[str, int]) -> Merge
         pairs = tuple(map(tuple, merges))
     else:
         return None
-    if {*map(len, pairs)} != {2} or {*map(type, chain.from_iterable(pairs))} != {str}:
+    if {*map(len, pairs)} != {2}:
         return None
-    known = vocabulary.__contains__
-    if all(map(known, chain.from_iterable(pairs))) and all(map(known, map("".join, pairs))):
-        return cast("Merges", pairs)
-    return None
+    try:
+        parts = {*chain.from_iterable(pairs)}  # the same few tokens again and again
+    except TypeError:
+        return None
+    if {*map(type, parts)} != {str} or not parts <= vocabulary.keys():
+        return None
+    return cast("Merges", pairs) if _all_known([*map("".join, pairs)], vocabulary) else None
+
+
+def _all_known(made: Sequence[str], vocabulary: Mapping[str, int]) -> bool:
+    """Whether all tokens that merges make are in the vocabulary, most often in the same order."""
+    tokens = [*vocabulary]
+    first = tokens.index(made[0]) if made[0] in vocabulary else 0
+    return tokens[first : first + len(made)] == made or all(map(vocabulary.__contains__, made))
 
 
 def _parts(value: Any, key: str, path: Path) -> _Steps:
