@@ -31,6 +31,7 @@ WINGS = (
     "phiconv.conversion",
     "phiconv.quality",
     "phiconv.verification",
+    "phiconv.reporting",
     "phiconv.api",
     "phiconv.cli",
     "phiconv",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Finding,
         Model,
         Plan,
+        Report,
         Result,
         Verification,
         calibrate,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         open_model,
         plan,
         read,
+        report,
         verify,
     )
 
@@ -75,6 +77,7 @@ __all__ = [
     "OutputExistsError",
     "PhiconvError",
     "Plan",
+    "Report",
     "Result",
     "UnsafePickleError",
     "UnsupportedModelError",
@@ -98,6 +101,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "report",
     "verify",
 ]
 
@@ -109,6 +113,7 @@ _LAZY = (
     "Finding",
     "Model",
     "Plan",
+    "Report",
     "Result",
     "Verification",
     "calibrate",
@@ -126,6 +131,7 @@ _LAZY = (
     "open_model",
     "plan",
     "read",
+    "report",
     "verify",
 )
 

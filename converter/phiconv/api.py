@@ -25,6 +25,8 @@ from phiconv.quality.comparison import Comparison, compare
 from phiconv.quality.text import Evaluation, calibrate, evaluate, evaluate_all, generate, logits
 from phiconv.quantizers import decode
 from phiconv.recipes import Choices
+from phiconv.reporting.numbers import Report
+from phiconv.reporting.writing import report
 from phiconv.verification.again import planned_again
 from phiconv.verification.judging import judge
 from phiconv.verification.outcome import Finding, Verification
@@ -50,6 +52,7 @@ __all__ = [
     "Finding",
     "Model",
     "Plan",
+    "Report",
     "Result",
     "Verification",
     "calibrate",
@@ -67,6 +70,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "report",
     "verify",
 ]
 

@@ -12,7 +12,19 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
-__all__ = ["BASE", "CONFIG", "FOLLOW_LINKS", "JOBS", "JSON", "LORA", "PATH", "QUIET", "lora_option"]
+__all__ = [
+    "BASE",
+    "CONFIG",
+    "FOLLOW_LINKS",
+    "FORCE_HTML",
+    "HTML",
+    "JOBS",
+    "JSON",
+    "LORA",
+    "PATH",
+    "QUIET",
+    "lora_option",
+]
 
 
 class _Path(click.Path):
@@ -83,3 +95,7 @@ JOBS = click.option(
     "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads, or processes; by default one per processor."
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress, no summary.")
+HTML = click.option(
+    "--html", type=PATH, metavar="FILE", help="Write a page with pictures, too, see 'report'."
+)
+FORCE_HTML = click.option("--force", "-f", is_flag=True, help="Replace the page if it exists.")

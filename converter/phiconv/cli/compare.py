@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import FOLLOW_LINKS, JOBS, JSON, LORA, PATH, QUIET
+from phiconv.cli.common import FOLLOW_LINKS, FORCE_HTML, HTML, JOBS, JSON, LORA, PATH, QUIET
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
@@ -24,11 +24,21 @@ __all__ = ["compare"]
 @LORA
 @FOLLOW_LINKS
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
+@HTML
+@FORCE_HTML
 @JSON
 @JOBS
 @QUIET
 def compare(
-    a: Path, b: Path, lora: list[Lora], tensors: bool, as_json: bool, jobs: int | None, quiet: bool
+    a: Path,
+    b: Path,
+    lora: list[Lora],
+    tensors: bool,
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+    jobs: int | None,
+    quiet: bool,
 ) -> None:
     """Show how far the weights of B are from those of A, whatever their formats.
 
@@ -39,7 +49,12 @@ def compare(
     from phiconv.cli.report_comparison import comparison_lines, comparison_object
 
     with progress_display(quiet=quiet) as progress:
-        found = api.compare(api.open_model(a, lora=lora) if lora else a, b, jobs=jobs, progress=progress)
+        first = api.open_model(a, lora=lora) if lora else a
+        if html is None:
+            found = api.compare(first, b, jobs=jobs, progress=progress)
+        else:
+            report = api.report(first, [b], html, jobs=jobs, force=force, progress=progress)
+            found = report.candidates[0].errors.comparison
     if as_json:
         click.echo(json.dumps(comparison_object(found, tensors=tensors), indent=2))
     else:

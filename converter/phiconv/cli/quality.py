@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from phiconv.cli.common import FOLLOW_LINKS, JSON, LORA, PATH, lora_option
+from phiconv.cli.common import FOLLOW_LINKS, FORCE_HTML, HTML, JSON, LORA, PATH, lora_option
 from phiconv.cli.group import Command
 from phiconv.cli.voice import tame
+from phiconv.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,8 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 )
 @_CONTEXT
 @click.option("--llama", is_flag=True, help="Score as llama-perplexity does.")
+@HTML
+@FORCE_HTML
 @JSON
 @_QUIET
 def evaluate(
@@ -60,6 +63,8 @@ def evaluate(
     reference_file: Path | None,
     context: int,
     llama: bool,
+    html: Path | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -71,16 +76,16 @@ def evaluate(
     words = report_quality.read_text(text)
     models = [api.open_model(path, lora=lora) for path in paths]
     other = None if reference is None else api.open_model(reference, lora=reference_lora)
+    options: dict[str, Any] = {"reference_file": reference_file, "context": context, "llama": llama}
     with progress_display(quiet=quiet) as progress:
-        results = api.evaluate_all(
-            models,
-            words,
-            reference=other,
-            reference_file=reference_file,
-            context=context,
-            llama=llama,
-            progress=progress,
-        )
+        if html is None:
+            results = api.evaluate_all(models, words, reference=other, progress=progress, **options)
+        elif other is None:
+            raise UsageError("a page compares with another model", hint="give --reference, too")
+        else:
+            report = api.report(other, models, html, text=words, force=force, progress=progress, **options)
+            assert report.text is not None  # noqa: S101 - there is one
+            results = [*report.text.evaluations]
     if as_json:
         found = report_quality.evaluation_objects(models, results)
         click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from phiconv.conversion.pipeline import Progress
     from phiconv.ir import Tensor
 
-__all__ = ["Comparison", "Difference", "TensorDifference", "compare"]
+__all__ = ["Comparison", "Difference", "Pair", "TensorDifference", "compare", "match"]
 
 _SPAN = 4 * TILE  # weights of one task
 _NAMED = 5  # differences between models that a message lists
@@ -182,7 +182,7 @@ def compare(
         UnsupportedModelError: A tensor of a type that phiconv cannot decode.
     """
     first, second = (m if isinstance(m, Model) else open_model(m) for m in (a, b))
-    way, pairs = _match(first, second)
+    way, pairs = match(first, second)
     jobs = jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv") if executor is None else executor
     context: AbstractContextManager[object] = pool if executor is None else nullcontext()
@@ -201,11 +201,11 @@ def compare(
 
 # ------------------------------------------------------------------------------------------------- matching
 
-_Pair: TypeAlias = "tuple[str, Tensor, Tensor]"
+Pair: TypeAlias = "tuple[str, Tensor, Tensor]"
 
 
-def _match(a: Model, b: Model) -> tuple[Way, list[_Pair]]:
-    """The weights of both models, side by side.
+def match(a: Model, b: Model) -> tuple[Way, list[Pair]]:
+    """The weights of both models, side by side: by which names, and these with the two tensors.
 
     Raises:
         InputError: Some are missing on one side, or have another shape.
@@ -271,7 +271,7 @@ def _shape(tensor: Tensor) -> str:
 # ------------------------------------------------------------------------------------------------- summing
 
 
-def _in_order(pool: Executor, limit: int, pairs: Sequence[_Pair]) -> Iterator[tuple[int, Difference]]:
+def _in_order(pool: Executor, limit: int, pairs: Sequence[Pair]) -> Iterator[tuple[int, Difference]]:
     """Sums of all spans in their order, ``limit`` of them under way at once; so sums are always the same."""
     waiting: deque[tuple[int, Future[Difference]]] = deque()
     try:
@@ -291,7 +291,7 @@ def _in_order(pool: Executor, limit: int, pairs: Sequence[_Pair]) -> Iterator[tu
         wait(tasks)
 
 
-def _spans(pairs: Sequence[_Pair]) -> Iterator[tuple[int, int, int]]:
+def _spans(pairs: Sequence[Pair]) -> Iterator[tuple[int, int, int]]:
     for index, (_, x, _) in enumerate(pairs):
         step = max(_SPAN // max(x.columns, 1), 1)
         for start in range(0, x.rows if x.size else 0, step):  # rows of nothing may be any number
@@ -354,13 +354,13 @@ def _dot(x: _Vector, y: _Vector) -> float:
     return float(np.einsum("i,i->", x, y))  # in one thread and one order, where BLAS would choose for itself
 
 
-def _check_unchanged(pairs: Sequence[_Pair]) -> None:
+def _check_unchanged(pairs: Sequence[Pair]) -> None:
     for source in {run.source for _, *both in pairs for tensor in both for run in tensor.runs}:
         if source.changed():
             raise MalformedFileError("changed while it was read", path=source.label, hint="compare it again")
 
 
-def _result(a: Model, b: Model, way: Way, pairs: Sequence[_Pair], sums: Sequence[Difference]) -> Comparison:
+def _result(a: Model, b: Model, way: Way, pairs: Sequence[Pair], sums: Sequence[Difference]) -> Comparison:
     tensors = [
         TensorDifference(
             name, x.shape, x.encoding.name, y.encoding.name,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Model, Role
     from phiconv.quality.scores import Evaluation
 
-__all__ = ["BATCH_TOKENS", "Progress", "evaluate", "passes", "windows"]
+__all__ = ["BATCH_TOKENS", "Onlooker", "Progress", "evaluate", "passes", "score", "windows"]
 
 BATCH_TOKENS = 2048
 """Tokens that are computed in one pass over the weights, if a window is shorter than that."""
@@ -43,6 +43,16 @@ class Progress(Protocol):
         """``done`` of ``total`` steps are made; ``name`` says what is worked on."""
 
 
+class Onlooker(Protocol):
+    """Is shown predictions, those of one model in the order of the text."""
+
+    def __call__(self, model: int, logits: Array) -> None:
+        """``logits`` are of shape (positions, vocabulary), and are overwritten afterwards.
+
+        ``model`` counts the models, and last comes the reference.
+        """
+
+
 def evaluate(
     models: Sequence[Model],
     ids: ArrayLike,
@@ -55,7 +65,39 @@ def evaluate(
     precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """Computes perplexities, and with a reference the divergences from it.
+    """Computes perplexities, and with a reference the divergences from it; see `score`.
+
+    Returns:
+        One for each model.
+    """
+    tables = score(
+        models,
+        ids,
+        reference=reference,
+        reference_file=reference_file,
+        context=context,
+        llama=llama,
+        bos=bos,
+        precision=precision,
+        progress=progress,
+    )
+    return [figures(table, np.size(ids) // context, context) for table in tables]
+
+
+def score(
+    models: Sequence[Model],
+    ids: ArrayLike,
+    *,
+    reference: Model | None = None,
+    reference_file: Path | None = None,
+    context: int = 512,
+    llama: bool = False,
+    bos: int | None = None,
+    precision: Precision = "float32",
+    progress: Progress | None = None,
+    onlooker: Onlooker | None = None,
+) -> list[NDArray[np.float64]]:
+    """Scores every prediction of some models, and how far it is from a reference's.
 
     Args:
         models: The models, which all read the same tokens.
@@ -70,9 +112,10 @@ def evaluate(
             tokenizer asks for a bos token.
         precision: What to compute in.
         progress: Is told how far it is.
+        onlooker: Is shown the predictions that are scored.
 
     Returns:
-        One for each model.
+        The `columns` of each model, window after window.
 
     Raises:
         UsageError: The text is shorter than a window, or the models have different vocabularies.
@@ -96,9 +139,9 @@ def evaluate(
                 compute(m, some, precision=precision, watch=w) for m, w in zip(models, steps, strict=False)
             ]
             expected = None if memory is None else memory.logits(batch, some, steps[-1])
-            _score(own, expected, cut[batch], context // 2 if llama else 0, tables)
+            _score(own, expected, cut[batch], context // 2 if llama else 0, tables, onlooker)
     return [
-        _checked(np.concatenate(each, axis=1), model, reference, cut.shape)
+        _checked(np.concatenate(each, axis=1), model, reference)
         for model, each in zip(models, tables, strict=True)
     ]
 
@@ -107,10 +150,8 @@ def _vocabulary(model: Model) -> int | None:
     return None if model.hyperparameters is None else model.hyperparameters.vocab_size
 
 
-def _checked(
-    table: NDArray[np.float64], model: Model, reference: Model | None, shape: tuple[int, ...]
-) -> Evaluation:
-    """The figures of one model.
+def _checked(table: NDArray[np.float64], model: Model, reference: Model | None) -> NDArray[np.float64]:
+    """The scores of one model.
 
     Raises:
         WeightError: A loss is NaN or infinite.
@@ -120,7 +161,7 @@ def _checked(
             raise WeightError(
                 "predicts NaN or infinity", path=each.path, hint="its weights hold values that are not finite"
             )
-    return figures(table, shape[0], shape[1])
+    return table
 
 
 def windows(ids: ArrayLike, context: int, *, least: int = 2) -> NDArray[np.intp]:
@@ -181,6 +222,7 @@ def _score(
     targets: NDArray[np.intp],
     first: int,
     tables: list[list[NDArray[np.float64]]],
+    onlooker: Onlooker | None,
 ) -> None:
     """Scores a batch of windows, some positions at a time, so that few logits are in memory at once.
 
@@ -190,6 +232,7 @@ def _score(
         targets: The tokens, shape (windows, context).
         first: The first position whose prediction is scored.
         tables: Get the columns of each model.
+        onlooker: Is shown the logits.
     """
     batch, context = targets.shape
     positions = (np.arange(batch)[:, None] * context + np.arange(first, context - 1)).reshape(-1)
@@ -198,6 +241,11 @@ def _score(
     for start in range(0, len(positions), step):
         some, wanted = positions[start : start + step], following[start : start + step]
         other = None if reference is None else reference.at(some)
-        for logits, table in zip(models, tables, strict=True):
+        if onlooker is not None and other is not None:
+            onlooker(len(models), other)
+        for number, (logits, table) in enumerate(zip(models, tables, strict=True)):
+            own = logits.at(some)
+            if onlooker is not None:
+                onlooker(number, own)
             with np.errstate(all="ignore"):
-                table.append(columns(logits.at(some), wanted, None if other is None else other.copy()))
+                table.append(columns(own, wanted, None if other is None else other.copy()))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from phiconv.verification.stated import Stated
     from phiconv.verification.sums import Sums
 
-__all__ = ["Again", "judge"]
+__all__ = ["Again", "find_receipt", "judge"]
 
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}(\.gguf)", re.DOTALL)
 
@@ -63,7 +63,7 @@ def judge(
     Raises:
         MissingFileError: There is no such output.
     """
-    path = _find_receipt(output) if receipt is None else receipt
+    path = find_receipt(output) if receipt is None else receipt
     if path is None:
         return Verification(
             None, "unknown", why="there is no receipt, which phiconv writes unless told not to"
@@ -106,7 +106,7 @@ def _text(finding: Finding) -> str:
     return ": ".join(part for part in (finding.file, finding.at, finding.what) if part)
 
 
-def _find_receipt(output: Path) -> Path | None:
+def find_receipt(output: Path) -> Path | None:
     """The receipt of a file or a folder, or of the split file that a file is a part of.
 
     Raises:
