@@ -51,14 +51,16 @@ def shades(what: str, starts: Iterable[str]) -> Markup:
     return tag("p", f"{what}, from: ", *parts, class_="shades")
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> Markup:
+def table(
+    caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str | None = None
+) -> Markup:
     """A table whose first row and first column are headers.
 
     Args:
         caption: What it is.
         head: The first row.
         rows: The others.
-        words: The cells are words and not numbers.
+        kind: "words" where cells are no numbers; "tokens" where all but the last ones are tokens.
     """
     top = tag("tr", *(tag("th", _breakable(cell), scope="col") for cell in head))
     body = [
@@ -70,7 +72,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, w
         tag("caption", caption),
         tag("thead", top),
         tag("tbody", *body),
-        class_="words" if words else None,
+        class_=kind,
     )
     return found if len(head) <= _NARROW else tag("div", found, class_="wide")
 

@@ -140,5 +140,5 @@ def histogram(name: str, found: Histogram) -> Picture:
             width = coordinate(x(right) - x(left) - 1)
             bars += f"M{coordinate(x(left))} {coordinate(y.start)}v-{coordinate(height)}h{width}V{y.start}z"
     picture.add("path", d=bars or "M0 0", class_="s1")
-    picture.text(WIDTH, y.stop - 9, short(short_name(found.name), 200), anchor="end", class_="name")
+    picture.text(WIDTH, y.stop - 9, short(short_name(found.name), 200), anchor="end", class_="title")
     return picture

@@ -24,7 +24,7 @@ class Markup(str):
 
 def join(*parts: str) -> Markup:
     """Puts markup and text together; text is escaped."""
-    return Markup("".join(part if isinstance(part, Markup) else escape(part) for part in parts))
+    return Markup("".join(part if isinstance(part, Markup) else _escaped(part) for part in parts))
 
 
 def tag(element: str, *children: str, **attributes: Attribute) -> Markup:
@@ -48,7 +48,13 @@ def tag(element: str, *children: str, **attributes: Attribute) -> Markup:
 
 
 def _value(value: str | float) -> str:
-    return escape(value) if isinstance(value, str) else coordinate(value)
+    return _escaped(value) if isinstance(value, str) else coordinate(value)
+
+
+def _escaped(text: str) -> str:
+    """Text as markup; what nobody would see, or what turns the direction of writing, is spelled out."""
+    shown = (c if c.isprintable() or c in "\n\t\u00a0" else c.encode("unicode_escape").decode() for c in text)
+    return escape("".join(shown))
 
 
 def coordinate(value: float) -> str:

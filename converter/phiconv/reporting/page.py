@@ -65,13 +65,13 @@ def _origin(candidate: Candidate) -> Markup:
         return note(title, f"Nobody knows: {candidate.no_origin}.")
     files = {"Files that were written": origin.outputs, "Files that were read": origin.sources}
     sums = (
-        table(caption, ("file", "SHA-256"), [(name, tag("code", each)) for name, each in some], words=True)
+        table(caption, ("file", "SHA-256"), [(name, tag("code", each)) for name, each in some], kind="words")
         for caption, some in files.items()
     )
     remark = join("Nothing of this is checked here; ", tag("code", "phiconv verify"), " does that.")
     return card(
         title,
-        table("What its receipt says", ("fact", "value"), origin.facts, words=True),
+        table("What its receipt says", ("fact", "value"), origin.facts, kind="words"),
         folded("Files and sums", *sums),
         tag("p", remark, class_="muted"),
     )

@@ -153,7 +153,7 @@ def axes(
         )
         picture.text(x.start - 5, place + 4, figures[1](value), anchor="end")
     end = -math.inf
-    for value in x.ticks(4) if x_ticks is None else x_ticks:
+    for value in x.ticks(6) if x_ticks is None else x_ticks:
         text, place = figures[0](value), x(value)
         if place - len(text) * _LETTER / 2 < end:
             continue

@@ -62,7 +62,7 @@ def _passage(model: Stored, passage: Passage) -> Markup:
         aside(remark),
         shades("Divergence in nats", ("0", *(f"{edge:g}" for edge in _EDGES))),
         tag("p", *(_token(each, letter) for each in passage.tokens), class_="shades passage"),
-        table(f"The {len(rows)} tokens of it with the largest divergence", head, rows, words=True),
+        table(f"The {len(rows)} tokens of it with the largest divergence", head, rows, kind="tokens"),
         full=True,
     )
 
@@ -75,9 +75,8 @@ def _token(token: Token, letter: str) -> Markup:
 
 
 def _visible(text: str) -> str:
-    """A token as it stands in a text: spaces and new lines stay, what nobody could see is escaped."""
-    shown = "".join(c if c in "\n\t " else printable(c) for c in text)
-    return shown.replace("\n", "↵\n")
+    """A token as it stands in a text, with a mark where a line ends."""
+    return text.replace("\n", "↵\n")
 
 
 def _told(tokens: Iterable[tuple[str, float]]) -> str:
@@ -96,5 +95,5 @@ def _code(text: str) -> Markup:
 def _likeliest(tokens: Iterable[tuple[str, float]]) -> Markup:
     parts: list[str] = []
     for text, part in tokens:
-        parts += [*([", "] if parts else []), _code(text), f"\u00a0{percent(part)}\u00a0%"]
+        parts += [tag("span", _code(text), f" {percent(part)} %"), " "]
     return join(*parts)
