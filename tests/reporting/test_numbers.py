@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -122,13 +123,13 @@ def test_the_passage_is_where_candidates_differ_most(models):
     found = text_numbers(along, models[0].tokenizer)
     (start,) = {passage.start for passage in found.passages}
     sums = [
-        (along.divergences[0, 63 * w + i : 63 * w + i + 42].sum(), 63 * w + i)
+        (along.divergences[0, 63 * w + i : 63 * w + i + 40].sum(), 63 * w + i)
         for w in range(3)
-        for i in range(63 - 42 + 1)
+        for i in range(63 - 40 + 1)
     ]
     assert max(sums)[1] == start
     passage = found.passages[0]
-    assert [token.divergence for token in passage.tokens] == along.divergences[0, start : start + 42].tolist()
+    assert [token.divergence for token in passage.tokens] == along.divergences[0, start : start + 40].tolist()
     assert passage.tokens[0].text == piece(models[0].tokenizer, int(along.tokens[start]))
     lengths = np.diff([*found.starts, 63 * 3])
     assert (np.array(found.curves[0]) * lengths).sum() == pytest.approx(along.divergences[0].sum())
@@ -139,7 +140,7 @@ def test_pieces_make_up_the_text(model):
     tokenizer = phiconv.open_model(FIXTURES / model).tokenizer
     ids = encode(tokenizer, "The function returns\n\ta list — of names.")
     text = "".join(piece(tokenizer, token) for token in ids)
-    assert text.lstrip(" ").replace("\ufffd", "") == decode(tokenizer, ids).replace("—", "")
+    assert re.sub("[\ufffd—]", "", text.lstrip(" ")) == decode(tokenizer, ids).replace("—", "")
     assert piece(tokenizer, 1 << 30) == ""
 
 
@@ -174,7 +175,7 @@ def test_scales():
     log = Scale(1, 1000, 0, 30, log=True)
     assert log(100) == pytest.approx(20)
     assert log.ticks() == [1, 10, 100, 1000]
-    assert Scale(0.9, 8, 0, 1, log=True).ticks() == [1, 2, 5]
+    assert Scale(0.9, 8, 0, 1, log=True).ticks(3) == [1, 2, 5]
     assert Scale.around([0.0], 0, 1, log=True)(0.5) >= 0
     assert Scale.around([], 0, 1).ticks()
 

@@ -167,9 +167,8 @@ def test_nothing_is_told_by_colour_alone(tree, style):
         letters = [e for e in tree.find("text", picture) if "name" in e["attributes"].get("class", "")]
         assert [e["text"] for e in letters] == ["A", "B", "C"][-len(lines) :]
         assert len({line.split()[-1] for line in lines}) == len(lines)  # dashes
-    cells = [e for e in tree.find("text") if e["attributes"].get("class") == "cell"]
-    assert len(cells) == 2
-    assert all(len(tree.find("tspan", cell)) == 9 for cell in cells)  # of each matrix
+    cells = [e for e in tree.find("g") if e["attributes"]["class"] == "cells"]
+    assert [len(tree.find("tspan", cell)) for cell in cells] == [9, 9]  # of each matrix
 
 
 # ------------------------------------------------------------------------------------------ by itself

@@ -5,88 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from phiconv.reporting.figures import figure, percent, round_size
-from phiconv.reporting.grid import SHADES, Shades
-from phiconv.reporting.markup import coordinate, tag
+from phiconv.reporting.figures import figure, round_size
+from phiconv.reporting.markup import coordinate
 from phiconv.reporting.svg import WIDTH, Picture, Scale, axes, path_of, short, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from phiconv.quality.comparison import TensorDifference
-    from phiconv.reporting.grid import ErrorGrid
     from phiconv.reporting.numbers import Errors, Histogram
 
-__all__ = ["heat_map", "histogram", "short_name", "sizes_and_errors"]
+__all__ = ["histogram", "short_name", "sizes_and_errors"]
 
-_ROW = 17
-_LEFT = 26
 _NAMED = 5
 
 
 def short_name(name: str) -> str:
     """A matrix without what all of them have in their names."""
     return name.removeprefix("layers.").removesuffix(".weight")
-
-
-def heat_map(name: str, grid: ErrorGrid, letter: str) -> Picture:
-    """Cells: the relative RMSE of every matrix in percent, darker where it is larger."""
-    shades = Shades.of(grid.values())
-    cells = [
-        (x, y, value) for y, row in enumerate(grid.layers) for x, value in enumerate(row) if value is not None
-    ]
-    worst = max(cells, key=lambda cell: cell[2])
-    picture = Picture(
-        name,
-        f"Errors of {letter} by layer and matrix",
-        f"Relative RMSE in percent, a row for each of {len(grid.layers)} layers. The largest, "
-        f"{percent(worst[2])} %, is that of {grid.kinds[worst[0]]} in layer {worst[1]}, which has a frame.",
-        34 + _ROW * len(grid.layers) + (8 + _ROW) * -(-len(grid.others) // 2),
-    )
-    width = (WIDTH - _LEFT) / len(grid.kinds)
-    for x, kind in enumerate(grid.kinds):
-        words = kind.rpartition("_")
-        for line, word in ((10, words[0]), (23, words[2])):
-            if word:
-                picture.text(
-                    _LEFT + width * (x + 0.5), line, short(word, width + 6), anchor="middle", class_="what"
-                )
-    places = [(_LEFT + width * x, 30 + _ROW * y, width, value) for x, y, value in cells]
-    picture.add(
-        "text",
-        *_tspans([(_LEFT - 5, 42 + _ROW * y, str(y)) for y in range(len(grid.layers))]),
-        text_anchor="end",
-    )
-    half = WIDTH / 2
-    bottom = 38 + _ROW * len(grid.layers)
-    for number, (other, value) in enumerate(grid.others):
-        left, top = half * (number % 2), bottom + (8 + _ROW) * (number // 2)
-        places.append((left + _LEFT + 90, top, 42, value))
-        picture.text(left, top + 12, short(other, 112), class_="what")
-    _cells(picture, places, shades)
-    x, y, _ = worst
-    picture.add(
-        "rect", x=_LEFT + width * x, y=30 + _ROW * y, width=width - 1, height=_ROW - 1, class_="frame"
-    )
-    return picture
-
-
-def _cells(picture: Picture, places: Sequence[tuple[float, float, float, float]], shades: Shades) -> None:
-    """Draws cells (left, top, width, value), those of one shade as one path, and their figures over them."""
-    for shade in range(SHADES):
-        d = "".join(
-            f"M{coordinate(x)} {coordinate(y)}h{coordinate(width - 1)}v{_ROW - 1}h-{coordinate(width - 1)}z"
-            for x, y, width, value in places
-            if shades(value) == shade
-        )
-        if d:
-            picture.add("path", d=d, class_=f"h{shade}")
-    figures = [(x + (width - 1) / 2, y + 12, percent(value)) for x, y, width, value in places]
-    picture.add("text", *_tspans(figures), text_anchor="middle", class_="cell")
-
-
-def _tspans(texts: Sequence[tuple[float, float, str]]) -> list[str]:
-    return [tag("tspan", text, x=x, y=y) for x, y, text in texts]
 
 
 def sizes_and_errors(name: str, errors: Errors, some: Sequence[TensorDifference], letter: str) -> Picture:

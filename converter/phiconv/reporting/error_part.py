@@ -10,6 +10,7 @@ from phiconv.reporting.cards import aside, card, drawn, folded, note, section, s
 from phiconv.reporting.error_charts import short_name
 from phiconv.reporting.figures import figure, percent
 from phiconv.reporting.grid import Shades, matrices
+from phiconv.reporting.heat_map import heat_map
 from phiconv.units import size_text
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _by_layer(grid: ErrorGrid | None, letter: str) -> Markup:
     starts = [0.0, *Shades.of(grid.values()).edges]
     return card(
         title,
-        drawn(error_charts.heat_map(f"grid-{letter}", grid, letter)),
+        drawn(heat_map(f"grid-{letter}", grid, letter)),
         shades("Relative RMSE in percent", map(percent, starts)),
         folded("Numbers", *_grid_tables(grid)),
     )

@@ -22,7 +22,7 @@ __all__ = ["text_numbers"]
 _PIECES = 40
 """Into how many the text is cut for a curve."""
 
-_TOKENS = 420
+_TOKENS = 360
 """Tokens of all passages together: each candidate has its own, and the page should stay small."""
 
 _LEAST_TOKENS = 40

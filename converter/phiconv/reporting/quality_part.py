@@ -59,7 +59,7 @@ def _of_predictions(report: Report) -> list[Markup]:
     rows = [
         (
             candidate.stored.letter,
-            f"{one.perplexity:.4f}",
+            f"{one.perplexity:.6g}",
             *map(figure, (other.mean, other.percentile_99, other.maximum)),
             percent(other.same_top),
         )
@@ -68,7 +68,7 @@ def _of_predictions(report: Report) -> list[Markup]:
     head = ("model", "perplexity", "mean", "99 %", "max", "same, %")
     caption = f"On the text: {first.tokens} tokens scored in {first.windows} windows of {first.context}"
     remark = (
-        f"Perplexity of A: {found[0].perplexity:.4f}. Mean, 99 % and max are of the divergence from A, in "
+        f"Perplexity of A: {found[0].perplexity:.6g}. Mean, 99 % and max are of the divergence from A, in "
         "nats; “same” says how often both find the same one likeliest."
     )
     return [table(caption, head, rows), aside(remark)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from phiconv.errors import printable
@@ -80,7 +81,7 @@ def _visible(text: str) -> str:
 
 
 def _told(tokens: Iterable[tuple[str, float]]) -> str:
-    return ", ".join(f"“{printable(text, 24)}” {percent(part)} %" for text, part in tokens)
+    return ", ".join(f"“{printable(text, 24)}” {percent(part)} %" for text, part in islice(tokens, 2))
 
 
 def _row(number: int, token: Token) -> tuple[str, ...]:
