@@ -235,7 +235,7 @@ def test_a_model_is_no_different_from_itself(models, tmp_path):
     found = phiconv.report(models[0], [models[0]], tmp_path / "r.html", text="Words. " * 40, context=16)
     assert found.text.evaluations[0].divergence.maximum == 0
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "No weight has an error" in text
+    assert "No matrix has an error" in text
     assert "no error" in text
 
 

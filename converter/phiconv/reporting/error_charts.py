@@ -31,15 +31,15 @@ def sizes_and_errors(name: str, errors: Errors, some: Sequence[TensorDifference]
     Args:
         name: Of the picture.
         errors: Of the candidate.
-        some: Its matrices, the worst first, whose errors are finite.
+        some: Its matrices with errors, the worst first.
         letter: The candidate's.
     """
     worst = some[:_NAMED]
     picture = Picture(
         name,
         f"Size and error of each matrix of {letter}",
-        f"A point for each of {len(some)} matrices: its bytes and its relative RMSE. The worst are "
-        f"{', '.join(short_name(each.name) for each in worst)}.",
+        f"A point for each of {len(some)} matrices with errors: its bytes and its relative RMSE. The worst "
+        f"are {', '.join(short_name(each.name) for each in worst)}.",
         250,
     )
     found = [(errors.sizes[each.name], each.difference.relative_rmse) for each in some]

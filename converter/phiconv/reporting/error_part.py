@@ -32,12 +32,12 @@ _HISTOGRAMS = "Errors of the worst matrices"
 def error_section(candidate: Candidate) -> Markup:
     """By layer, by size, and of the worst matrices."""
     letter, errors = candidate.stored.letter, candidate.errors
-    some = [m for m in matrices(errors.comparison) if math.isfinite(m.difference.relative_rmse)]
+    some = [m for m in matrices(errors.comparison) if 0 < m.difference.relative_rmse < math.inf]
     return section(
         f"Errors of {letter}: {candidate.stored.name}",
         *_not_finite(candidate),
         _by_layer(errors.grid, letter),
-        _by_size(candidate, some) if some else note("Size and error", "There are no matrices."),
+        *([_by_size(candidate, some)] if some else []),
         _worst(errors.histograms, letter),
     )
 
@@ -54,7 +54,7 @@ def _by_layer(grid: ErrorGrid | None, letter: str) -> Markup:
     title = "By layer and matrix"
     if grid is None:
         return note(title, "Weights are matched by name, so that nobody knows their layers.")
-    starts = [0.0, *Shades.of(grid.values()).edges]
+    starts = [0.0, *Shades.of(grid.values()).edges] if any(grid.values()) else [0.0]
     return card(
         title,
         drawn(heat_map(f"grid-{letter}", grid, letter)),
@@ -91,13 +91,13 @@ def _by_size(candidate: Candidate, some: Sequence[TensorDifference]) -> Markup:
     return card(
         "Size and error",
         drawn(error_charts.sizes_and_errors(f"points-{letter}", errors, some, letter)),
-        table(f"The worst {len(rows)} of {len(some)} matrices", head, rows),
+        table(f"The worst {len(rows)} of {len(some)} matrices with errors", head, rows),
     )
 
 
 def _worst(found: Sequence[Histogram], letter: str) -> Markup:
     if not found:
-        return note(_HISTOGRAMS, "No weight has an error: there is nothing to draw.")
+        return note(_HISTOGRAMS, "No matrix has an error that could be drawn.")
     head = ("bin", *(short_name(each.name) for each in found))
     rows = [
         (str(i + 1), *(f"{figure(each.edges[i])}: {percent(each.shares[i])}" for each in found))

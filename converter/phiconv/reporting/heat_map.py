@@ -47,7 +47,8 @@ def heat_map(name: str, grid: ErrorGrid, letter: str) -> Picture:
     )
     _heads(picture, grid, width)
     _draw(picture, [*cells, *_others(picture, grid)], Shades.of(grid.values()))
-    picture.add("rect", x=worst.left, y=worst.top, width=width - 1, height=_ROW - 1, class_="frame")
+    if worst.value > 0:
+        picture.add("rect", x=worst.left, y=worst.top, width=width - 1, height=_ROW - 1, class_="frame")
     return picture
 
 
@@ -64,7 +65,7 @@ def _heads(picture: Picture, grid: ErrorGrid, width: int) -> None:
         first, _, second = kind.rpartition("_")
         for line, word in ((10, first), (23, second)):
             middle = _LEFT + width * x + width / 2
-            picture.text(middle, line, short(word, width + 6), anchor="middle", class_="what")
+            picture.text(middle, line, short(word, width + 10), anchor="middle", class_="what head")
     numbers = (tag("tspan", str(y), x=_LEFT - 5, y=_TOP + 12 + _ROW * y) for y in range(len(grid.layers)))
     picture.add("text", *numbers, text_anchor="end")
 

@@ -40,7 +40,9 @@ def _of_weights(report: Report) -> Markup:
     rows = []
     for candidate in report.candidates:
         total = candidate.errors.comparison.total
-        ratio = f"{total.sqnr:.2f} dB" if math.isfinite(total.sqnr) else "no error"
+        ratio = f"{total.sqnr:.2f} dB" if math.isfinite(total.sqnr) else "not defined"
+        if total.square_error == 0:
+            ratio = "no error"
         error = f"{percent(total.relative_rmse)} %"
         rows.append((candidate.stored.letter, error, figure(total.max_error), ratio))
     return table("Errors of all weights", ("model", "relative RMSE", "max error", "SQNR"), rows)
@@ -84,5 +86,6 @@ def _against_size(report: Report, errors: Sequence[float], measure: str) -> Mark
     return card(
         "Size against quality",
         drawn(charts.quality("quality", models, errors, measure), key(models, 1)),
+        *([] if all(errors) else [aside("A point on the lower edge is one without an error.")]),
         table("Size and quality", ("model", "weights", measure, "on the line"), rows),
     )

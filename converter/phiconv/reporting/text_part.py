@@ -44,6 +44,7 @@ def _curves(report: Report, text: TextNumbers) -> Markup:
     return card(
         "Divergence along the text",
         drawn(picture, key(models[1:], 1)),
+        *([] if all(map(all, text.curves)) else [aside("On the lower edge there is no divergence.")]),
         folded("Numbers", table(caption, head, rows)),
     )
 
