@@ -88,4 +88,4 @@ def test_the_grid_in_the_terminal(cli, models):
     assert max(map(len, lines[start:])) <= 80
     found = phiconv.compare(*models)
     worst = max(t.difference.relative_rmse for t in found.tensors if "layers" in t.name and len(t.shape) > 1)
-    assert f"▓ {100 * worst:.2f}" in lines[start + 3]
+    assert f"# {100 * worst:.2f}" in lines[start + 3]

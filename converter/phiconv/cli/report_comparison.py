@@ -113,8 +113,8 @@ def grid_lines(found: Comparison) -> list[str]:
     ]
 
 
-_SHADES = " .:░▒▓"
-"""From the least errors to the largest."""
+_SHADES = " .:+*#"
+"""From the least errors to the largest, in signs that every terminal has."""
 
 
 def _nonfinite(difference: Difference) -> str:
