@@ -32,6 +32,7 @@ WINGS = (
     "phiconv.conversion",
     "phiconv.quality",
     "phiconv.verification",
+    "phiconv.reporting",
     "phiconv.api",
     "phiconv.cli",
     "phiconv",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Model,
         Plan,
         Progress,
+        Report,
         Result,
         Tensor,
         TensorDifference,
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         open_model,
         plan,
         read,
+        report,
         sign,
         verify,
     )
@@ -95,6 +97,7 @@ __all__ = [
     "PhiconvError",
     "Plan",
     "Progress",
+    "Report",
     "Result",
     "Tensor",
     "TensorDifference",
@@ -125,6 +128,7 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "report",
     "sign",
     "verify",
 ]
@@ -142,6 +146,7 @@ _LAZY = (
     "Model",
     "Plan",
     "Progress",
+    "Report",
     "Result",
     "Tensor",
     "TensorDifference",
@@ -167,6 +172,7 @@ _LAZY = (
     "plan",
     "read",
     "sign",
+    "report",
     "verify",
 )
 

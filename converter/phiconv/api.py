@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         logits,
     )
     from phiconv.recipes import Choices
+    from phiconv.reporting.numbers import Report
+    from phiconv.reporting.writing import report
     from phiconv.verification.checking import sign, verify
     from phiconv.verification.outcome import Finding, Verification
     from phiconv_formats.onnx.compilation import Compiled
@@ -60,6 +62,7 @@ __all__ = [
     "Model",
     "Plan",
     "Progress",
+    "Report",
     "Result",
     "Tensor",
     "TensorDifference",
@@ -84,24 +87,26 @@ __all__ = [
     "open_model",
     "plan",
     "read",
+    "report",
     "sign",
     "verify",
 ]
 
 
+_WITH_TEXT = {"calibrate", "decode", "encode", "evaluate", "evaluate_all", "generate", "logits"}
+
+
 def __getattr__(name: str) -> object:
     """What other modules define and nothing here needs: imported when it is first asked for."""
     module: object
-    if name in {"calibrate", "decode", "encode", "evaluate", "evaluate_all", "generate", "logits"}:
+    if name in {"Divergence", "Evaluation", *_WITH_TEXT}:
         from phiconv.quality import text as module
-    elif name in {"Divergence", "Evaluation"}:
-        from phiconv.quality import scores as module
     elif name in {"Comparison", "Difference", "TensorDifference", "compare"}:
         from phiconv.quality import comparison as module
-    elif name in {"sign", "verify"}:
+    elif name in {"Finding", "Verification", "sign", "verify"}:
         from phiconv.verification import checking as module
-    elif name in {"Finding", "Verification"}:
-        from phiconv.verification import outcome as module
+    elif name in {"Report", "report"}:
+        from phiconv.reporting import writing as module
     elif name == "Choices":
         from phiconv import recipes as module
     elif name in {"Plan", "TensorPlan"}:

@@ -15,6 +15,7 @@ from phiconv.cli.compare import compare
 from phiconv.cli.compile import compile_
 from phiconv.cli.group import Command, Group
 from phiconv.cli.options import conversion_options
+from phiconv.cli.page import report
 from phiconv.cli.verify import sign, verify
 from phiconv.cli.voice import tell
 from phiconv.errors import UsageError
@@ -231,5 +232,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, sign, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
+for _command in (compare, report, sign, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from phiconv.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -18,12 +20,16 @@ __all__ = [
     "BASE",
     "CONFIG",
     "FOLLOW_LINKS",
+    "FORCE_HTML",
+    "HTML",
     "JOBS",
     "JSON",
     "LORA",
     "PATH",
     "QUIET",
     "SCHEDULER",
+    "adapter_paths",
+    "check_page",
     "lora_option",
 ]
 
@@ -113,6 +119,16 @@ def _adapters(
     return found
 
 
+def check_page(html: Path | None, scheduler: str | None) -> None:
+    """Refuses what does not go together.
+
+    Raises:
+        UsageError: A page, and other machines.
+    """
+    if html is not None and scheduler is not None:
+        raise UsageError("--html is made on this machine alone", hint="leave out --scheduler")
+
+
 def adapter_paths(adapters: Sequence[Lora]) -> list[Path]:
     """Where adapters are."""
     return [Path(each[0] if isinstance(each, tuple) else each) for each in adapters]
@@ -127,3 +143,7 @@ JOBS = click.option(
     "--jobs", "-j", type=click.IntRange(1, 1024), help="Threads, or processes; by default one per processor."
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress, no summary.")
+HTML = click.option(
+    "--html", type=PATH, metavar="FILE", help="Write a page with pictures, too, see 'report'."
+)
+FORCE_HTML = click.option("--force", "-f", is_flag=True, help="Replace the page if it exists.")

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phiconv.cli.common import FOLLOW_LINKS, JOBS, JSON, LORA, PATH, QUIET, SCHEDULER, adapter_paths
+from phiconv.cli.common import (
+    FOLLOW_LINKS,
+    FORCE_HTML,
+    HTML,
+    JOBS,
+    JSON,
+    LORA,
+    PATH,
+    QUIET,
+    SCHEDULER,
+    adapter_paths,
+    check_page,
+)
 from phiconv.cli.group import Command
 
 if TYPE_CHECKING:
@@ -24,6 +36,8 @@ __all__ = ["compare"]
 @LORA
 @FOLLOW_LINKS
 @click.option("--tensors/--no-tensors", default=True, help="List every tensor.")
+@HTML
+@FORCE_HTML
 @JSON
 @JOBS
 @SCHEDULER
@@ -33,6 +47,8 @@ def compare(
     b: Path,
     lora: list[Lora],
     tensors: bool,
+    html: Path | None,
+    force: bool,
     as_json: bool,
     jobs: int | None,
     scheduler: str | None,
@@ -47,14 +63,16 @@ def compare(
     from phiconv.cli.report_comparison import comparison_lines, comparison_object
 
     read = [a, b, *adapter_paths(lora)]
+    check_page(html, scheduler)
     with progress_display(quiet=quiet) as progress, api.machines(scheduler, read) as workers:
-        found = api.compare(
-            api.open_model(a, lora=lora) if lora else a,
-            b,
-            jobs=jobs or workers.jobs,
-            executor=workers.executor,
-            progress=progress,
-        )
+        first = api.open_model(a, lora=lora) if lora else a
+        if html is None:
+            found = api.compare(
+                first, b, jobs=jobs or workers.jobs, executor=workers.executor, progress=progress
+            )
+        else:
+            report = api.report(first, [b], html, jobs=jobs, force=force, progress=progress)
+            found = report.candidates[0].errors.comparison
     if as_json:
         click.echo(json.dumps(comparison_object(found, tensors=tensors), indent=2))
     else:

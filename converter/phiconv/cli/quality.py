@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from phiconv.cli.common import FOLLOW_LINKS, JSON, LORA, PATH, SCHEDULER, adapter_paths, lora_option
+from phiconv.cli.common import (
+    FOLLOW_LINKS,
+    FORCE_HTML,
+    HTML,
+    JSON,
+    LORA,
+    PATH,
+    SCHEDULER,
+    adapter_paths,
+    check_page,
+    lora_option,
+)
 from phiconv.cli.group import Command
 from phiconv.cli.voice import tame
+from phiconv.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +61,8 @@ _QUIET = click.option("--quiet", "-q", is_flag=True, help="No progress.")
 )
 @_CONTEXT
 @click.option("--llama", is_flag=True, help="Score as llama-perplexity does.")
+@HTML
+@FORCE_HTML
 @SCHEDULER
 @JSON
 @_QUIET
@@ -61,6 +75,8 @@ def evaluate(
     reference_file: Path | None,
     context: int,
     llama: bool,
+    html: Path | None,
+    force: bool,
     scheduler: str | None,
     as_json: bool,
     quiet: bool,
@@ -75,21 +91,22 @@ def evaluate(
     other = None if reference is None else api.open_model(reference, lora=reference_lora)
     read = [*paths, *([] if reference is None else [reference])]
     read += adapter_paths([*lora, *reference_lora])
+    options: dict[str, Any] = {"reference_file": reference_file, "context": context, "llama": llama}
+    check_page(html, scheduler)
     with (
         progress_display(quiet=quiet) as progress,
         api.machines(scheduler, read, reference_file) as workers,
     ):
-        results = api.evaluate_all(
-            models,
-            words,
-            reference=other,
-            reference_file=reference_file,
-            context=context,
-            llama=llama,
-            executor=workers.executor,
-            jobs=workers.jobs,
-            progress=progress,
-        )
+        options["progress"] = progress
+        if html is None:
+            options |= {"executor": workers.executor, "jobs": workers.jobs}
+            results = api.evaluate_all(models, words, reference=other, **options)
+        elif other is None:
+            raise UsageError("a page compares with another model", hint="give --reference, too")
+        else:
+            report = api.report(other, models, html, text=words, force=force, **options)
+            assert report.text is not None  # noqa: S101 - there is one
+            results = [*report.text.evaluations]
     if as_json:
         found = report_quality.evaluation_objects(models, results)
         click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))

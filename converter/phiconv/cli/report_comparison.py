@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from phiconv.cli.report import shape_text, table
 from phiconv.errors import printable
+from phiconv.reporting.figures import percent
+from phiconv.reporting.grid import Shades, error_grid
 from phiconv.units import count_text
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def comparison_lines(found: Comparison, *, tensors: bool = True) -> list[str]:
         lines.append("  what one of them sees with is not compared: the other is a language model alone")
     if total.nonfinite:
         lines.append(f"  warning: {_nonfinite(total)}; these weights are in none of the numbers")
+    lines += grid_lines(found)
     if tensors:
         rows = [
             (
@@ -87,6 +90,31 @@ def comparison_lines(found: Comparison, *, tensors: bool = True) -> list[str]:
         ]
         lines += table([_HEAD, *rows], frozenset({3, 4, 5, 6}))
     return lines
+
+
+def grid_lines(found: Comparison) -> list[str]:
+    """The errors of all matrices, a line for each layer; at most 80 columns for up to eight matrices."""
+    grid = error_grid(found)
+    if grid is None:
+        return []
+    shades = Shades.of(grid.values())
+
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{_SHADES[shades(value)]}{percent(value):>5}"
+
+    heads = zip(*(kind.rpartition("_")[::2] for kind in grid.kinds), strict=True)
+    rows = [(str(layer), *map(cell, row)) for layer, row in enumerate(grid.layers)]
+    others = (f"{printable(name)} {cell(value).strip()}" for name, value in grid.others)
+    return [
+        "  relative RMSE in percent, by layer:",
+        *(f"  {'':5}" + "".join(f" {printable(word, 8):>8}" for word in words) for words in heads),
+        *(f"  {layer:>5}" + "".join(f" {each:>8}" for each in cells) for layer, *cells in rows),
+        f"  outside the layers: {', '.join(others)}",
+    ]
+
+
+_SHADES = " .:+*#"
+"""From the least errors to the largest, in signs that every terminal has."""
 
 
 def _nonfinite(difference: Difference) -> str:

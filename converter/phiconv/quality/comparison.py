@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from phiconv.conversion.pipeline import Progress
     from phiconv.ir import Tensor
 
-__all__ = ["Comparison", "Difference", "TensorDifference", "compare"]
+__all__ = ["Comparison", "Difference", "Pair", "TensorDifference", "compare", "match"]
 
 _SPAN = 4 * TILE  # weights of one task
 _NAMED = 5  # differences between models that a message lists
@@ -194,7 +194,7 @@ def compare(
     """
     progress = heeding(progress, cancel)
     first, second = (m if isinstance(m, Model) else open_model(m) for m in (a, b))
-    way, pairs = _match(first, second)
+    way, pairs = match(first, second)
     jobs = jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="phiconv") if executor is None else executor
     context: AbstractContextManager[object] = pool if executor is None else nullcontext()
@@ -214,11 +214,11 @@ def compare(
 
 # ------------------------------------------------------------------------------------------------- matching
 
-_Pair: TypeAlias = "tuple[str, Tensor, Tensor]"
+Pair: TypeAlias = "tuple[str, Tensor, Tensor]"
 
 
-def _match(a: Model, b: Model) -> tuple[Way, list[_Pair]]:
-    """The weights of both models, side by side.
+def match(a: Model, b: Model) -> tuple[Way, list[Pair]]:
+    """The weights of both models, side by side: by which names, and these with the two tensors.
 
     Raises:
         InputError: Some are missing on one side, or have another shape.
@@ -282,7 +282,7 @@ def _shape(tensor: Tensor) -> str:
 # ------------------------------------------------------------------------------------------------- summing
 
 
-def _spans(pairs: Sequence[_Pair]) -> Iterator[tuple[int, Tensor, Tensor, int, int]]:
+def _spans(pairs: Sequence[Pair]) -> Iterator[tuple[int, Tensor, Tensor, int, int]]:
     for index, (_, x, y) in enumerate(pairs):
         step = max(_SPAN // max(x.columns, 1), 1)
         for start in range(0, x.rows if x.size else 0, step):  # rows of nothing may be any number
@@ -345,13 +345,13 @@ def _dot(x: _Vector, y: _Vector) -> float:
     return float(np.einsum("i,i->", x, y))  # in one thread and one order, where BLAS would choose for itself
 
 
-def _check_unchanged(pairs: Sequence[_Pair]) -> None:
+def _check_unchanged(pairs: Sequence[Pair]) -> None:
     for source in {run.source for _, *both in pairs for tensor in both for run in tensor.runs}:
         if source.changed():
             raise MalformedFileError("changed while it was read", path=source.label, hint="compare it again")
 
 
-def _result(a: Model, b: Model, way: Way, pairs: Sequence[_Pair], sums: Sequence[Difference]) -> Comparison:
+def _result(a: Model, b: Model, way: Way, pairs: Sequence[Pair], sums: Sequence[Difference]) -> Comparison:
     tensors = [
         TensorDifference(
             name, x.shape, x.encoding.name, y.encoding.name,

@@ -8,7 +8,7 @@ of the windows, and are comparable only at the same length, on the same text, wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,15 +27,26 @@ if TYPE_CHECKING:
 
     from phiconv.conversion.tasks import Workers
     from phiconv.forward.interpreter import Logits, Precision, Watch
+    from phiconv.forward.layers import Array
     from phiconv.ir.model import Model
     from phiconv.quality.batches import Progress
     from phiconv.quality.reference import Memory
     from phiconv.quality.scores import Evaluation
 
-__all__ = ["evaluate"]
+__all__ = ["Onlooker", "evaluate", "score"]
 
 _CHUNK = 1 << 25
 """Logits of one model in memory at a time."""
+
+
+class Onlooker(Protocol):
+    """Is shown predictions, those of one model in the order of the text."""
+
+    def __call__(self, model: int, logits: Array) -> None:
+        """``logits`` are of shape (positions, vocabulary), and are overwritten afterwards.
+
+        ``model`` counts the models, and last comes the reference.
+        """
 
 
 def evaluate(
@@ -51,7 +62,41 @@ def evaluate(
     workers: Workers = HERE,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
-    """Computes perplexities, and with a reference the divergences from it.
+    """Computes perplexities, and with a reference the divergences from it; see `score`.
+
+    Returns:
+        One for each model.
+    """
+    tables = score(
+        models,
+        ids,
+        reference=reference,
+        reference_file=reference_file,
+        context=context,
+        llama=llama,
+        bos=bos,
+        precision=precision,
+        workers=workers,
+        progress=progress,
+    )
+    return [figures(table, np.size(ids) // context, context) for table in tables]
+
+
+def score(
+    models: Sequence[Model],
+    ids: ArrayLike,
+    *,
+    reference: Model | None = None,
+    reference_file: Path | None = None,
+    context: int = 512,
+    llama: bool = False,
+    bos: int | None = None,
+    precision: Precision = "float32",
+    workers: Workers = HERE,
+    progress: Progress | None = None,
+    onlooker: Onlooker | None = None,
+) -> list[NDArray[np.float64]]:
+    """Scores every prediction of some models, and how far it is from a reference's.
 
     Args:
         models: The models, which all read the same tokens.
@@ -67,9 +112,10 @@ def evaluate(
         precision: What to compute in.
         workers: Where.
         progress: Is told how far it is.
+        onlooker: Is shown the predictions that are scored, where no other process computes them.
 
     Returns:
-        One for each model.
+        The `columns` of each model, window after window.
 
     Raises:
         UsageError: The text is shorter than a window, or the models have different vocabularies.
@@ -85,12 +131,12 @@ def evaluate(
     with remembered(reference, begun(cut, bos), precision, reference_file) as memory:
         computed = [*models] if memory is not None and memory.complete else everybody
         bare = tuple(model.bare() for model in models)
-        work = _Scores(bare, memory, context // 2 if llama else 0, bos, precision)
+        work = _Scores(bare, memory, context // 2 if llama else 0, bos, precision, onlooker)
         for found in each_batch(work, cut, computed, workers, progress):
             for table, some in zip(tables, found, strict=True):
                 table.append(some)
     return [
-        _checked(np.concatenate(each, axis=1), model, reference, cut.shape)
+        _checked(np.concatenate(each, axis=1), model, reference)
         for model, each in zip(models, tables, strict=True)
     ]
 
@@ -99,10 +145,8 @@ def _vocabulary(model: Model) -> int | None:
     return None if model.hyperparameters is None else model.hyperparameters.vocab_size
 
 
-def _checked(
-    table: NDArray[np.float64], model: Model, reference: Model | None, shape: tuple[int, ...]
-) -> Evaluation:
-    """The figures of one model.
+def _checked(table: NDArray[np.float64], model: Model, reference: Model | None) -> NDArray[np.float64]:
+    """The scores of one model.
 
     Raises:
         WeightError: A loss is NaN or infinite.
@@ -112,7 +156,7 @@ def _checked(
             raise WeightError(
                 "predicts NaN or infinity", path=each.path, hint="its weights hold values that are not finite"
             )
-    return figures(table, shape[0], shape[1])
+    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +169,7 @@ class _Scores:
         first: The first position whose prediction is scored.
         bos: See `evaluate`.
         precision: Likewise.
+        onlooker: See `score`.
     """
 
     models: tuple[Model, ...]
@@ -132,6 +177,7 @@ class _Scores:
     first: int
     bos: int | None
     precision: Precision
+    onlooker: Onlooker | None = None
 
     def __call__(
         self, batch: slice, tokens: NDArray[np.intp], steps: Sequence[Watch | None]
@@ -142,11 +188,15 @@ class _Scores:
             for model, step in zip(self.models, steps, strict=False)
         ]
         expected = None if self.memory is None else self.memory.logits(batch, some, steps[-1])
-        return _scored(own, expected, tokens, self.first)
+        return _scored(own, expected, tokens, self.first, self.onlooker)
 
 
 def _scored(
-    models: Sequence[Logits], reference: Logits | None, targets: NDArray[np.intp], first: int
+    models: Sequence[Logits],
+    reference: Logits | None,
+    targets: NDArray[np.intp],
+    first: int,
+    onlooker: Onlooker | None,
 ) -> list[NDArray[np.float64]]:
     """Scores a batch of windows, some positions at a time, so that few logits are in memory at once.
 
@@ -155,6 +205,7 @@ def _scored(
         reference: Those of the reference.
         targets: The tokens, shape (windows, context).
         first: The first position whose prediction is scored.
+        onlooker: Is shown the logits.
 
     Returns:
         The columns of each model.
@@ -167,7 +218,12 @@ def _scored(
     for start in range(0, len(positions), step):
         some, wanted = positions[start : start + step], following[start : start + step]
         other = None if reference is None else reference.at(some)
-        for logits, table in zip(models, tables, strict=True):
+        if onlooker is not None and other is not None:
+            onlooker(len(models), other)
+        for number, (logits, table) in enumerate(zip(models, tables, strict=True)):
+            own = logits.at(some)
+            if onlooker is not None:
+                onlooker(number, own)
             with np.errstate(all="ignore"):
-                table.append(columns(logits.at(some), wanted, None if other is None else other.copy()))
+                table.append(columns(own, wanted, None if other is None else other.copy()))
     return [np.concatenate(table, axis=1) for table in tables]

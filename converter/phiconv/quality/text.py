@@ -42,7 +42,18 @@ if TYPE_CHECKING:
     from phiconv.quality.batches import Progress
     from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "calibrate", "decode", "encode", "evaluate", "evaluate_all", "generate", "logits"]
+__all__ = [
+    "Evaluation",
+    "bos_of",
+    "calibrate",
+    "decode",
+    "encode",
+    "evaluate",
+    "evaluate_all",
+    "generate",
+    "ids_of",
+    "logits",
+]
 
 
 def logits(
@@ -172,10 +183,10 @@ def evaluate_all(
         raise UsageError("no model to evaluate", hint="give one or more")
     if reference_file is not None and reference is None:
         raise UsageError("a file for a reference, and no reference", hint="give --reference, too")
-    bos = _bos(models[0]) if llama else None
+    bos = bos_of(models[0]) if llama else None
     return evaluation.evaluate(
         models,
-        _ids(models[0], text, bos),
+        ids_of(models[0], text, bos),
         reference=None if reference is None else _opened(reference),
         reference_file=None if reference_file is None else expanded(reference_file),
         context=context,
@@ -239,7 +250,7 @@ def calibrate(
     is_file = path.suffix.lower() in {".gguf", ".dat", ".json"}
     if is_file and not force and path.exists():  # it would be a pity to find it out after an hour
         raise OutputExistsError("exists already", path=path, hint="give --force to replace it")
-    bos = _bos(model)
+    bos = bos_of(model)
     documents = _documents(model, text, dataset, bos)
     if not is_file:
         fit, check = chosen_apart(documents, context, 8192 if tokens is None else tokens)
@@ -335,14 +346,14 @@ def _with_senses(
     sounds: Sequence[NDArray[np.floating[Any]]],
 ) -> tuple[list[int], Array | None]:
     """The ids of a prompt, negative where the features stand that come with them."""
-    bos = _bos(model)
+    bos = bos_of(model)
     if not pictures and not sounds:
-        return np.asarray(_ids(model, prompt, bos)).reshape(-1).tolist(), None
+        return np.asarray(ids_of(model, prompt, bos)).reshape(-1).tolist(), None
     if not isinstance(prompt, str):
         raise UsageError("a prompt with pictures or sounds is a text, not token ids")
 
     def encoded(text: str) -> list[int]:
-        return [*np.asarray(_ids(model, text, bos, special=True)).tolist()]
+        return [*np.asarray(ids_of(model, text, bos, special=True)).tolist()]
 
     return make_prompt(model.senses, prompt, encoded, pictures, sounds)
 
@@ -351,7 +362,7 @@ def _opened(source: str | PathLike[str] | Model) -> Model:
     return source if isinstance(source, Model) else open_model(source)
 
 
-def _bos(model: Model) -> int | None:
+def bos_of(model: Model) -> int | None:
     """The token that the tokenizer wants in front of a text."""
     tokenizer = model.tokenizer
     return tokenizer.special_ids.get("bos") if tokenizer and tokenizer.add_bos else None
@@ -378,13 +389,13 @@ def _documents(
         raise UsageError(f"{len(names)} names for {len(texts)} texts")
     documents = []
     for name, each in zip(names, texts, strict=True):
-        ids = np.asarray(_ids(model, each, bos)).reshape(-1)
+        ids = np.asarray(ids_of(model, each, bos)).reshape(-1)
         data = each.encode("utf-8", "surrogatepass") if isinstance(each, str) else ids.astype("<i8").tobytes()
         documents.append(Document(name, hashlib.sha256(data).hexdigest(), ids))
     return documents
 
 
-def _ids(model: Model, text: str | ArrayLike, bos: int | None, *, special: bool = False) -> ArrayLike:
+def ids_of(model: Model, text: str | ArrayLike, bos: int | None, *, special: bool = False) -> ArrayLike:
     """A text's tokens, after ``bos``; ids are taken as they are."""
     if not isinstance(text, str):
         return text

@@ -29,7 +29,7 @@ from phiconv.tokenization.tokenizer import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["byte_alphabet", "decode", "encode"]
+__all__ = ["byte_alphabet", "decode", "encode", "piece"]
 
 _SPACE = "\u2581"  # SentencePiece's mark of a space
 _MAX_CACHED = 1 << 16
@@ -80,6 +80,20 @@ def decode(tokenizer: Tokenizer, ids: Iterable[int], *, skip_special: bool = Fal
     options = tokenizer.sentencepiece or SentencePieceOptions()
     text = "".join(_pieces_to_text(tokens, byte_fallback=options.byte_fallback))
     return text.removeprefix(" ") if options.add_dummy_prefix else text
+
+
+def piece(tokenizer: Tokenizer, token: int) -> str:
+    """What one token is inside a text, "" for ids that are no token.
+
+    Unlike `decode` this keeps a space in front. Bytes that are not UTF-8 by themselves become U+FFFD.
+    """
+    text = tokenizer.tokens[token] if token in range(len(tokenizer)) else None
+    if text is None:
+        return ""
+    if tokenizer.kind == "byte-bpe":
+        return _bytes_of_token(text).decode(errors="replace")
+    options = tokenizer.sentencepiece or SentencePieceOptions()
+    return "".join(_pieces_to_text([text], byte_fallback=options.byte_fallback))
 
 
 # -------------------------------------------------------------------------------------------------- decoding

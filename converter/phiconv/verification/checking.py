@@ -12,6 +12,7 @@ from phiconv.errors import UsageError
 from phiconv.verification.again import planned_again
 from phiconv.verification.judging import Again, judge
 from phiconv.verification.openssf import PrivateKey, PublicKey
+from phiconv.verification.outcome import Finding, Verification
 from phiconv.verification.signing import sign_output
 
 if TYPE_CHECKING:
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from phiconv.conversion.cancelling import Cancel
     from phiconv.conversion.pipeline import Progress
     from phiconv.conversion.plans import Plan
-    from phiconv.verification.outcome import Verification
     from phiconv.verification.stated import Stated
 
-__all__ = ["sign", "verify"]
+__all__ = ["Finding", "Verification", "sign", "verify"]
 
 
 def verify(
