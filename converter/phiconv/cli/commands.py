@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phiconv._version import __version__
-from phiconv.cli import carry
+from phiconv.cli import carry, guide
 from phiconv.cli import quality as cli_quality
 from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET
 from phiconv.cli.compare import compare
@@ -87,6 +87,7 @@ def convert(
     if dry_run:
         _plan(source, dest, as_json=as_json, **options)
         return
+    wishes = _wishes(dest, **options)
     with (
         measured_so_far(dest, quiet=quiet),
         progress_display(quiet=quiet) as progress,
@@ -103,13 +104,15 @@ def convert(
             progress=progress,
             text=[read_text(path) for path in texts] or None,
             calibration_tokens=calibration_tokens,
-            **_wishes(**options),
+            **wishes,
         )
     _print_result(result, as_json=as_json, quiet=quiet)
 
 
 def _wishes(
+    dest: Path,
     *,
+    device: str | None,
     to: str | None,
     quant: str | None,
     split_max_size: int | None,
@@ -126,8 +129,11 @@ def _wishes(
     **choices: Any,
 ) -> dict[str, Any]:
     """The options as `api.plan` and `api.convert` take them; those that are left are `Choices`."""
+    from phiconv.guide.devices import find_device, fitted
     from phiconv.recipes import Choices, override
 
+    if device is not None:
+        to, quant, choices = fitted(find_device(device), dest, to, quant, choices)
     return {
         "to": to,
         "quant": quant,
@@ -173,7 +179,7 @@ def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
     from phiconv import api
     from phiconv.cli.report import plan_lines, plan_object
 
-    made = api.plan(source, dest, **_wishes(**options))
+    made = api.plan(source, dest, **_wishes(dest, **options))
     click.echo(json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made)))
 
 
@@ -221,5 +227,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
+for _command in (*guide.COMMANDS, compare, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)

@@ -1,0 +1,260 @@
+"""What there is to choose from for one model: size, memory, quality and speed of each sensible recipe."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from phiconv.conversion.outline import is_outline
+from phiconv.conversion.planning import make_plan
+from phiconv.errors import InputError, UnsupportedModelError
+from phiconv.guide.memory import cache_size, running_size
+from phiconv.guide.offers import offers_of
+from phiconv.guide.qualities import quality_of
+from phiconv.ir.model import name_of as folder_name
+from phiconv.recipes import TARGETS, Choices, assign
+from phiconv.recipes.mixtures import LADDERS
+from phiconv.runtimes import USUAL
+from phiconv_formats import FORMATS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from phiconv.guide.devices import Device
+    from phiconv.guide.offers import Offer, Speed
+    from phiconv.guide.qualities import Quality
+    from phiconv.ir.model import Hyperparameters, Model
+    from phiconv.runtimes import Runtime
+
+__all__ = ["Choice", "Row", "choose", "model_name"]
+
+_USUAL_CONTEXT = 4096
+
+_NO_GAP = 0.97
+"""A recipe that uses so much of the memory leaves nothing worth a size of one's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One output that there may be.
+
+    Attributes:
+        runtime: What runs it.
+        recipe: Its recipe.
+        size: Bytes of its files.
+        exact: Whether that is the size of all files; else it is that of the weights alone.
+        memory: Bytes that it takes to run.
+        quality: What was measured of the recipe; None if nothing was.
+        speed: How fast it answers, beside the runtime's other rows.
+        fits: Whether it fits the memory.
+        recommended: Whether it is the one to take for this runtime.
+        command: What makes it.
+    """
+
+    runtime: Runtime
+    recipe: str
+    size: int
+    exact: bool
+    memory: int
+    quality: Quality | None
+    speed: Speed
+    fits: bool
+    recommended: bool
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """All that fits, and what was left out.
+
+    Attributes:
+        model: The model.
+        context: Tokens of a text, for the memory.
+        budget: Bytes of memory; None where nobody has said.
+        device: What it is for; None for all.
+        rows: What fits, runtime by runtime, the largest first.
+        too_large: What does not.
+        refused: Formats that cannot hold the model, and why.
+        between: By runtime: a command whose output uses the memory up, where no recipe does.
+    """
+
+    model: Model
+    context: int
+    budget: int | None
+    device: Device | None
+    rows: tuple[Row, ...]
+    too_large: tuple[Row, ...]
+    refused: dict[str, str]
+    between: dict[str, str]
+
+
+def choose(
+    model: Model, *, context: int = 4096, budget: int | None = None, device: Device | None = None
+) -> Choice:
+    """Plans every sensible output of a model.
+
+    Args:
+        model: The model, or the outline of one.
+        context: Tokens of the longest text; no more than the model was made for are counted.
+        budget: Bytes of memory that there are.
+        device: What it is for; None for one runtime of each format.
+
+    Raises:
+        UnsupportedModelError: Plain tensors, or no format that is asked for can hold it.
+    """
+    hp = model.hyperparameters
+    if hp is None:
+        raise UnsupportedModelError(
+            "plain tensors, which no runtime loads", path=model.path, hint="config.json is missing"
+        )
+    context = min(context, hp.max_position_embeddings)
+    rows: list[Row] = []
+    refused: dict[str, str] = {}
+    between: dict[str, str] = {}
+    for runtime in [device.runtime] if device else USUAL:
+        try:
+            found = [_row(model, hp, runtime, o, context, budget, device) for o in _offers(runtime, device)]
+        except InputError as error:
+            if device is not None:
+                raise
+            refused[runtime.format] = error.message
+            continue
+        best = _recommended(found, runtime.format, budget, device)
+        rows += [replace(row, recommended=row is best) for row in found]
+        if budget is not None and best is not None:
+            between[runtime.name] = _between(model, hp, runtime, found, best, context, budget, device)
+    if not rows:
+        reason = next(iter(refused.values()))
+        raise UnsupportedModelError(f"no format can hold it: {reason}", path=model.path)
+    return Choice(
+        model,
+        context,
+        budget,
+        device,
+        tuple(row for row in rows if row.fits),
+        tuple(row for row in rows if not row.fits),
+        refused,
+        {name: command for name, command in between.items() if command},
+    )
+
+
+def model_name(path: Path) -> str:
+    """What to call a model: after its folder, or after a config.json of another name."""
+    named = path.suffix == ".json" and path.name != "config.json" and not path.name.endswith(".index.json")
+    return path.stem if named else folder_name(path)
+
+
+def _offers(runtime: Runtime, device: Device | None) -> list[Offer]:
+    if device is None:
+        return [offer for offer in offers_of(runtime.format) if not offer.extra]
+    return offers_of(runtime.format, device.recipes if device.only else ())
+
+
+def _row(
+    model: Model,
+    hp: Hyperparameters,
+    runtime: Runtime,
+    offer: Offer,
+    context: int,
+    budget: int | None,
+    device: Device | None,
+) -> Row:
+    size, exact = _size(model, offer, context, device)
+    memory = running_size(size, hp, runtime, context)
+    return Row(
+        runtime,
+        offer.recipe,
+        size,
+        exact,
+        memory,
+        quality_of(offer.format, offer.recipe),
+        offer.speed,
+        budget is None or memory <= budget,
+        recommended=False,
+        command=_command(model, offer.format, f"--quant {offer.recipe}", context, device),
+    )
+
+
+def _size(model: Model, offer: Offer, context: int, device: Device | None) -> tuple[int, bool]:
+    """Bytes of all files, as the writer lays them out; without a tokenizer those of the weights alone."""
+    choices = Choices(**dict(device.options if device else {}), **_fixed(offer.format, context, device))  # type: ignore[arg-type]
+    if model.tokenizer is not None:
+        plan = make_plan(model, _place(model), to=offer.format, quant=offer.recipe, choices=choices)
+        return plan.size, True
+    if not is_outline(model):
+        make_plan(model, _place(model), to=offer.format, quant=offer.recipe, choices=choices)  # refuses it
+    writer = FORMATS[offer.format].writer
+    assert writer is not None  # noqa: S101 - it is offered
+    tensors = writer().tensors(model)
+    encodings = assign(offer.format, offer.recipe, model, tensors, choices)
+    bits = sum(t.tensor.size * e.bits_per_weight for t, e in zip(tensors, encodings, strict=True))
+    return round(bits / 8), False
+
+
+def _fixed(format_name: str, context: int, device: Device | None) -> dict[str, int]:
+    """The context, where the output has room for just so much."""
+    if format_name == "litert":
+        return {"context": context}
+    if device is not None and device.options.get("target") == "qnn":
+        return {"context": max(context // 64 * 64, 64)}
+    return {}
+
+
+def _place(model: Model) -> Path:
+    """Where an output might go: anywhere but inside the model's own folder."""
+    path = model.path.resolve()
+    return path.parent / f"{path.name}-converted"
+
+
+def _recommended(rows: list[Row], format_name: str, budget: int | None, device: Device | None) -> Row | None:
+    """The most accurate that fits; where nobody has said how much memory there is, the usual one."""
+    if budget is None:
+        usual = device.recipes[0] if device else TARGETS[format_name].PRESETS["q4"]
+        return next((row for row in rows if row.recipe == usual), rows[0])
+    fitting = [row for row in rows if row.fits]
+    return min(fitting, key=lambda row: row.quality.divergence if row.quality else 1.0, default=None)
+
+
+def _between(
+    model: Model,
+    hp: Hyperparameters,
+    runtime: Runtime,
+    rows: list[Row],
+    best: Row,
+    context: int,
+    budget: int,
+    device: Device | None,
+) -> str:
+    """A command for an output as large as the memory allows; "" where a recipe is that already."""
+    if runtime.format not in LADDERS or best is rows[0] or best.memory > _NO_GAP * budget:
+        return ""
+    if device is not None and device.only:
+        return ""
+    left = budget - cache_size(hp, runtime, context) - runtime.overhead * 1_000_000
+    size = left // (2 if runtime.own_copy else 1)
+    if size <= _NO_GAP**-1 * best.size:
+        return ""
+    return _command(model, runtime.format, f"--target-size {_size_option(size)}", context, device)
+
+
+def _size_option(size: int) -> str:
+    """Bytes as ``--target-size`` takes them, rounded down."""
+    return f"{size // 10**7 / 100:g}G" if size >= 10**9 else f"{size // 10**6}M"
+
+
+def _command(model: Model, format_name: str, recipe: str, context: int, device: Device | None) -> str:
+    """What makes an output, for a shell."""
+    target, name = FORMATS[format_name], model_name(model.path)
+    words = [shlex.quote(str(model.path))]
+    if target.file_suffix and format_name not in {"onnx", "openvino"}:
+        words.append(shlex.quote(name + target.file_suffix))
+    else:
+        words.append(shlex.quote(f"{name}-{device.name if device else format_name}"))
+        words += [] if device else ["--to", format_name]
+    words += ["--for", device.name] if device else []
+    fixed = _fixed(format_name, context, device)
+    words += (
+        [f"--context {fixed['context']}"] if fixed.get("context", _USUAL_CONTEXT) != _USUAL_CONTEXT else []
+    )
+    return " ".join(["phiconv", *words, recipe])
