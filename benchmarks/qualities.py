@@ -24,12 +24,12 @@ _ROOT = _HERE.parent
 
 
 def recipes() -> list[tuple[str, str]]:
-    """Formats and recipes: the offers, and GGUF's; not floats, nor what is for ternary models."""
+    """Formats and recipes: the offers, and GGUF's; not floats, nor what is for other kinds of models."""
     from phiconv.guide.offers import OFFERS
     from phiconv.recipes import gguf
 
     found = [(offer.format, offer.recipe) for offer in OFFERS]
-    left_out = ("F32", "F16", "BF16", "TQ1_0", "TQ2_0")
+    left_out = ("F32", "F16", "BF16", "TQ1_0", "TQ2_0", "MXFP4_MOE")
     more = (("gguf", name) for name in gguf.DEFAULTS if name not in left_out)
     return list(dict.fromkeys([*found, *more]))
 

@@ -181,7 +181,7 @@ def main() -> None:
         scratch = Path(name)
         model = write_model(scratch / "model", options.layers)
         rows = [row(each, model, scratch, options) for each in options.runtimes.split(",")]
-    show({"memory": rows}, as_json=options.json)
+    show({"steps": rows}, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -57,5 +57,19 @@ def choose(model: Path | None, memory: int | None, device: str | None, context: 
     click.echo(text or "\n".join(report_choice.choice_lines(found)))
 
 
-COMMANDS = (choose,)
+@click.command(cls=Command)
+@click.argument("name", nargs=-1, required=True, metavar="NAME")
+@JSON
+def explain(name: tuple[str, ...], as_json: bool) -> None:
+    """Say what a recipe, a type or a word means, such as q4_k_m, MXFP4 or group size."""
+    from phiconv.cli.report_choice import explanation_lines, explanation_objects
+    from phiconv.guide.explaining import explain as explained
+
+    found = explained(" ".join(name))
+    click.echo(
+        json.dumps(explanation_objects(found), indent=2) if as_json else "\n".join(explanation_lines(found))
+    )
+
+
+COMMANDS = (choose, explain)
 """In the order of the help."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from phiconv.cli.report import table
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 
     from phiconv.guide.choice import Choice, Row
     from phiconv.guide.devices import Device
+    from phiconv.guide.explaining import Explanation
 
-__all__ = ["choice_lines", "choice_object", "devices_lines", "devices_object"]
+__all__ = [
+    "choice_lines",
+    "choice_object",
+    "devices_lines",
+    "devices_object",
+    "explanation_lines",
+    "explanation_objects",
+]
 
 _WIDTH = 80
 _HEAD = ("", "runs in", "recipe", "size", "memory", "lost", "same", "speed")
@@ -175,3 +184,21 @@ def _gets(device: Device) -> str:
     """Format and recipe, and of the former only what tells it apart."""
     words = (_SHORT.get(device.format, device.format), device.recipes[0], device.options.get("target", ""))
     return " ".join(str(word) for word in words if word)
+
+
+# ------------------------------------------------------------------------------------------------- explaining
+
+
+def explanation_objects(found: Sequence[Explanation]) -> list[dict[str, Any]]:
+    """What a name means, for ``--json``."""
+    return [asdict(each) for each in found]
+
+
+def explanation_lines(found: Sequence[Explanation]) -> list[str]:
+    """What a name means, for people."""
+    lines: list[str] = []
+    for each in found:
+        lines += [*([""] if lines else []), f"{each.name} ({each.kind})"]
+        for text in (" ".join(each.sentences), f"From: {each.origin}", f"Used by: {each.where}"):
+            lines += [f"  {line}" for line in textwrap.wrap(text, _WIDTH - 2, break_on_hyphens=False)]
+    return lines
