@@ -67,6 +67,7 @@ def _row_object(row: Row) -> dict[str, Any]:
         "fits": row.fits,
         "recommended": row.recommended,
         "command": row.command,
+        "output": row.output,
         "run": row.runtime.run,
     }
 
@@ -116,8 +117,9 @@ def _commands(choice: Choice) -> list[str]:
         if row.recommended:
             lines.append(printable(row.command, 4096))
             if choice.device:
-                run = row.runtime.command("OUTPUT", "NAME", choice.device.processor or "CPU")
-                lines += ["then, with OUTPUT as what it has written:", f"  {run}"]
+                name = model_name(choice.model.path).lower()
+                run = row.runtime.command(row.output, name, choice.device.processor or "CPU")
+                lines += ["and then", printable(run, 4096)]
     for command in choice.between.values():
         lines.append(f"{printable(command, 4096)}   (all of the memory)")
     return lines

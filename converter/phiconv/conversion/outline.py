@@ -15,11 +15,11 @@ from phiconv.architectures.multimodal import text_config
 from phiconv.architectures.weights import table
 from phiconv.conversion.paths import expanded
 from phiconv.conversion.source import open_model
-from phiconv.errors import ConfigError, MissingFileError
+from phiconv.errors import ConfigError, MalformedFileError, MissingFileError
 from phiconv.ir import BF16, F16, F32, Tensor
 from phiconv.ir.model import Checkpoint, Model
 from phiconv_formats.folders.model_folder import optional_json, with_folder
-from phiconv_formats.shared.safetensors import load_weight_map
+from phiconv_formats.shared.safetensors import load_index
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -84,8 +84,16 @@ def open_outline(path: str | PathLike[str]) -> Model:
         if not folder.is_dir() or not (folder / _CONFIG).is_file():
             raise
         indices = [path] if is_index else [folder / name for name in _INDICES]
-        names = next((load_weight_map(index) for index in indices if index.is_file()), {})
+        names = next((_names(index) for index in indices if index.is_file()), ())
         return _outline(path, folder / _CONFIG, names)
+
+
+def _names(index: Path) -> Collection[str]:
+    """The tensors that an index names, wherever they are."""
+    names = load_index(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise MalformedFileError("no object of names", path=index, at="weight_map", hint="download it again")
+    return names
 
 
 def _outline(path: Path, config_path: Path, names: Collection[str]) -> Model:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phiconv.conversion.outline import is_outline
 from phiconv.conversion.planning import make_plan
-from phiconv.errors import InputError, UnsupportedModelError
+from phiconv.errors import InputError, UnsupportedModelError, UsageError
 from phiconv.guide.memory import cache_size, running_size
 from phiconv.guide.offers import offers_of
 from phiconv.guide.qualities import quality_of
@@ -50,6 +50,7 @@ class Row:
         fits: Whether it fits the memory.
         recommended: Whether it is the one to take for this runtime.
         command: What makes it.
+        output: What that writes, for a shell.
     """
 
     runtime: Runtime
@@ -62,6 +63,7 @@ class Row:
     fits: bool
     recommended: bool
     command: str
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,9 @@ def choose(
     refused: dict[str, str] = {}
     between: dict[str, str] = {}
     for runtime in [device.runtime] if device else USUAL:
-        try:
-            found = [_row(model, hp, runtime, o, context, budget, device) for o in _offers(runtime, device)]
-        except InputError as error:
-            if device is not None:
-                raise
-            refused[runtime.format] = error.message
+        found, reason = _rows(model, hp, runtime, context, budget, device)
+        if not found:
+            refused[runtime.format] = reason
             continue
         best = _recommended(found, runtime.format, budget, device)
         rows += [replace(row, recommended=row is best) for row in found]
@@ -126,7 +125,8 @@ def choose(
             between[runtime.name] = _between(model, hp, runtime, found, best, context, budget, device)
     if not rows:
         reason = next(iter(refused.values()))
-        raise UnsupportedModelError(f"no format can hold it: {reason}", path=model.path)
+        what = f"{device.format} cannot hold it" if device else "no format can hold it"
+        raise UnsupportedModelError(f"{what}: {reason}", path=model.path)
     return Choice(
         model,
         context,
@@ -143,6 +143,24 @@ def model_name(path: Path) -> str:
     """What to call a model: after its folder, or after a config.json of another name."""
     named = path.suffix == ".json" and path.name != "config.json" and not path.name.endswith(".index.json")
     return path.stem if named else folder_name(path)
+
+
+def _rows(
+    model: Model,
+    hp: Hyperparameters,
+    runtime: Runtime,
+    context: int,
+    budget: int | None,
+    device: Device | None,
+) -> tuple[list[Row], str]:
+    """What a runtime can have, and why it cannot have the rest."""
+    found, reason = [], ""
+    for offer in _offers(runtime, device):
+        try:
+            found.append(_row(model, hp, runtime, offer, context, budget, device))
+        except (InputError, UsageError) as error:
+            reason = reason or error.message
+    return found, reason
 
 
 def _offers(runtime: Runtime, device: Device | None) -> list[Offer]:
@@ -162,6 +180,8 @@ def _row(
 ) -> Row:
     size, exact = _size(model, offer, context, device)
     memory = running_size(size, hp, runtime, context)
+    usual = device is not None and offer.recipe == device.recipes[0]
+    wanted = "" if usual else f"--quant {offer.recipe}"
     return Row(
         runtime,
         offer.recipe,
@@ -172,7 +192,8 @@ def _row(
         offer.speed,
         budget is None or memory <= budget,
         recommended=False,
-        command=_command(model, offer.format, f"--quant {offer.recipe}", context, device),
+        command=_command(model, offer.format, wanted, context, device),
+        output=_output(model, offer.format, device),
     )
 
 
@@ -245,16 +266,20 @@ def _size_option(size: int) -> str:
 
 def _command(model: Model, format_name: str, recipe: str, context: int, device: Device | None) -> str:
     """What makes an output, for a shell."""
+    output = _output(model, format_name, device)
+    words = ["phiconv", shlex.quote(str(model.path)), output]
+    if device is not None:
+        words.append(f"--for {device.name}")
+    elif not output.endswith(FORMATS[format_name].suffixes):
+        words.append(f"--to {format_name}")
+    room = _fixed(format_name, context, device).get("context", _USUAL_CONTEXT)
+    words += [f"--context {room}"] if room != _USUAL_CONTEXT else []
+    return " ".join([*words, recipe]).rstrip()
+
+
+def _output(model: Model, format_name: str, device: Device | None) -> str:
+    """What the output is called, for a shell: a file where the format is one, else a folder."""
     target, name = FORMATS[format_name], model_name(model.path)
-    words = [shlex.quote(str(model.path))]
-    if target.file_suffix and format_name not in {"onnx", "openvino"}:
-        words.append(shlex.quote(name + target.file_suffix))
-    else:
-        words.append(shlex.quote(f"{name}-{device.name if device else format_name}"))
-        words += [] if device else ["--to", format_name]
-    words += ["--for", device.name] if device else []
-    fixed = _fixed(format_name, context, device)
-    words += (
-        [f"--context {fixed['context']}"] if fixed.get("context", _USUAL_CONTEXT) != _USUAL_CONTEXT else []
-    )
-    return " ".join(["phiconv", *words, recipe])
+    if target.folder:
+        return shlex.quote(f"{name}-{device.name if device else format_name}")
+    return shlex.quote(name + target.file_suffix)

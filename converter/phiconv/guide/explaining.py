@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from phiconv.errors import UsageError
+from phiconv.guide.format_terms import FORMAT_TERMS
 from phiconv.guide.qualities import quality_of
 from phiconv.guide.recipe_texts import FLOATS, GGUF_RECIPES, GGUF_TYPES, NEED_IMATRIX, ORIGINS, STEMS, WORDS
 from phiconv.guide.terms import TERMS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "explain"]
 
+_WORDS = {**TERMS, **FORMAT_TERMS}
 _ENCODINGS = {t.name.upper(): t.encoding for t in GGML_TYPES.values()}
 
 
@@ -52,8 +54,8 @@ def explain(name: str) -> list[Explanation]:
     if not found:
         found = [e for target in TARGETS for e in _recipes(target, name)] + _types(name)
     if not found:
-        known = [*TERMS, *(n for t in TARGETS.values() for n in t.RECIPES.names()), *gguf.TYPES.names()]
-        aliases = [alias for term in TERMS.values() for alias in term.aliases]
+        known = [*_WORDS, *(n for t in TARGETS.values() for n in t.RECIPES.names()), *gguf.TYPES.names()]
+        aliases = [alias for term in _WORDS.values() for alias in term.aliases]
         hint = did_you_mean(
             name, [*known, *aliases], "phiconv formats lists the recipes, docs/choose.md the words"
         )
@@ -66,7 +68,7 @@ def _key(name: str) -> str:
 
 
 def _words(name: str) -> list[Explanation]:
-    for word, term in TERMS.items():
+    for word, term in _WORDS.items():
         if _key(name) in {_key(word), *map(_key, term.aliases)}:
             return [Explanation(word, "word", term.sentences, term.origin, term.where)]
     return []

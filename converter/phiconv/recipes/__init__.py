@@ -79,9 +79,7 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
         return known.PRESETS[usual]
     wanted = known.PRESETS.get(name.lower(), name)
     if wanted == name and (bits := re.fullmatch(r"q(\d)", name.lower())):
-        raise UsageError(
-            f"{target} has no preset for {bits[1]} bits", hint=_nearest_preset(int(bits[1]), known)
-        )
+        raise UsageError(f"{target} has no quantization {name!r}", hint=_nearest_preset(int(bits[1]), known))
     if known.RECIPES.find(wanted) is None and (theirs := _of_another(wanted, target)):
         near = known.RECIPES.near(wanted) or known.PRESETS[_preset(wanted, known)]
         raise UsageError(
