@@ -156,9 +156,9 @@ def _nearest_preset(bits: int, recipes: Recipes) -> str:
     """A hint: the preset of the next number of bits, rather more than fewer."""
     known = {int(name[1:]): name for name in recipes.PRESETS if re.fullmatch(r"q\d", name)}
     if not known:
-        return f"it has {', '.join(f'--{name}' for name in recipes.PRESETS)}"
+        return f"it has {', '.join(f'--{name}' for name in recipes.PRESETS)}; phiconv formats lists them all"
     name = known[min(known, key=lambda each: (abs(each - bits), -each))]
-    return f"the nearest is --{name}, which is {recipes.PRESETS[name]}"
+    return f"the nearest is --{name}, which is {recipes.PRESETS[name]}; phiconv formats lists them all"
 
 
 def assign(
