@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """How much memory runtimes take for a model: peak resident memory beside the file's size and its cache.
 
-    python benchmarks/running.py [--layers 2] [--prompt 512] [--context 1024] [--runtimes llama.cpp,mlx-lm]
+    python benchmarks/running.py [--layers 2,6] [--prompt 512] [--context 1024] [--runtimes llama.cpp,mlx-lm]
 
-A random model of Phi-3.5-mini's widths is converted for each runtime, which then reads a prompt and answers
-in a process of its own, on the processor. What is left of its peak when the file and the cache of keys and
-values are taken off is the ``overhead`` of ``phiconv.runtimes``. A runtime that is not installed is skipped,
-and said to be.
+Random models of Phi-3.5-mini's widths, with so many layers each, are converted for each runtime, which then
+reads a prompt and answers in a process of its own, on the processor. Anonymous memory (no file's) less
+the cache of keys and values is fitted by ``base + share * file``. What is mapped beside it is the file, where
+the runtime uses it in place, and the runtime's own libraries. From both come ``weights`` and ``overhead`` of
+`phiconv.runtimes`; docs/choose.md says how. A runtime that is not installed is skipped, and said to be.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ANSWER = 8  # tokens
+_MIB = 1.048576  # megabytes
 
 
 def _ids(prompt: int) -> np.ndarray:
@@ -68,11 +70,12 @@ def llama_cpp(path: Path, prompt: int, context: int) -> None:
 def mlx_lm(path: Path, prompt: int, context: int) -> None:  # noqa: ARG001 - its cache grows
     """mlx-lm on the processor."""
     import mlx.core as mx
-    from mlx_lm import load, stream_generate
+    from mlx_lm import load
+    from mlx_lm.generate import generate_step
 
     mx.set_default_device(mx.cpu)
-    model, tokenizer = load(str(path))
-    for _ in stream_generate(model, tokenizer, [*map(int, _ids(prompt))], max_tokens=_ANSWER):
+    model, _ = load(str(path))
+    for _ in generate_step(mx.array(_ids(prompt)), model, max_tokens=_ANSWER):
         pass
 
 
@@ -132,14 +135,12 @@ RUNS: dict[str, tuple[Callable[[Path, int, int], None], str, str, str]] = {
 def row(name: str, model: Path, scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Converts for a runtime and lets it answer, with a short cache and with a long one."""
     import phiconv
-    from phiconv.guide.memory import cache_size
+    from phiconv.guide.memory import cache_size, running_size
     from phiconv.runtimes import RUNTIMES
 
-    _, module, target, recipe = RUNS[name]
-    if importlib.util.find_spec(module) is None:
-        return {"runtime": name, "recipe": "skipped: not installed"}
+    _, _, target, recipe = RUNS[name]
     suffix = {"gguf": ".gguf", "litert": ".litertlm"}.get(target, "")
-    out = scratch / f"{name.replace('.', '-')}{suffix}"
+    out = scratch / f"{name.replace('.', '-')}-{model.name}{suffix}"
     choices = phiconv.Choices(context=options.context if target == "litert" else None)
     result = phiconv.convert(model, out, to=target, quant=recipe, choices=choices, receipt=False)
     hp = result.plan.model.hyperparameters
@@ -148,24 +149,30 @@ def row(name: str, model: Path, scratch: Path, options: argparse.Namespace) -> d
     cache = cache_size(hp, RUNTIMES[name], filled)
     command = [sys.executable, __file__, "--child", name, "--path", out]
     cost = measure([*command, "--prompt", str(options.prompt), "--context", str(options.context)])
-    file = result.size / 1e6
-    resident = (cost.resident or 0) * 1.048576
+    anonymous, resident = ((cost.anonymous or 0) * _MIB, (cost.resident or 0) * _MIB)
     return {
         "runtime": name,
         "recipe": recipe,
-        "file MB": file,
+        "file MB": result.size / 1e6,
         "cache MB": cache / 1e6,
-        "peak MB": resident,
-        "anonymous MB": (cost.anonymous or 0) * 1.048576,
-        "overhead MB": resident - file - cache / 1e6,
-        "less another copy": resident - 2 * file - cache / 1e6,
+        "anonymous MB": anonymous,
+        "mapped MB": resident - anonymous,
+        "said MB": running_size(result.size, hp, RUNTIMES[name], filled) / 1e6,
     }
+
+
+def fitted(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the rows of one runtime come to: megabytes for a megabyte of the file, and those beside."""
+    files = [row["file MB"] for row in rows]
+    taken = [row["anonymous MB"] - row["cache MB"] for row in rows]
+    share, base = np.polyfit(files, taken, 1)
+    return {"runtime": rows[0]["runtime"], "anonymous MB a MB": float(share), "and MB": float(base)}
 
 
 def main() -> None:
     """Measures all runtimes that are installed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--layers", type=int, default=2, help="of the random model")
+    parser.add_argument("--layers", default="2,6", help="of the random models")
     parser.add_argument("--prompt", type=int, default=512, help="tokens that are read")
     parser.add_argument("--context", type=int, default=1024, help="tokens that there is room for")
     parser.add_argument("--runtimes", default=",".join(RUNS))
@@ -179,9 +186,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="phiconv-bench-", dir=options.scratch) as name:
         scratch = Path(name)
-        model = write_model(scratch / "model", options.layers)
-        rows = [row(each, model, scratch, options) for each in options.runtimes.split(",")]
-    show({"steps": rows}, as_json=options.json)
+        counts = [int(count) for count in options.layers.split(",")]
+        models = [write_model(scratch / f"model-{count}", count) for count in counts]
+        names = options.runtimes.split(",")
+        found = {name: importlib.util.find_spec(RUNS[name][1]) for name in names}
+        rows = {n: [row(n, model, scratch, options) for model in models] for n in names if found[n]}
+    result: dict[str, Any] = {"skipped": {name: "not installed" for name in names if not found[name]}}
+    result["steps"] = [each for some in rows.values() for each in some]
+    result["ratios"] = [fitted(some) for some in rows.values() if len(some) > 1]
+    show(result, as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ class Runtime:
         install: How to get it.
         source: The page of its documentation that says so.
         cache_bytes: Of one number of the keys and values that it remembers, by default.
-        own_copy: It copies the weights when it loads them, so that file and copy are in memory for a moment.
+        weights: Bytes of memory for each byte of the files: more than 1 where it lays them out anew.
+        overhead: Megabytes beside weights, keys and values, with a prompt of 512 tokens and a vocabulary of
+            32064.
         windowed: It forgets positions beyond a model's sliding window.
-        overhead: Megabytes beside weights, keys and values, with a prompt of 512 tokens; see ``measured``.
-        measured: Whether ``benchmarks/running.py`` measured that; else it is that of a program like it.
+        measured: The release that ``benchmarks/running.py`` measured these two with; "" where they are taken
+            from a program like it, or left out.
     """
 
     name: str
@@ -37,14 +39,15 @@ class Runtime:
     install: str
     source: str
     cache_bytes: float = 2
-    own_copy: bool = False
-    windowed: bool = False
+    weights: float = 1
     overhead: int = 0
-    measured: bool = False
+    windowed: bool = False
+    measured: str = ""
 
     def command(self, path: str, name: str = "model", processor: str = "CPU") -> str:
-        """The command that runs an output."""
-        return self.run.format(path=path, name=name, processor=processor)
+        """The command that runs an output; a bare name gets a ``./``, lest it be taken for one on a hub."""
+        place = path if "/" in path or "\\" in path else f"./{path}"
+        return self.run.format(path=place, name=name, processor=processor)
 
 
 _OPENVINO_CODE = (
@@ -64,6 +67,8 @@ RUNTIMES: dict[str, Runtime] = {
             "llama-cli -m {path}",
             "brew install llama.cpp, winget install llama.cpp, or a release of the project",
             "https://github.com/ggml-org/llama.cpp#quick-start",
+            overhead=95,
+            measured="xllamacpp 2026.10",
         ),
         Runtime(
             "ollama",
@@ -72,6 +77,7 @@ RUNTIMES: dict[str, Runtime] = {
             'echo "FROM {path}" > Modelfile && ollama create {name} && ollama run {name}',
             "the installer of ollama.com",
             "https://docs.ollama.com/import",
+            overhead=95,
         ),
         Runtime(
             "lmstudio",
@@ -80,6 +86,7 @@ RUNTIMES: dict[str, Runtime] = {
             "lms import {path}",
             "the installer of lmstudio.ai",
             "https://lmstudio.ai/docs/app/advanced/import-model",
+            overhead=95,
         ),
         Runtime(
             "mlx-lm",
@@ -96,6 +103,10 @@ RUNTIMES: dict[str, Runtime] = {
             "python model-chat.py -m {path} -e follow_config",
             f"pip install onnxruntime-genai; model-chat.py is in {_GENAI_EXAMPLES}",
             _GENAI_EXAMPLES,
+            cache_bytes=4,
+            weights=1.18,
+            overhead=150,
+            measured="onnxruntime-genai 0.18",
         ),
         Runtime(
             "transformers.js",
@@ -113,6 +124,10 @@ RUNTIMES: dict[str, Runtime] = {
             f'python -c "{_OPENVINO_CODE}"',
             "pip install openvino-genai",
             "https://docs.openvino.ai/2025/openvino-workflow-generative/inference-with-genai.html",
+            cache_bytes=1,
+            weights=1.3,
+            overhead=50,
+            measured="openvino-genai 2026.4",
         ),
         Runtime(
             "litert-lm",
@@ -121,6 +136,9 @@ RUNTIMES: dict[str, Runtime] = {
             "litert-lm run {path}",
             "pip install litert-lm",
             "https://ai.google.dev/edge/litert-lm/cli",
+            weights=1.11,
+            overhead=180,
+            measured="litert-lm-api 0.18",
         ),
         Runtime(
             "vllm",
@@ -129,6 +147,7 @@ RUNTIMES: dict[str, Runtime] = {
             "vllm serve {path}",
             "pip install vllm",
             "https://docs.vllm.ai/en/latest/features/quantization/",
+            windowed=True,
         ),
     )
 }

@@ -117,11 +117,11 @@ def _commands(choice: Choice) -> list[str]:
         if row.recommended:
             lines.append(printable(row.command, 4096))
             if choice.device:
-                name = model_name(choice.model.path).lower()
+                name = row.output.removesuffix(".gguf").lower()
                 run = row.runtime.command(row.output, name, choice.device.processor or "CPU")
                 lines += ["and then", printable(run, 4096)]
-    for command in choice.between.values():
-        lines.append(f"{printable(command, 4096)}   (all of the memory)")
+    if choice.device:
+        lines += [f"or, to use all of the memory\n{printable(c, 4096)}" for c in choice.between.values()]
     return lines
 
 
@@ -139,8 +139,14 @@ def _notes(choice: Choice) -> list[str]:
     ]
     if any(not row.exact for row in (*choice.rows, *choice.too_large)):
         notes.append("+ the weights alone: the tokenizer is not there, so its files cannot be counted.")
+    unmeasured = {row.runtime.title: "" for row in choice.rows if not row.runtime.overhead}
+    if unmeasured:
+        notes.append(f"{', '.join(unmeasured)}: what it takes beside files and cache was not measured.")
+    if choice.between and not choice.device:
+        option = next(iter(choice.between.values())).partition("--target-size")[2].strip()
+        notes.append(f"Memory between two recipes is used up by a size, such as --target-size {option}.")
     if choice.too_large and choice.rows:
-        notes.append(f"{len(choice.too_large)} more recipes do not fit.")
+        notes.append(f"too large: {len(choice.too_large)} more.")
     notes += [f"not as {name}: {printable(reason, 200)}" for name, reason in choice.refused.items()]
     if is_outline(choice.model):
         notes.append("The weights are not there yet: download them before you convert.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from phiconv.conversion.outline import is_outline
 from phiconv.conversion.planning import make_plan
 from phiconv.errors import InputError, UnsupportedModelError, UsageError
-from phiconv.guide.memory import cache_size, running_size
+from phiconv.guide.memory import beside_weights, running_size
 from phiconv.guide.offers import offers_of
 from phiconv.guide.qualities import quality_of
 from phiconv.ir.model import name_of as folder_name
@@ -252,8 +253,7 @@ def _between(
         return ""
     if device is not None and device.only:
         return ""
-    left = budget - cache_size(hp, runtime, context) - runtime.overhead * 1_000_000
-    size = left // (2 if runtime.own_copy else 1)
+    size = int((budget - beside_weights(hp, runtime, context)) / runtime.weights)
     if size <= _NO_GAP**-1 * best.size:
         return ""
     return _command(model, runtime.format, f"--target-size {_size_option(size)}", context, device)
@@ -278,8 +278,6 @@ def _command(model: Model, format_name: str, recipe: str, context: int, device: 
 
 
 def _output(model: Model, format_name: str, device: Device | None) -> str:
-    """What the output is called, for a shell: a file where the format is one, else a folder."""
-    target, name = FORMATS[format_name], model_name(model.path)
-    if target.folder:
-        return shlex.quote(f"{name}-{device.name if device else format_name}")
-    return shlex.quote(name + target.file_suffix)
+    """What the output is called: a file where the format is one, else a folder; no shell minds the name."""
+    target, name = FORMATS[format_name], re.sub(r"[^\w.-]+", "-", model_name(model.path)).lstrip("-")
+    return f"{name}-{device.name if device else format_name}" if target.folder else name + target.file_suffix

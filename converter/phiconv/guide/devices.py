@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ class Device:
         source: The page of its documentation that says so.
         options: Fields of `phiconv.recipes.Choices` and what they must be, in the order of the command line.
         only: Other recipes do not run there.
+        half_cache: Its cache has numbers of 16 bits, also where that of the runtime has others by default.
         processor: What OpenVINO calls it; "" where that does not matter.
         aliases: What else people call it.
     """
@@ -47,13 +48,15 @@ class Device:
     source: str
     options: Mapping[str, str | int] = field(default_factory=lambda: _NONE)
     only: bool = False
+    half_cache: bool = False
     processor: str = ""
     aliases: tuple[str, ...] = ()
 
     @property
     def runtime(self) -> Runtime:
         """What runs the output."""
-        return RUNTIMES[self.runs]
+        runtime = RUNTIMES[self.runs]
+        return replace(runtime, cache_bytes=2) if self.half_cache else runtime
 
     @property
     def format(self) -> str:
@@ -145,6 +148,7 @@ DEVICES: dict[str, Device] = {
             f"{_GENAI}/howto/build-models-for-snapdragon.html",
             {"target": "qnn"},
             only=True,
+            half_cache=True,
             aliases=("snapdragon", "qnn", "qualcomm", "hexagon", "npu"),
         ),
         Device(
@@ -155,6 +159,7 @@ DEVICES: dict[str, Device] = {
             "https://learn.microsoft.com/windows/ai/npu-devices/",
             {"target": "qnn"},
             only=True,
+            half_cache=True,
             aliases=("copilot", "copilot-plus-pc", "copilot+pc"),
         ),
         Device(
@@ -164,6 +169,7 @@ DEVICES: dict[str, Device] = {
             ("int4",),
             f"{_GENAI}/howto/install.html",
             {"target": "dml"},
+            half_cache=True,
             aliases=("dml", "windows-gpu", "windows"),
         ),
         Device(

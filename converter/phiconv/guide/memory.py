@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from phiconv.ir.model import Hyperparameters
     from phiconv.runtimes import Runtime
 
-__all__ = ["cache_size", "running_size"]
+__all__ = ["beside_weights", "cache_size", "running_size"]
 
 
 def cache_size(hp: Hyperparameters, runtime: Runtime, context: int) -> int:
@@ -40,5 +40,9 @@ def running_size(size: int, hp: Hyperparameters, runtime: Runtime, context: int)
         runtime: What runs it.
         context: Tokens of the longest text.
     """
-    copies = 2 if runtime.own_copy else 1
-    return copies * size + cache_size(hp, runtime, context) + runtime.overhead * 1_000_000
+    return math.ceil(size * runtime.weights) + beside_weights(hp, runtime, context)
+
+
+def beside_weights(hp: Hyperparameters, runtime: Runtime, context: int) -> int:
+    """Bytes of memory to run a model, but for its weights."""
+    return cache_size(hp, runtime, context) + runtime.overhead * 1_000_000
