@@ -33,7 +33,7 @@ __all__ = ["Choice", "Row", "choose", "model_name"]
 _USUAL_CONTEXT = 4096
 
 _NO_GAP = 0.97
-"""A recipe that uses so much of the memory leaves nothing worth a size of one's own."""
+"""A recipe of so much of the largest size leaves nothing worth another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +249,12 @@ def _between(
     device: Device | None,
 ) -> str:
     """A command for an output as large as the memory allows; "" where a recipe is that already."""
-    if runtime.format not in LADDERS or best is rows[0] or best.memory > _NO_GAP * budget:
+    if runtime.format not in LADDERS or best is rows[0]:
         return ""
     if device is not None and device.only:
         return ""
     size = int((budget - beside_weights(hp, runtime, context)) / runtime.weights)
-    if size <= _NO_GAP**-1 * best.size:
+    if best.size > _NO_GAP * size:
         return ""
     return _command(model, runtime.format, f"--target-size {_size_option(size)}", context, device)
 
