@@ -26,7 +26,7 @@ def run(*arguments):
 @pytest.mark.parametrize("options", [(), ("--memory", "9.5M"), ("--for", "iphone"), ("--memory", "1k")])
 def test_a_choice_fits_the_screen_but_for_commands(options):
     lines = run("choose", TINY, *options).stdout.splitlines()
-    assert len(lines) <= 42
+    assert len(lines) <= 40
     commands = ("phiconv ", "python ", "litert-lm ")
     assert [line for line in lines if len(line) > 80 and not line.startswith(commands)] == []
 

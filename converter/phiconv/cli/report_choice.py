@@ -137,6 +137,10 @@ def _notes(choice: Choice) -> list[str]:
             f"Measured on small models ({names}): a guide to the order. A large model loses less."
         ),
     ]
+    if choice.rows:
+        notes.append("--effort best loses less at the same size, and takes longer.")
+    if choice.shortened:
+        notes.append(f"The model was made for texts of {choice.context} tokens at most.")
     if any(not row.exact for row in (*choice.rows, *choice.too_large)):
         notes.append("+ the weights alone: the tokenizer is not there, so its files cannot be counted.")
     unmeasured = {row.runtime.title: "" for row in choice.rows if not row.runtime.overhead}

@@ -74,6 +74,7 @@ class Choice:
     Attributes:
         model: The model.
         context: Tokens of a text, for the memory.
+        shortened: More were asked for than the model was made for.
         budget: Bytes of memory; None where nobody has said.
         device: What it is for; None for all.
         rows: What fits, runtime by runtime, the largest first.
@@ -84,6 +85,7 @@ class Choice:
 
     model: Model
     context: int
+    shortened: bool
     budget: int | None
     device: Device | None
     rows: tuple[Row, ...]
@@ -111,6 +113,7 @@ def choose(
         raise UnsupportedModelError(
             "plain tensors, which no runtime loads", path=model.path, hint="config.json is missing"
         )
+    shortened = context > hp.max_position_embeddings
     context = min(context, hp.max_position_embeddings)
     rows: list[Row] = []
     refused: dict[str, str] = {}
@@ -131,6 +134,7 @@ def choose(
     return Choice(
         model,
         context,
+        shortened,
         budget,
         device,
         tuple(row for row in rows if row.fits),
