@@ -101,7 +101,7 @@ RUNTIMES: dict[str, Runtime] = {
             "ONNX Runtime GenAI",
             "onnx",
             "python model-chat.py -m {path} -e follow_config",
-            f"pip install onnxruntime-genai; model-chat.py is in {_GENAI_EXAMPLES}",
+            f"pip install onnxruntime-genai; model-chat.py and common.py are in {_GENAI_EXAMPLES}",
             _GENAI_EXAMPLES,
             cache_bytes=4,
             weights=1.18,
@@ -112,8 +112,8 @@ RUNTIMES: dict[str, Runtime] = {
             "transformers.js",
             "transformers.js",
             "onnx",
-            "node -e \"import('@huggingface/transformers').then(async t => console.log(await (await "
-            "t.pipeline('text-generation', '{path}'))('Hello')))\"",
+            "node -e \"import('@huggingface/transformers').then(async t => {{ t.env.localModelPath = '.'; "
+            "console.log(await (await t.pipeline('text-generation', '{path}'))('Hello')) }})\"",
             "npm install @huggingface/transformers",
             "https://huggingface.co/docs/transformers.js",
         ),

@@ -55,8 +55,11 @@ def test_every_runtime_names_its_format_and_command():
         assert runtime.source.startswith("https://")
 
 
-@pytest.mark.parametrize("name", DEVICES)
-def test_every_device_can_be_planned_for(tmp_path, name):
+DIFFERENT = {(d.format, d.recipes[0], *d.options.values()): name for name, d in DEVICES.items()}
+
+
+@pytest.mark.parametrize("name", DIFFERENT.values())
+def test_every_kind_of_device_can_be_planned_for(tmp_path, name):
     found = json.loads(run("plan", TINY, str(tmp_path / "out"), "--for", name, "--json").stdout)
     assert (found["target"], found["recipe"]) == (DEVICES[name].format, DEVICES[name].recipes[0])
 
