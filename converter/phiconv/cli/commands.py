@@ -33,6 +33,7 @@ _HELP = """Convert and quantize Phi language models, offline.
 
 \b
 phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
+phiconv SOURCE DEST --for ollama      (or mac, intel-npu, android, browser ...)
 
 SOURCE is a model folder, a file of weights (its siblings are found) or an index of shards. DEST names the
 format by its suffix (x.gguf), or is a folder, with --to.

@@ -35,8 +35,9 @@ _LIST = ("list", "help", "?")
 @FOLLOW_LINKS
 @JSON
 def choose(model: Path | None, memory: int | None, device: str | None, context: int, as_json: bool) -> None:
-    """Show what MODEL can become: sizes, memory, quality, and the command for each.
+    """Show what MODEL can become, and which is yours.
 
+    Sizes, memory, quality and speed of each output, and the commands that make them.
     A folder with config.json is enough: no weight is read.
     """
     from phiconv.cli import report_choice
@@ -61,7 +62,10 @@ def choose(model: Path | None, memory: int | None, device: str | None, context: 
 @click.argument("name", nargs=-1, required=True, metavar="NAME")
 @JSON
 def explain(name: tuple[str, ...], as_json: bool) -> None:
-    """Say what a recipe, a type or a word means, such as q4_k_m, MXFP4 or group size."""
+    """Say what a recipe, a type or a word means.
+
+    For example q4_k_m, MXFP4 or group size.
+    """
     from phiconv.cli.report_choice import explanation_lines, explanation_objects
     from phiconv.guide.explaining import explain as explained
 

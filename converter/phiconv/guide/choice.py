@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phiconv.conversion.outline import is_outline
 from phiconv.conversion.planning import make_plan
@@ -113,34 +113,33 @@ def choose(
         raise UnsupportedModelError(
             "plain tensors, which no runtime loads", path=model.path, hint="config.json is missing"
         )
-    shortened = context > hp.max_position_embeddings
-    context = min(context, hp.max_position_embeddings)
+    case = _Case(model, hp, min(context, hp.max_position_embeddings), budget, device)
     rows: list[Row] = []
     refused: dict[str, str] = {}
     between: dict[str, str] = {}
     for runtime in [device.runtime] if device else USUAL:
-        found, reason = _rows(model, hp, runtime, context, budget, device)
+        found, reason = case.rows(runtime)
         if not found:
             refused[runtime.format] = reason
             continue
-        best = _recommended(found, runtime.format, budget, device)
+        best = case.recommended(found)
         rows += [replace(row, recommended=row is best) for row in found]
-        if budget is not None and best is not None:
-            between[runtime.name] = _between(model, hp, runtime, found, best, context, budget, device)
+        if best is not None and (command := case.between(found, best)):
+            between[runtime.name] = command
     if not rows:
         reason = next(iter(refused.values()))
         what = f"{device.format} cannot hold it" if device else "no format can hold it"
         raise UnsupportedModelError(f"{what}: {reason}", path=model.path)
     return Choice(
         model,
-        context,
-        shortened,
+        case.context,
+        context > case.context,
         budget,
         device,
         tuple(row for row in rows if row.fits),
         tuple(row for row in rows if not row.fits),
         refused,
-        {name: command for name, command in between.items() if command},
+        between,
     )
 
 
@@ -150,138 +149,111 @@ def model_name(path: Path) -> str:
     return path.stem if named else folder_name(path)
 
 
-def _rows(
-    model: Model,
-    hp: Hyperparameters,
-    runtime: Runtime,
-    context: int,
-    budget: int | None,
-    device: Device | None,
-) -> tuple[list[Row], str]:
-    """What a runtime can have, and why it cannot have the rest."""
-    found, reason = [], ""
-    for offer in _offers(runtime, device):
-        try:
-            found.append(_row(model, hp, runtime, offer, context, budget, device))
-        except (InputError, UsageError) as error:
-            reason = reason or error.message
-    return found, reason
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is asked for: the arguments of `choose`, the context no longer than the model was made for."""
 
+    model: Model
+    hp: Hyperparameters
+    context: int
+    budget: int | None
+    device: Device | None
 
-def _offers(runtime: Runtime, device: Device | None) -> list[Offer]:
-    if device is None:
-        return [offer for offer in offers_of(runtime.format) if not offer.extra]
-    return offers_of(runtime.format, device.recipes if device.only else ())
+    def rows(self, runtime: Runtime) -> tuple[list[Row], str]:
+        """What a runtime can have, and why it cannot have the rest."""
+        only = self.device.recipes if self.device and self.device.only else ()
+        found, reason = [], ""
+        for offer in offers_of(runtime.format, only):
+            if self.device is None and offer.extra:
+                continue
+            try:
+                found.append(self.row(runtime, offer))
+            except (InputError, UsageError) as error:
+                reason = reason or error.message
+        return found, reason
 
+    def row(self, runtime: Runtime, offer: Offer) -> Row:
+        """One output."""
+        size, exact = self.size(offer)
+        memory = running_size(size, self.hp, runtime, self.context)
+        usual = self.device is not None and offer.recipe == self.device.recipes[0]
+        return Row(
+            runtime,
+            offer.recipe,
+            size,
+            exact,
+            memory,
+            quality_of(offer.format, offer.recipe),
+            offer.speed,
+            self.budget is None or memory <= self.budget,
+            recommended=False,
+            command=self.command(offer.format, "" if usual else f"--quant {offer.recipe}"),
+            output=self.output(offer.format),
+        )
 
-def _row(
-    model: Model,
-    hp: Hyperparameters,
-    runtime: Runtime,
-    offer: Offer,
-    context: int,
-    budget: int | None,
-    device: Device | None,
-) -> Row:
-    size, exact = _size(model, offer, context, device)
-    memory = running_size(size, hp, runtime, context)
-    usual = device is not None and offer.recipe == device.recipes[0]
-    wanted = "" if usual else f"--quant {offer.recipe}"
-    return Row(
-        runtime,
-        offer.recipe,
-        size,
-        exact,
-        memory,
-        quality_of(offer.format, offer.recipe),
-        offer.speed,
-        budget is None or memory <= budget,
-        recommended=False,
-        command=_command(model, offer.format, wanted, context, device),
-        output=_output(model, offer.format, device),
-    )
+    def size(self, offer: Offer) -> tuple[int, bool]:
+        """Bytes of all files, as the writer lays them out; without a tokenizer those of the weights alone."""
+        options: dict[str, Any] = {**(self.device.options if self.device else {}), **self.room(offer.format)}
+        choices = Choices(**options)
+        if self.model.tokenizer is not None or not is_outline(self.model):
+            path = self.model.path.resolve()
+            place = path.parent / f"{path.name}-converted"  # it must not lie inside the model's own folder
+            plan = make_plan(self.model, place, to=offer.format, quant=offer.recipe, choices=choices)
+            return plan.size, True
+        writer = FORMATS[offer.format].writer
+        assert writer is not None  # noqa: S101 - it is offered
+        tensors = writer().tensors(self.model)
+        encodings = assign(offer.format, offer.recipe, self.model, tensors, choices)
+        bits = sum(t.tensor.size * e.bits_per_weight for t, e in zip(tensors, encodings, strict=True))
+        return round(bits / 8), False
 
+    def room(self, format_name: str) -> dict[str, int]:
+        """The context as a choice, where the output has room for just so much."""
+        if format_name == "litert":
+            return {"context": self.context}
+        if self.device is not None and self.device.options.get("target") == "qnn":
+            return {"context": max(self.context // 64 * 64, 64)}
+        return {}
 
-def _size(model: Model, offer: Offer, context: int, device: Device | None) -> tuple[int, bool]:
-    """Bytes of all files, as the writer lays them out; without a tokenizer those of the weights alone."""
-    choices = Choices(**dict(device.options if device else {}), **_fixed(offer.format, context, device))  # type: ignore[arg-type]
-    if model.tokenizer is not None:
-        plan = make_plan(model, _place(model), to=offer.format, quant=offer.recipe, choices=choices)
-        return plan.size, True
-    if not is_outline(model):
-        make_plan(model, _place(model), to=offer.format, quant=offer.recipe, choices=choices)  # refuses it
-    writer = FORMATS[offer.format].writer
-    assert writer is not None  # noqa: S101 - it is offered
-    tensors = writer().tensors(model)
-    encodings = assign(offer.format, offer.recipe, model, tensors, choices)
-    bits = sum(t.tensor.size * e.bits_per_weight for t, e in zip(tensors, encodings, strict=True))
-    return round(bits / 8), False
+    def recommended(self, rows: list[Row]) -> Row | None:
+        """The most accurate that fits; where nobody has said how much memory there is, the usual one."""
+        if self.budget is None:
+            usual = self.device.recipes[0] if self.device else TARGETS[rows[0].runtime.format].PRESETS["q4"]
+            return next((row for row in rows if row.recipe == usual), rows[0])
+        fitting = [row for row in rows if row.fits]
+        return min(fitting, key=lambda row: row.quality.divergence if row.quality else 1.0, default=None)
 
+    def between(self, rows: list[Row], best: Row) -> str:
+        """A command for an output as large as the memory allows; "" where a recipe is that already."""
+        runtime = best.runtime
+        if self.budget is None or best is rows[0] or runtime.format not in LADDERS:
+            return ""
+        size = int((self.budget - beside_weights(self.hp, runtime, self.context)) / runtime.weights)
+        if best.size > _NO_GAP * size or (self.device is not None and self.device.only):
+            return ""
+        return self.command(runtime.format, f"--target-size {_size_option(size)}")
 
-def _fixed(format_name: str, context: int, device: Device | None) -> dict[str, int]:
-    """The context, where the output has room for just so much."""
-    if format_name == "litert":
-        return {"context": context}
-    if device is not None and device.options.get("target") == "qnn":
-        return {"context": max(context // 64 * 64, 64)}
-    return {}
+    def command(self, format_name: str, recipe: str) -> str:
+        """What makes an output, for a shell."""
+        output = self.output(format_name)
+        words = ["phiconv", shlex.quote(str(self.model.path)), output]
+        if self.device is not None:
+            words.append(f"--for {self.device.name}")
+        elif not output.endswith(FORMATS[format_name].suffixes):
+            words.append(f"--to {format_name}")
+        room = self.room(format_name).get("context", _USUAL_CONTEXT)
+        words += [f"--context {room}"] if room != _USUAL_CONTEXT else []
+        return " ".join([*words, recipe]).rstrip()
 
-
-def _place(model: Model) -> Path:
-    """Where an output might go: anywhere but inside the model's own folder."""
-    path = model.path.resolve()
-    return path.parent / f"{path.name}-converted"
-
-
-def _recommended(rows: list[Row], format_name: str, budget: int | None, device: Device | None) -> Row | None:
-    """The most accurate that fits; where nobody has said how much memory there is, the usual one."""
-    if budget is None:
-        usual = device.recipes[0] if device else TARGETS[format_name].PRESETS["q4"]
-        return next((row for row in rows if row.recipe == usual), rows[0])
-    fitting = [row for row in rows if row.fits]
-    return min(fitting, key=lambda row: row.quality.divergence if row.quality else 1.0, default=None)
-
-
-def _between(
-    model: Model,
-    hp: Hyperparameters,
-    runtime: Runtime,
-    rows: list[Row],
-    best: Row,
-    context: int,
-    budget: int,
-    device: Device | None,
-) -> str:
-    """A command for an output as large as the memory allows; "" where a recipe is that already."""
-    if runtime.format not in LADDERS or best is rows[0]:
-        return ""
-    if device is not None and device.only:
-        return ""
-    size = int((budget - beside_weights(hp, runtime, context)) / runtime.weights)
-    if best.size > _NO_GAP * size:
-        return ""
-    return _command(model, runtime.format, f"--target-size {_size_option(size)}", context, device)
+    def output(self, format_name: str) -> str:
+        """What the output is called, a file where the format is one, else a folder; no shell minds it."""
+        target = FORMATS[format_name]
+        name = re.sub(r"[^\w.-]+", "-", model_name(self.model.path)).lstrip("-")
+        if target.folder:
+            return f"{name}-{self.device.name if self.device else format_name}"
+        return name + target.file_suffix
 
 
 def _size_option(size: int) -> str:
     """Bytes as ``--target-size`` takes them, rounded down."""
     return f"{size // 10**7 / 100:g}G" if size >= 10**9 else f"{size // 10**6}M"
-
-
-def _command(model: Model, format_name: str, recipe: str, context: int, device: Device | None) -> str:
-    """What makes an output, for a shell."""
-    output = _output(model, format_name, device)
-    words = ["phiconv", shlex.quote(str(model.path)), output]
-    if device is not None:
-        words.append(f"--for {device.name}")
-    elif not output.endswith(FORMATS[format_name].suffixes):
-        words.append(f"--to {format_name}")
-    room = _fixed(format_name, context, device).get("context", _USUAL_CONTEXT)
-    words += [f"--context {room}"] if room != _USUAL_CONTEXT else []
-    return " ".join([*words, recipe]).rstrip()
-
-
-def _output(model: Model, format_name: str, device: Device | None) -> str:
-    """What the output is called: a file where the format is one, else a folder; no shell minds the name."""
-    target, name = FORMATS[format_name], re.sub(r"[^\w.-]+", "-", model_name(model.path)).lstrip("-")
-    return f"{name}-{device.name if device else format_name}" if target.folder else name + target.file_suffix
