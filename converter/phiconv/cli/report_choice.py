@@ -86,6 +86,7 @@ def choice_lines(choice: Choice) -> list[str]:
             f"Nothing fits: the smallest, {least.recipe} for {least.runtime.title}, takes "
             f"{size_text(least.memory)}. Give a shorter --context, or take a smaller model."
         )
+        return lines
     return [*lines, "", *_notes(choice)]
 
 
@@ -127,18 +128,16 @@ def _commands(choice: Choice) -> list[str]:
 
 def _notes(choice: Choice) -> list[str]:
     names = " and ".join(models_measured())
+    usual = "* the usual one. With --memory 8G it is the most accurate that fits."
     notes = [
-        "* the most accurate that fits."
-        if choice.budget is not None
-        else "* the usual one. With --memory 8G it is the most accurate that fits.",
+        usual if choice.budget is None else "* the most accurate that fits.",
         "memory: the files, a cache for the text, and what the runtime was measured to take beside them.",
         (
             "lost, same: how far predictions moved (0 is not at all), and how often the first choice stayed. "
             f"Measured on small models ({names}): a guide to the order. A large model loses less."
         ),
+        "--effort best loses less at the same size, and takes longer.",
     ]
-    if choice.rows:
-        notes.append("--effort best loses less at the same size, and takes longer.")
     if choice.shortened:
         notes.append(f"The model was made for texts of {choice.context} tokens at most.")
     if any(not row.exact for row in (*choice.rows, *choice.too_large)):
@@ -149,7 +148,7 @@ def _notes(choice: Choice) -> list[str]:
     if choice.between and not choice.device:
         option = next(iter(choice.between.values())).partition("--target-size")[2].strip()
         notes.append(f"Memory between two recipes is used up by a size, such as --target-size {option}.")
-    if choice.too_large and choice.rows:
+    if choice.too_large:
         notes.append(f"too large: {len(choice.too_large)} more.")
     notes += [f"not as {name}: {printable(reason, 200)}" for name, reason in choice.refused.items()]
     if is_outline(choice.model):

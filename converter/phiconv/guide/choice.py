@@ -241,8 +241,9 @@ class _Case:
             words.append(f"--for {self.device.name}")
         elif not output.endswith(FORMATS[format_name].suffixes):
             words.append(f"--to {format_name}")
-        room = self.room(format_name).get("context", _USUAL_CONTEXT)
-        words += [f"--context {room}"] if room != _USUAL_CONTEXT else []
+        usual = min(_USUAL_CONTEXT, self.hp.max_position_embeddings)
+        room = self.room(format_name).get("context", usual)
+        words += [f"--context {room}"] if room != usual else []
         return " ".join([*words, recipe]).rstrip()
 
     def output(self, format_name: str) -> str:
