@@ -85,6 +85,7 @@ def choice_lines(choice: Choice) -> list[str]:
         lines += _wrapped(
             f"Nothing fits: the smallest, {least.recipe} for {least.runtime.title}, takes "
             f"{size_text(least.memory)}. Give a shorter --context, or take a smaller model."
+            f"{'' if choice.device else ' With --for NAME smaller ones are tried, too.'}"
         )
         return lines
     return [*lines, "", *_notes(choice)]
