@@ -8,7 +8,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
-from paths import FIXTURES
+from paths import FIXTURES, ROOT
 from phiconv.cli import main
 from phiconv.guide.devices import DEVICES, find_device
 from phiconv.runtimes import RUNTIMES, USUAL
@@ -45,6 +45,16 @@ def test_devices_are_listed_with_their_sources():
     lines = run("choose", "--for", "list").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert all(any(line.split()[:1] == [name] for line in lines) for name in DEVICES)
+
+
+def test_devices_are_documented_with_their_sources():
+    rows = (ROOT / "docs/choose.md").read_text(encoding="utf-8").splitlines()
+    for device in DEVICES.values():
+        (row,) = (row for row in rows if row.startswith(f"| `{device.name}` |"))
+        assert f"`{device.recipes[0]}`" in row
+        assert f"({device.source})" in row
+        assert all(f"--{name} {value}" in row for name, value in device.options.items())
+        assert row.count("`") % 2 == 0
 
 
 def test_every_runtime_names_its_format_and_command():

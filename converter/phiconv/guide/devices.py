@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from phiconv_formats import FORMATS, find_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from typing import Any
 
     from phiconv.runtimes import Runtime
@@ -286,7 +286,7 @@ def fitted(
             hint="leave one of them out",
         )
 
-    named = to if to is None else find_target(destination.with_suffix(""), to).name
+    named = to if to is None else find_target(Path("folder"), to).name
     if named not in {None, device.format}:
         raise contradiction("--to", to, device.format)
     suffixed = {s: f.name for f in FORMATS.values() if f.writer for s in f.file_suffixes}
