@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from phiconv.guide.qualities import Quality
     from phiconv.ir.model import Hyperparameters, Model
     from phiconv.runtimes import Runtime
+    from phiconv_formats.shared.output import OutputTensor
 
 __all__ = ["Choice", "Row", "choose", "model_name"]
 
@@ -163,18 +164,30 @@ class _Case:
         """What a runtime can have, and why it cannot have the rest."""
         only = self.device.recipes if self.device and self.device.only else ()
         found, reason = [], ""
+        try:
+            tensors = self.tensors(runtime.format)
+        except InputError as error:
+            return [], error.message
         for offer in offers_of(runtime.format, only):
             if self.device is None and offer.extra:
                 continue
             try:
-                found.append(self.row(runtime, offer))
+                found.append(self.row(runtime, offer, tensors))
             except (InputError, UsageError) as error:
                 reason = reason or error.message
         return found, reason
 
-    def row(self, runtime: Runtime, offer: Offer) -> Row:
+    def tensors(self, format_name: str) -> list[OutputTensor] | None:
+        """What is stored, for the outline of a model without a tokenizer; None where it can be planned."""
+        if self.model.tokenizer is not None or not is_outline(self.model):
+            return None
+        writer = FORMATS[format_name].writer
+        assert writer is not None  # noqa: S101 - it is offered
+        return writer().tensors(self.model)
+
+    def row(self, runtime: Runtime, offer: Offer, tensors: list[OutputTensor] | None) -> Row:
         """One output."""
-        size, exact = self.size(offer)
+        size, exact = self.size(offer, tensors)
         memory = running_size(size, self.hp, runtime, self.context)
         usual = self.device is not None and offer.recipe == self.device.recipes[0]
         return Row(
@@ -191,18 +204,15 @@ class _Case:
             output=self.output(offer.format),
         )
 
-    def size(self, offer: Offer) -> tuple[int, bool]:
-        """Bytes of all files, as the writer lays them out; without a tokenizer those of the weights alone."""
+    def size(self, offer: Offer, tensors: list[OutputTensor] | None) -> tuple[int, bool]:
+        """Bytes of all files, as the writer lays them out; else those of the weights alone."""
         options: dict[str, Any] = {**(self.device.options if self.device else {}), **self.room(offer.format)}
         choices = Choices(**options)
-        if self.model.tokenizer is not None or not is_outline(self.model):
+        if tensors is None:
             path = self.model.path.resolve()
             place = path.parent / f"{path.name}-converted"  # it must not lie inside the model's own folder
             plan = make_plan(self.model, place, to=offer.format, quant=offer.recipe, choices=choices)
             return plan.size, True
-        writer = FORMATS[offer.format].writer
-        assert writer is not None  # noqa: S101 - it is offered
-        tensors = writer().tensors(self.model)
         encodings = assign(offer.format, offer.recipe, self.model, tensors, choices)
         bits = sum(t.tensor.size * e.bits_per_weight for t, e in zip(tensors, encodings, strict=True))
         return round(bits / 8), False
