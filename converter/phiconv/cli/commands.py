@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phiconv._version import __version__
-from phiconv.cli import carry
+from phiconv.cli import carry, guide
 from phiconv.cli import quality as cli_quality
 from phiconv.cli.common import CONFIG, FOLLOW_LINKS, JOBS, JSON, PATH, QUIET, SCHEDULER, adapter_paths
 from phiconv.cli.compare import compare
@@ -34,6 +34,7 @@ _HELP = """Convert and quantize Phi language models, offline.
 
 \b
 phiconv SOURCE DEST [--q4 | --q8 | --f16 | --bf16 | --f32 | --quant NAME]
+phiconv SOURCE DEST --for ollama      (or mac, intel-npu, android, browser ...)
 
 SOURCE is a model folder, a file of weights (its siblings are found) or an index of shards. DEST names the
 format by its suffix (x.gguf), or is a folder, with --to.
@@ -88,6 +89,7 @@ def convert(
     if dry_run:
         _plan(source, dest, as_json=as_json, **options)
         return
+    wishes = _wishes(dest, **options)
     with (
         measured_so_far(dest, quiet=quiet),
         progress_display(quiet=quiet) as progress,
@@ -104,7 +106,7 @@ def convert(
             progress=progress,
             text=[read_text(path) for path in texts] or None,
             calibration_tokens=calibration_tokens,
-            **_wishes(**options),
+            **wishes,
         )
     _print_result(result, as_json=as_json, quiet=quiet)
 
@@ -116,7 +118,9 @@ def _read(source: Path, **options: Any) -> list[Path]:
 
 
 def _wishes(
+    dest: Path,
     *,
+    device: str | None,
     to: str | None,
     quant: str | None,
     split_max_size: int | None,
@@ -133,8 +137,11 @@ def _wishes(
     **choices: Any,
 ) -> dict[str, Any]:
     """The options as `api.plan` and `api.convert` take them; those that are left are `Choices`."""
+    from phiconv.guide.devices import find_device, fitted
     from phiconv.recipes import Choices, override
 
+    if device is not None:
+        to, quant, choices = fitted(find_device(device), dest, to, quant, choices)
     return {
         "to": to,
         "quant": quant,
@@ -182,8 +189,9 @@ def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
     from phiconv_formats.shared.collector import collector_paused
 
     with collector_paused():
-        made = api.plan(source, dest, **_wishes(**options))
-        text = json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made))
+        made = api.plan(source, dest, **_wishes(dest, **options))
+        text = json.dumps(plan_object(made), indent=2) if as_json else "
+".join(plan_lines(made))
     click.echo(text)
 
 
@@ -203,7 +211,8 @@ def inspect(path: Path, tensors: bool, config: Path | None, as_json: bool) -> No
         seen = api.examine(path, config=config)
         found = inspection_object(seen, tensors=tensors) if as_json else {}
         lines = [] if as_json else inspection_lines(seen, tensors=tensors)
-    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines))
+    click.echo(json.dumps(found, indent=2) if as_json else "
+".join(lines))
     if seen.error is not None:
         tell(seen.error, as_json=False)  # it is in the object
         click.get_current_context().exit(seen.error.exit_code)
@@ -215,7 +224,8 @@ def formats(as_json: bool) -> None:
     """List formats, presets, quantizations and supported models."""
     from phiconv.cli.report_formats import formats_lines, formats_object
 
-    click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
+    click.echo(json.dumps(formats_object(), indent=2) if as_json else "
+".join(formats_lines()))
 
 
 @click.command("help", cls=Command)
@@ -232,5 +242,5 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (compare, report, sign, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
+for _command in (*guide.COMMANDS, compare, report, sign, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)

@@ -31,7 +31,11 @@ def size(text: str) -> int:
 
 
 _PRESETS = {
+    "q2": "The runtime's usual 2-bit quantization, where it has one (GGUF, MLX).",
+    "q3": "The same in 3 bits.",
     "q4": "The runtime's usual 4-bit quantization.",
+    "q5": "5 bits (GGUF, MLX).",
+    "q6": "6 bits (GGUF, MLX).",
     "q8": "The runtime's usual 8-bit quantization.",
     "f16": "float16.",
     "bf16": "bfloat16.",
@@ -49,6 +53,13 @@ _OPTIONS = (
         metavar="FORMAT",
         help="The format, when DEST is a folder: gguf, litert, mlx, onnx, openvino, safetensors, "
         "compressed-tensors, gptq, awq.",
+    ),
+    click.option(
+        "--for",
+        "device",
+        metavar="NAME",
+        help="What runs it, such as ollama, mac or intel-npu, which says format and recipe; "
+        "`phiconv choose --for list` shows all names.",
     ),
     *(click.option(f"--{name}", "quant", flag_value=name, help=text) for name, text in _PRESETS.items()),
     click.option(

@@ -21,7 +21,9 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 _MEANT = {
     "chat": "generate",
     "check": "inspect",
+    "define": "explain",
     "describe": "inspect",
+    "devices": "choose --for list",
     "diff": "compare",
     "dry-run": "plan",
     "dump": "inspect",
@@ -35,8 +37,10 @@ _MEANT = {
     "preview": "plan",
     "quantise": "convert",
     "quantize": "convert",
+    "recommend": "choose",
     "run": "generate",
     "show": "inspect",
+    "suggest": "choose",
     "types": "formats",
     "version": "--version",
 }

@@ -77,6 +77,8 @@ def find_recipe(target: str, name: str | None, stored: Collection[Encoding] = ()
             usual = _DECODED[target]
         return known.PRESETS[usual]
     wanted = known.PRESETS.get(name.lower(), name)
+    if wanted == name and (bits := re.fullmatch(r"q(\d)", name.lower())):
+        raise UsageError(f"{target} has no quantization {name!r}", hint=_nearest_preset(int(bits[1]), known))
     if known.RECIPES.find(wanted) is None and (theirs := _of_another(wanted, target)):
         near = known.RECIPES.near(wanted) or known.PRESETS[_preset(wanted, known)]
         raise UsageError(
@@ -147,6 +149,15 @@ def _preset(name: str, recipes: Recipes) -> str:
     bits = int(next(iter(re.findall(r"\d+", name)), "16"))
     preset = next(p for most, p in ((5, "q4"), (8, "q8"), (16, "f16"), (1 << 30, "f32")) if bits <= most)
     return preset if preset in recipes.PRESETS else "f16"
+
+
+def _nearest_preset(bits: int, recipes: Recipes) -> str:
+    """A hint: the preset of the next number of bits, rather more than fewer."""
+    known = {int(name[1:]): name for name in recipes.PRESETS if re.fullmatch(r"q\d", name)}
+    if not known:
+        return f"it has {', '.join(f'--{name}' for name in recipes.PRESETS)}; phiconv formats lists them all"
+    name = known[min(known, key=lambda each: (abs(each - bits), -each))]
+    return f"the nearest is --{name}, which is {recipes.PRESETS[name]}; phiconv formats lists them all"
 
 
 def assign(

@@ -41,7 +41,10 @@ __all__ = [
     "type_of",
 ]
 
-PRESETS = {"q4": "Q4_K_M", "q8": "Q8_0", "f16": "F16", "bf16": "BF16", "f32": "F32"}
+PRESETS = {
+    "q2": "Q2_K", "q3": "Q3_K_M", "q4": "Q4_K_M", "q5": "Q5_K_M", "q6": "Q6_K", "q8": "Q8_0",
+    "f16": "F16", "bf16": "BF16", "f32": "F32",
+}  # fmt: skip
 """What ``--q4``, ``--q8`` and so on mean."""
 
 OPTIONS = frozenset(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "PRESETS", "RECIPES", "TYPES", "assign", "cast", "type_of"]
 
-PRESETS = {"q4": "4bit", "q8": "8bit", "f16": "f16", "bf16": "bf16", "f32": "f32"}
+PRESETS = {f"q{bits}": f"{bits}bit" for bits in (2, 3, 4, 5, 6, 8)} | {name: name for name in FLOATS}
 """What ``--q4``, ``--q8`` and so on mean."""
 
 OPTIONS = frozenset(

@@ -1,0 +1,160 @@
+"""The programs that run what phiconv writes, as data: what each takes, and the command that starts it.
+
+It stands this far down so that whoever names a runtime can look it up here: the command line, model cards,
+reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RUNTIMES", "USUAL", "Runtime"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A program.
+
+    Attributes:
+        name: What phiconv calls it.
+        title: What its makers call it.
+        format: The format that it opens, a key of ``phiconv_formats.FORMATS``.
+        run: The command, for a shell; ``{path}`` stands for the output, ``{name}`` for a short name of it and
+            ``{processor}`` for what OpenVINO calls the processor.
+        install: How to get it.
+        source: The page of its documentation that says so.
+        cache_bytes: Of one number of the keys and values that it remembers, by default.
+        weights: Bytes of memory for each byte of the files: more than 1 where it lays them out anew.
+        overhead: Megabytes beside weights, keys and values, with a prompt of 512 tokens and a vocabulary of
+            32064.
+        windowed: It forgets positions beyond a model's sliding window.
+        measured: The release that ``benchmarks/running.py`` measured these two with; "" where they are taken
+            from a program like it, or left out.
+    """
+
+    name: str
+    title: str
+    format: str
+    run: str
+    install: str
+    source: str
+    cache_bytes: float = 2
+    weights: float = 1
+    overhead: int = 0
+    windowed: bool = False
+    measured: str = ""
+
+    def command(self, path: str, name: str = "model", processor: str = "CPU") -> str:
+        """The command that runs an output; a bare name gets a ``./``, lest it be taken for one on a hub."""
+        place = path if "/" in path or "\\" in path else f"./{path}"
+        return self.run.format(path=place, name=name, processor=processor)
+
+
+_OPENVINO_CODE = (
+    "import openvino_genai as g; "
+    "print(g.LLMPipeline('{path}', '{processor}').generate('Hello', max_new_tokens=100))"
+)
+_GENAI_EXAMPLES = "https://github.com/microsoft/onnxruntime-genai/tree/main/examples/python"
+
+
+RUNTIMES: dict[str, Runtime] = {
+    r.name: r
+    for r in (
+        Runtime(
+            "llama.cpp",
+            "llama.cpp",
+            "gguf",
+            "llama-cli -m {path}",
+            "brew install llama.cpp, winget install llama.cpp, or a release of the project",
+            "https://github.com/ggml-org/llama.cpp#quick-start",
+            overhead=95,
+            measured="xllamacpp 2026.10",
+        ),
+        Runtime(
+            "ollama",
+            "Ollama",
+            "gguf",
+            'echo "FROM {path}" > Modelfile && ollama create {name} && ollama run {name}',
+            "the installer of ollama.com",
+            "https://docs.ollama.com/import",
+            overhead=95,
+        ),
+        Runtime(
+            "lmstudio",
+            "LM Studio",
+            "gguf",
+            "lms import {path}",
+            "the installer of lmstudio.ai",
+            "https://lmstudio.ai/docs/app/advanced/import-model",
+            overhead=95,
+        ),
+        Runtime(
+            "mlx-lm",
+            "mlx-lm",
+            "mlx",
+            "mlx_lm.chat --model {path}",
+            "pip install mlx-lm",
+            "https://github.com/ml-explore/mlx-lm#quick-start",
+            weights=1.04,
+            overhead=90,
+            measured="mlx-lm 0.32",
+        ),
+        Runtime(
+            "onnxruntime-genai",
+            "ONNX Runtime GenAI",
+            "onnx",
+            "python model-chat.py -m {path} -e follow_config",
+            f"pip install onnxruntime-genai; model-chat.py and common.py are in {_GENAI_EXAMPLES}",
+            _GENAI_EXAMPLES,
+            cache_bytes=4,
+            weights=1.18,
+            overhead=150,
+            measured="onnxruntime-genai 0.18",
+        ),
+        Runtime(
+            "transformers.js",
+            "transformers.js",
+            "onnx",
+            "node -e \"import('@huggingface/transformers').then(async t => {{ t.env.localModelPath = '.'; "
+            "console.log(await (await t.pipeline('text-generation', '{path}'))('Hello')) }})\"",
+            "npm install @huggingface/transformers",
+            "https://huggingface.co/docs/transformers.js",
+        ),
+        Runtime(
+            "openvino-genai",
+            "OpenVINO GenAI",
+            "openvino",
+            f'python -c "{_OPENVINO_CODE}"',
+            "pip install openvino-genai",
+            "https://docs.openvino.ai/2025/openvino-workflow-generative/inference-with-genai.html",
+            cache_bytes=1,
+            weights=1.3,
+            overhead=50,
+            measured="openvino-genai 2026.4",
+        ),
+        Runtime(
+            "litert-lm",
+            "LiteRT-LM",
+            "litert",
+            "litert-lm run {path}",
+            "pip install litert-lm",
+            "https://ai.google.dev/edge/litert-lm/cli",
+            weights=1.11,
+            overhead=180,
+            measured="litert-lm-api 0.18",
+        ),
+        Runtime(
+            "vllm",
+            "vLLM",
+            "compressed-tensors",
+            "vllm serve {path}",
+            "pip install vllm",
+            "https://docs.vllm.ai/en/latest/features/quantization/",
+            windowed=True,
+        ),
+    )
+}
+"""Every runtime, by name."""
+
+USUAL: tuple[Runtime, ...] = tuple({r.format: r for r in reversed(RUNTIMES.values())}.values())[::-1]
+"""One for each format: the first."""
