@@ -35,6 +35,7 @@ __all__ = [
     "fit_affine",
     "fit_linear",
     "nearest",
+    "rounds_exactly",
     "total",
 ]
 
@@ -303,10 +304,7 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
     result = AffineFit(*np.empty((4, x.shape[1]), np.float32))
     for part, x_part, weights_part in parts(x, weights):
         fit, tightest = _fit_affine(x_part, weights_part, search, Rounding(x_part.shape[1], 0, search.limit))
-        # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
-        reach = np.abs(x_part).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
-        usual = (tightest > 0) & (reach < _EXACT) & np.isfinite(np.float32(search.limit + 1) / tightest)
-        odd = np.flatnonzero(~usual)
+        odd = np.flatnonzero(~rounds_exactly(np.abs(x_part).max(axis=0), tightest, search.limit))
         if odd.size:
             few = x_part.take(odd, axis=1), weights_part.take(odd, axis=1)
             again, _ = _fit_affine(*few, search, _ExactRounding(odd.size, 0, search.limit))
@@ -315,6 +313,22 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
         for whole, values in zip(result, fit, strict=True):
             whole[part] = values
     return result
+
+
+def rounds_exactly(magnitudes: FloatArray, tightest: FloatArray, limit: int) -> NDArray[np.bool_]:
+    """Whether groups are searched right by a search that rounds only numbers below 2**22 as ggml does.
+
+    A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
+
+    Args:
+        magnitudes: The largest of the weights of groups.
+        tightest: The smallest range that weights were divided by.
+        limit: The largest code.
+    """
+    reach = magnitudes / tightest * np.float32(2 * limit + 4)
+    exact: NDArray[np.bool_] = (tightest > 0) & (reach < _EXACT)
+    exact &= np.isfinite(np.float32(limit + 1) / tightest)
+    return exact
 
 
 def _fit_affine(
