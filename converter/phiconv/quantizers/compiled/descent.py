@@ -43,7 +43,7 @@ def _take(groups: FloatArray, all_: FloatArray, start: int, count: int) -> None:
 
 @part
 def _integer(bits: Any) -> Any:
-    """What `phiconv.quantizers.ggml.search.nearest` makes of these bits, of a number of any size."""
+    """What `phiconv.quantizers.ggml.rounding.nearest` makes of these bits, of a number of any size."""
     return (bits & np.int32(0x007FFFFF)) - np.int32(0x00400000)
 
 

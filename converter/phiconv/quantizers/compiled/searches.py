@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
-from phiconv.quantizers.ggml.search import TINY, AffineFit, AffineSearch, LinearFit, rounds_exactly
+from phiconv.quantizers.ggml.rounding import rounds_exactly
+from phiconv.quantizers.ggml.search import TINY, AffineFit, AffineSearch, LinearFit
 from phiconv.quantizers.ggml.searches import IN_NUMPY, Searches
 
 if TYPE_CHECKING:

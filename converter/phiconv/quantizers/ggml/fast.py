@@ -30,7 +30,8 @@ import numpy as np
 
 from phiconv.ir import Q4_K, Q5_K, Blocks
 from phiconv.quantizers.ggml.kquant import affine_blocks
-from phiconv.quantizers.ggml.search import AffineFit, AffineSearch, Rounding, dot, fit_affine, parts, total
+from phiconv.quantizers.ggml.rounding import Rounding
+from phiconv.quantizers.ggml.search import AffineFit, AffineSearch, dot, fit_affine, parts, total
 from phiconv.quantizers.ggml.searches import IN_NUMPY, Searches
 from phiconv.quantizers.numerics.buffering import unbuffered
 from phiconv.quantizers.numerics.scratch import scratch

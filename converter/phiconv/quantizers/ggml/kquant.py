@@ -21,7 +21,8 @@ import numpy as np
 
 from phiconv.ir import F16, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Blocks, SuperBlockEncoding
 from phiconv.quantizers.ggml.elements import elements, spread_importance, to_quads
-from phiconv.quantizers.ggml.search import TINY, AffineSearch, extreme, nearest, total
+from phiconv.quantizers.ggml.rounding import nearest
+from phiconv.quantizers.ggml.search import TINY, AffineSearch, extreme, total
 from phiconv.quantizers.ggml.searches import IN_NUMPY, Searches
 from phiconv.quantizers.numerics.floats import narrow, widen
 from phiconv.quantizers.numerics.scratch import scratch
