@@ -66,6 +66,7 @@ ONLY_IN = {
     "gguf": "phiconv_formats.gguf",
     "model_signing": "phiconv.verification.openssf",
     "multiprocessing": "phiconv.conversion.processes",
+    "numba": "phiconv.quantizers.compiled",
     "onnx": "phiconv_formats.onnx",
     "PIL": "phiconv.perception.files",
     "safetensors": "phiconv_formats.shared.safetensors_check",
@@ -76,6 +77,7 @@ ONLY_IN = {
 MAY = {
     "phiconv.bundling.bundle": {"subprocess"},  # pip, where a bundle is made
     "phiconv.bundling.wheels": {"importlib"},  # its metadata, no modules
+    "phiconv.quantizers.compiled": {"importlib"},  # to see whether numba is there
 }
 NOWHERE = {
     "asyncio", "ftplib", "http", "importlib", "jinja2", "marshal", "pickle", "requests",

@@ -190,8 +190,7 @@ def _plan(source: Path, dest: Path, *, as_json: bool, **options: Any) -> None:
 
     with collector_paused():
         made = api.plan(source, dest, **_wishes(dest, **options))
-        text = json.dumps(plan_object(made), indent=2) if as_json else "
-".join(plan_lines(made))
+        text = json.dumps(plan_object(made), indent=2) if as_json else "\n".join(plan_lines(made))
     click.echo(text)
 
 
@@ -211,8 +210,7 @@ def inspect(path: Path, tensors: bool, config: Path | None, as_json: bool) -> No
         seen = api.examine(path, config=config)
         found = inspection_object(seen, tensors=tensors) if as_json else {}
         lines = [] if as_json else inspection_lines(seen, tensors=tensors)
-    click.echo(json.dumps(found, indent=2) if as_json else "
-".join(lines))
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines))
     if seen.error is not None:
         tell(seen.error, as_json=False)  # it is in the object
         click.get_current_context().exit(seen.error.exit_code)
@@ -224,8 +222,7 @@ def formats(as_json: bool) -> None:
     """List formats, presets, quantizations and supported models."""
     from phiconv.cli.report_formats import formats_lines, formats_object
 
-    click.echo(json.dumps(formats_object(), indent=2) if as_json else "
-".join(formats_lines()))
+    click.echo(json.dumps(formats_object(), indent=2) if as_json else "\n".join(formats_lines()))
 
 
 @click.command("help", cls=Command)
@@ -242,5 +239,7 @@ def help_(command: str | None) -> None:
     click.echo(found.get_help(click.Context(found, info_name=found.name, parent=parent)))
 
 
-for _command in (*guide.COMMANDS, compare, report, sign, verify, compile_, *cli_quality.COMMANDS, *carry.COMMANDS, help_):
+_COMMANDS = (*guide.COMMANDS, compare, report, sign, verify, compile_, *cli_quality.COMMANDS)
+
+for _command in (*_COMMANDS, *carry.COMMANDS, help_):
     main.add_command(_command)

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from phiconv.errors import printable
+from phiconv.quantizers import compiled
 from phiconv.units import size_text
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _memory(plan: Plan) -> int:
     from phiconv.conversion.pipeline import worth_processes  # an inspection needs none of it
 
     jobs = os.cpu_count() or 1
-    processes = jobs if jobs > 1 and worth_processes(plan.package) else 0
+    processes = jobs if jobs > 1 and worth_processes(plan.package, in_compiled=compiled.available()) else 0
     widest = max((t.tensor.columns for t in plan.package.streams), default=0)
     head = sum(len(data) for f in plan.package.files for _, data in f.chunks)
     return (1 + processes) * _MEMORY_BASE + jobs * max(_MEMORY_PER_JOB, 16 * widest) + 4 * head

@@ -24,7 +24,7 @@ from phiconv.conversion.rows import convert_span, spans, spans_of
 from phiconv.conversion.tasks import Workers
 from phiconv.errors import MalformedFileError, WeightError, WorkerError
 from phiconv.ir import FloatEncoding
-from phiconv.quantizers import SEARCHING
+from phiconv.quantizers import COMPILED, FAST, SEARCHING, compiled
 from phiconv.quantizers.repack import repackable
 
 if TYPE_CHECKING:
@@ -175,22 +175,35 @@ def compare(
 
 def _own_pool(package: Package, jobs: int, *, processes: bool) -> Executor:
     """Threads, which are there at once; or processes, each of which has Python's lock to itself."""
-    if processes and jobs > 1 and worth_processes(package):
+    in_compiled = compiled.expect(sum(s.tensor.size for s in package.streams if _compiles(s)))
+    if processes and jobs > 1 and worth_processes(package, in_compiled=in_compiled):
         from phiconv.conversion.processes import pool  # takes as long to import as a small model to convert
 
         return pool(jobs)
     return ThreadPoolExecutor(jobs, thread_name_prefix="phiconv")
 
 
-def worth_processes(package: Package) -> bool:
-    """Whether there is so much to search that processes save more time than they take to start."""
-    return sum(s.tensor.size for s in package.streams if _searches(s)) >= _WORTH_PROCESSES
+def worth_processes(package: Package, *, in_compiled: bool) -> bool:
+    """Whether there is so much to search that processes save more time than they take to start.
+
+    Args:
+        package: An output.
+        in_compiled: Whether searches are compiled that can be. These leave Python's lock to other threads.
+    """
+    searching = (s for s in package.streams if _searches(s) and not (in_compiled and _compiles(s)))
+    return sum(stream.tensor.size for stream in searching) >= _WORTH_PROCESSES
 
 
 def _searches(stream: Stream) -> bool:
     if isinstance(stream.encoding, FloatEncoding) or repackable(stream.tensor.encoding, stream.encoding):
         return False
     return stream.encoding in SEARCHING or stream.importance is not None or stream.moments is not None
+
+
+def _compiles(stream: Stream) -> bool:
+    """Whether a stream's searches can be compiled."""
+    slow = stream.moments is None and (stream.effort != "fast" or stream.encoding not in FAST)
+    return slow and stream.encoding in COMPILED and _searches(stream)
 
 
 @dataclass(slots=True)

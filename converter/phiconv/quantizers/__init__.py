@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from phiconv import ir
 from phiconv.errors import UsageError
+from phiconv.quantizers import compiled
+from phiconv.quantizers.compiled.searches import COMPILED as _COMPILED
 from phiconv.quantizers.decoding import decode
 from phiconv.quantizers.ggml import affine, codebook, fast, kquant, lattice, nonlinear, onebit, weighted
 from phiconv.quantizers.litert import min_max
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FAST", "QUANTIZERS", "SEARCHING", "Quantizer", "decode", "encode"]
+__all__ = ["COMPILED", "FAST", "QUANTIZERS", "SEARCHING", "Quantizer", "decode", "encode"]
 
 Quantizer: TypeAlias = "Callable[[NDArray[Any], ir.FloatArray | None], ir.Blocks]"
 """From float32, float16 or bfloat16 weights of shape (rows, columns) to the blocks of the rows, in order. The
@@ -78,6 +80,19 @@ QUANTIZERS: dict[ir.AnyBlockEncoding, Quantizer] = {
 FAST: dict[ir.AnyBlockEncoding, Quantizer] = {ir.Q4_K: fast.q4_k, ir.Q5_K: fast.q5_k}
 """Those that have a faster search."""
 
+COMPILED: dict[ir.AnyBlockEncoding, Quantizer] = {
+    ir.Q4_0: partial(weighted.q4_0, searches=_COMPILED),
+    ir.Q4_1: partial(weighted.q4_1, searches=_COMPILED),
+    ir.Q5_0: partial(weighted.q5_0, searches=_COMPILED),
+    ir.Q5_1: partial(weighted.q5_1, searches=_COMPILED),
+    ir.Q2_K: partial(kquant.q2_k, searches=_COMPILED),
+    ir.Q3_K: partial(kquant.q3_k, searches=_COMPILED),
+    ir.Q4_K: partial(kquant.q4_k, searches=_COMPILED),
+    ir.Q5_K: partial(kquant.q5_k, searches=_COMPILED),
+    ir.Q6_K: partial(kquant.q6_k, searches=_COMPILED),
+}
+"""The same blocks, of searches that numba compiles; see `compiled.expect`."""
+
 SEARCHING = frozenset(
     {
         *(ir.Q2_K, ir.Q3_K, ir.Q4_K, ir.Q5_K, ir.Q6_K, ir.IQ4_NL, ir.IQ4_XS, ir.IQ1_S, ir.IQ1_M),
@@ -119,8 +134,10 @@ def encode(
         raise UsageError(f"rows of {values.shape[-1]} weights cannot be cut into {encoding.name} blocks")
     if importance is not None and importance.shape != values.shape[-1:]:
         raise UsageError(f"importance weights of shape {importance.shape} for {values.shape[-1]} columns")
-    if effort == "fast" and isinstance(encoding, ir.AnyBlockEncoding):
-        quantizer = FAST.get(encoding, quantizer)
+    if effort == "fast" and encoding in FAST:
+        quantizer = FAST[encoding]
+    elif encoding in COMPILED and (importance is not None or encoding in SEARCHING):
+        quantizer = COMPILED[encoding] if compiled.expect(values.size) else quantizer
     return quantizer(widen(values) if values.dtype.itemsize == 8 else values, importance)
 
 

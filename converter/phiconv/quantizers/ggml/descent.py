@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from phiconv.quantizers.ggml.search import TINY, dot, extreme, nearest
+from phiconv.quantizers.ggml.rounding import nearest
+from phiconv.quantizers.ggml.search import TINY, dot, extreme
 from phiconv.quantizers.numerics.scratch import scratch
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import numpy as np
 
 from phiconv.quantizers.numerics.floats import widen
 from phiconv.quantizers.numerics.scratch import scratch
+from phiconv.quantizers.numerics.tiles import UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,9 +36,21 @@ def elements(values: NDArray[Any], size: int, parts: int, name: str) -> FloatArr
     Returns:
         Shape (size, parts, n), C-contiguous.
     """
-    blocks = widen(np.ascontiguousarray(values)).reshape(-1, parts, size)
-    result = scratch(name, (size, parts, len(blocks)), np.float32)
-    np.copyto(result, blocks.transpose(2, 1, 0))
+    n, fours = values.size // (size * parts), size // 4
+    # Four neighbours move as one unit first, as in `quads`: half the time of moving one weight at a time.
+    unit = UNITS[values.dtype.itemsize]
+    moved = scratch("units", (fours, parts, n), unit)
+    units = np.ascontiguousarray(values).reshape(-1).view(unit).reshape(n, parts, fours)
+    np.copyto(moved, units.transpose(2, 1, 0))
+    apart = moved.view(values.dtype).reshape(fours, parts, n, 4).transpose(0, 3, 1, 2)
+    result = scratch(name, (size, parts, n), np.float32)
+    ordered = result.reshape(apart.shape)
+    if values.dtype == np.float32:
+        np.copyto(ordered, apart)
+        return result
+    narrow = scratch("narrow", apart.shape, np.uint16)
+    np.copyto(narrow, apart.view(np.uint16))
+    widen(narrow.view(values.dtype), out=ordered)
     return result
 
 
@@ -45,7 +58,11 @@ def spread_importance(
     importance: FloatArray, shape: Sequence[int], size: int, parts: int, name: str
 ) -> FloatArray:
     """Weights by column, (columns,), as those of every weight of a tile of this shape, elements first."""
-    return elements(np.broadcast_to(importance.astype(np.float32, copy=False), shape), size, parts, name)
+    rows, blocks = shape[0], importance.size // (size * parts)
+    in_row = importance.astype(np.float32, copy=False).reshape(blocks, parts, size).transpose(2, 1, 0)
+    result = scratch(name, (size, parts, rows * blocks), np.float32)
+    np.copyto(result.reshape(size, parts, rows, blocks), in_row[:, :, None])
+    return result
 
 
 def to_quads(codes: NDArray[np.int32]) -> NDArray[np.uint8]:

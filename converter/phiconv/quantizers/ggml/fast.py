@@ -30,7 +30,9 @@ import numpy as np
 
 from phiconv.ir import Q4_K, Q5_K, Blocks
 from phiconv.quantizers.ggml.kquant import affine_blocks
-from phiconv.quantizers.ggml.search import AffineFit, AffineSearch, Rounding, dot, fit_affine, parts, total
+from phiconv.quantizers.ggml.rounding import Rounding
+from phiconv.quantizers.ggml.search import AffineFit, AffineSearch, dot, fit_affine, parts, total
+from phiconv.quantizers.ggml.searches import IN_NUMPY, Searches
 from phiconv.quantizers.numerics.buffering import unbuffered
 from phiconv.quantizers.numerics.scratch import scratch
 
@@ -60,13 +62,18 @@ def q4_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
         importance: What the error of a weight counts, by its column: shape (columns,), 0 or more.
     """
     steps = _Q4_K if importance is None else _Q4_K_BY_IMPORTANCE
-    return affine_blocks(values, importance, Q4_K, partial(_fit, steps))
+    return affine_blocks(values, importance, Q4_K, _searches(steps))
 
 
 def q5_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
     """Quantizes to 5 bits above a minimum; arguments as of `q4_k`."""
     steps = _Q5_K if importance is None else _Q5_K_BY_IMPORTANCE
-    return affine_blocks(values, importance, Q5_K, partial(_fit, steps))
+    return affine_blocks(values, importance, Q5_K, _searches(steps))
+
+
+def _searches(steps: AffineSearch) -> Searches:
+    """The exact ones, but for the scales and minima of sub-blocks."""
+    return IN_NUMPY._replace(affine=partial(_fit, steps))
 
 
 @unbuffered

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from phiconv.ir import F16, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Blocks, SuperBlockEncoding
-from phiconv.quantizers.ggml.descent import descend, fit_positive
 from phiconv.quantizers.ggml.elements import elements, spread_importance, to_quads
-from phiconv.quantizers.ggml.search import TINY, AffineSearch, extreme, fit_affine, fit_linear, nearest, total
+from phiconv.quantizers.ggml.rounding import nearest
+from phiconv.quantizers.ggml.search import TINY, AffineSearch, extreme, total
+from phiconv.quantizers.ggml.searches import IN_NUMPY, Searches
 from phiconv.quantizers.numerics.floats import narrow, widen
 from phiconv.quantizers.numerics.scratch import scratch
 
@@ -39,33 +40,34 @@ __all__ = ["affine_blocks", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 _Number = TypeVar("_Number", bound=np.generic)
 
 
-def q2_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q2_k(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 2 bits above a minimum.
 
     Args:
         values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
         importance: What the error of a weight counts, by its column: shape (columns,), 0 or more.
+        searches: What finds scales and minima.
     """
-    return affine_blocks(values, importance, Q2_K)
+    return affine_blocks(values, importance, Q2_K, searches)
 
 
-def q4_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q4_k(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 4 bits above a minimum."""
-    return affine_blocks(values, importance, Q4_K)
+    return affine_blocks(values, importance, Q4_K, searches)
 
 
-def q5_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q5_k(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 5 bits above a minimum."""
-    return affine_blocks(values, importance, Q5_K)
+    return affine_blocks(values, importance, Q5_K, searches)
 
 
 @np.errstate(all="ignore")
-def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q3_k(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 3 bits around code 4."""
     x = _elements(values, Q3_K)
     if importance is None:
         found: Callable[[NDArray[np.intp]], NDArray[Any]]
-        fitted, codes = descend(_groups(x), Q3_K.offset)
+        fitted, codes = searches.descent(_groups(x), Q3_K.offset)
         found = partial(_taken, codes)
         scales = fitted.reshape(x.shape[1:])
         largest = extreme(scales)
@@ -76,23 +78,23 @@ def q3_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
         scale = np.where(largest == 0, np.float32(0), 1 / inverse)
     else:
         weights = _importance(x, values, importance, Q3_K, 2)
-        fit = fit_linear(_groups(x), _groups(weights), Q3_K.offset)
+        fit = searches.linear(_groups(x), _groups(weights), Q3_K.offset)
         found = partial(_searched, x, fit, Q3_K.offset)
         scales = fit.scale.reshape(x.shape[1:])
-        outer = fit_linear(scales, total(weights), 32)
+        outer = searches.linear(scales, total(weights), 32)
         sub_scales, scale = outer.codes(scales, 32) - 32, outer.scale
     return _linear_blocks(x, Q3_K, scale, sub_scales, found)
 
 
 @np.errstate(all="ignore")
-def q6_k(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q6_k(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 6 bits around code 32."""
     x = _elements(values, Q6_K)
     if importance is None:
         weights = np.multiply(x, x, out=scratch("weights", x.shape, np.float32))
     else:
         weights = _spread_importance(values, importance, Q6_K)
-    fit = fit_linear(_groups(x), _groups(weights), Q6_K.offset)
+    fit = searches.linear(_groups(x), _groups(weights), Q6_K.offset)
     scales = fit.scale.reshape(x.shape[1:])
     largest = extreme(scales)
     inverse = np.float32(-128) / largest
@@ -125,7 +127,7 @@ def affine_blocks(
     values: NDArray[Any],
     importance: FloatArray | None,
     encoding: SuperBlockEncoding,
-    find: Callable[[FloatArray, FloatArray, AffineSearch], AffineFit] = fit_affine,
+    searches: Searches = IN_NUMPY,
 ) -> Blocks:
     """Quantizes to an encoding with minima.
 
@@ -133,22 +135,22 @@ def affine_blocks(
         values: As for all quantizers here.
         importance: Likewise.
         encoding: Q2_K, Q4_K or Q5_K.
-        find: Finds the scales and minima of sub-blocks, from the arguments of `fit_affine`. The weights of
-            the errors that it gets, and all that follows on it, are ggml's.
+        searches: What finds scales and minima. The weights of the errors that they get, and all that
+            follows on them, are ggml's.
     """
     x = _elements(values, encoding)
     search = _SEARCHES[encoding]
     limit = (1 << encoding.scale_bits) - 1
     if importance is None:
         weights = _magnitudes(x, encoding)
-        fit = find(_groups(x), _groups(weights), search)
+        fit = searches.affine(_groups(x), _groups(weights), search)
         scales, minima = (_round_to_largest(v.reshape(x.shape[1:]), limit) for v in (fit.scale, -fit.low))
     else:
         weights = _importance(x, values, importance, encoding, 1 if encoding == Q2_K else 2)
-        fit = find(_groups(x), _groups(weights), AffineSearch(search.limit, -0.9, 0.05, 36))
+        fit = searches.affine(_groups(x), _groups(weights), AffineSearch(search.limit, -0.9, 0.05, 36))
         counts = total(weights)
         scales, minima = (
-            _Rounded(*fit_positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)
+            _Rounded(*searches.positive(v.reshape(x.shape[1:]), counts, limit)) for v in (fit.scale, -fit.low)
         )
     scale, minimum = narrow(scales.unit, F16), narrow(minima.unit, F16)
     sub_scales, sub_minima = _as_stored(scales.integers, minima.integers, encoding, importance is None)

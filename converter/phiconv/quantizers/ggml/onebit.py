@@ -22,7 +22,7 @@ import numpy as np
 from phiconv.ir import F16, Blocks
 from phiconv.ir.codebooks import IQ1_M, IQ1_S
 from phiconv.quantizers.ggml.neighbours import Grid, grid_of
-from phiconv.quantizers.ggml.search import nearest
+from phiconv.quantizers.ggml.rounding import nearest
 from phiconv.quantizers.ggml.splits import MINUS, PLUS, best_split
 from phiconv.quantizers.ggml.sub_blocks import error_weights, groups
 from phiconv.quantizers.numerics.floats import narrow, widen

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from phiconv.quantizers.ggml.rounding import ExactRounding, Rounding, nearest, rounds_exactly
 from phiconv.quantizers.numerics.buffering import unbuffered
 from phiconv.quantizers.numerics.scratch import scratch
 
@@ -29,20 +29,15 @@ __all__ = [
     "AffineFit",
     "AffineSearch",
     "LinearFit",
-    "Rounding",
     "dot",
     "extreme",
     "fit_affine",
     "fit_linear",
-    "nearest",
     "total",
 ]
 
 TINY = np.float32(1e-15)
 """A group whose weights are all smaller counts as zeros (GROUP_MAX_EPS)."""
-
-_ROUNDS_TO_INTEGER = np.float32(3 << 22)
-"""Float32 numbers from here to the next power of two are integers, so adding it rounds, ties to even."""
 
 _PART = 1 << 16
 """Weights to search at a time: a few arrays of so many fit the cache that a core has for itself."""
@@ -50,53 +45,6 @@ _PART = 1 << 16
 _PART_BESIDE_OTHERS = 1 << 18
 """The same where other threads work, too. Between steps as short as those of small parts, threads would spend
 their time on handing each other Python's lock. The codes do not depend on it."""
-
-_EXACT = np.float32(1 << 22)
-"""Below this magnitude `nearest` and ``np.rint`` are the same."""
-
-
-def nearest(values: FloatArray) -> NDArray[np.int32]:
-    """Rounds like ggml's ``nearest_int``, also what it cannot round: that gives some integer, but the same.
-
-    Args:
-        values: C-contiguous; overwritten, the result is in its memory.
-    """
-    values += _ROUNDS_TO_INTEGER
-    result = values.view(np.int32)
-    result &= 0x007FFFFF
-    result -= 0x00400000
-    return result
-
-
-class Rounding:
-    """Rounds numbers of ``count`` groups, (size, count), to codes from ``low`` to ``high``, in place."""
-
-    def __init__(self, count: int, low: int, high: int) -> None:
-        # With limits in arrays, of all places, NumPy is more than twice as fast as with its clip.
-        self.low, self.high = _limits(count, low), _limits(count, high)
-
-    def __call__(self, values: FloatArray, *, below: bool, above: bool) -> None:
-        """Rounds; ``below`` and ``above`` say whether a number may be beyond the codes on that side."""
-        np.rint(values, out=values)
-        if below:
-            np.maximum(values, self.low, out=values)
-        if above:
-            np.minimum(values, self.high, out=values)
-
-
-@lru_cache(maxsize=16)
-def _limits(count: int, value: int) -> FloatArray:
-    """A limit for every group; the same array every time, not to be changed."""
-    return np.full(count, value, np.float32)
-
-
-class _ExactRounding(Rounding):
-    """The same as ggml does it, for numbers of any size and for NaN."""
-
-    def __call__(self, values: FloatArray, *, below: bool, above: bool) -> None:  # noqa: ARG002
-        """Rounds; a number may be beyond on both sides in any case."""
-        np.copyto(values, nearest(values).astype(np.float32))
-        np.clip(values, self.low, self.high, out=values)
 
 
 def _einsum_rounds_products() -> bool:
@@ -303,13 +251,10 @@ def fit_affine(x: FloatArray, weights: FloatArray, search: AffineSearch) -> Affi
     result = AffineFit(*np.empty((4, x.shape[1]), np.float32))
     for part, x_part, weights_part in parts(x, weights):
         fit, tightest = _fit_affine(x_part, weights_part, search, Rounding(x_part.shape[1], 0, search.limit))
-        # A minimum that comes close to the largest weight leaves tiny ranges, and numbers too large to round.
-        reach = np.abs(x_part).max(axis=0) / tightest * np.float32(2 * search.limit + 4)
-        usual = (tightest > 0) & (reach < _EXACT) & np.isfinite(np.float32(search.limit + 1) / tightest)
-        odd = np.flatnonzero(~usual)
+        odd = np.flatnonzero(~rounds_exactly(np.abs(x_part).max(axis=0), tightest, search.limit))
         if odd.size:
             few = x_part.take(odd, axis=1), weights_part.take(odd, axis=1)
-            again, _ = _fit_affine(*few, search, _ExactRounding(odd.size, 0, search.limit))
+            again, _ = _fit_affine(*few, search, ExactRounding(odd.size, 0, search.limit))
             for values, corrected in zip(fit, again, strict=True):
                 values[odd] = corrected
         for whole, values in zip(result, fit, strict=True):

@@ -14,7 +14,8 @@ import numpy as np
 from phiconv.ir import F16, Q4_0, Q4_1, Q5_0, Q5_1, BlockEncoding, Blocks
 from phiconv.quantizers.ggml import affine
 from phiconv.quantizers.ggml.elements import elements, spread_importance, to_quads
-from phiconv.quantizers.ggml.search import AffineSearch, fit_affine, fit_linear
+from phiconv.quantizers.ggml.search import AffineSearch
+from phiconv.quantizers.ggml.searches import IN_NUMPY, Searches
 from phiconv.quantizers.numerics.floats import narrow, widen
 
 if TYPE_CHECKING:
@@ -25,44 +26,57 @@ if TYPE_CHECKING:
 __all__ = ["q4_0", "q4_1", "q5_0", "q5_1"]
 
 
-def q4_0(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q4_0(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 4 bits around code 8.
 
     Args:
         values: float32, float16 or bfloat16, shape (rows, columns); so for all quantizers here.
         importance: What the error of a weight counts, by its column: shape (columns,), 0 or more.
+        searches: What finds scales and minima by importance.
     """
-    return affine.q4_0(values) if importance is None else _symmetric(values, importance, Q4_0)
+    if importance is None:
+        return affine.q4_0(values)
+    return _symmetric(values, importance, Q4_0, searches)
 
 
-def q5_0(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q5_0(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 5 bits around code 16."""
-    return affine.q5_0(values) if importance is None else _symmetric(values, importance, Q5_0)
+    if importance is None:
+        return affine.q5_0(values)
+    return _symmetric(values, importance, Q5_0, searches)
 
 
-def q4_1(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q4_1(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 4 bits above a minimum."""
-    return affine.q4_1(values) if importance is None else _asymmetric(values, importance, Q4_1)
+    if importance is None:
+        return affine.q4_1(values)
+    return _asymmetric(values, importance, Q4_1, searches)
 
 
-def q5_1(values: NDArray[Any], importance: FloatArray | None = None) -> Blocks:
+def q5_1(values: NDArray[Any], importance: FloatArray | None = None, searches: Searches = IN_NUMPY) -> Blocks:
     """Quantizes to 5 bits above a minimum."""
-    return affine.q5_1(values) if importance is None else _asymmetric(values, importance, Q5_1)
+    if importance is None:
+        return affine.q5_1(values)
+    return _asymmetric(values, importance, Q5_1, searches)
 
 
 @np.errstate(all="ignore")
-def _symmetric(values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding) -> Blocks:
+def _symmetric(
+    values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding, searches: Searches
+) -> Blocks:
     x, weights = _tile(values, importance, encoding)
-    fit = fit_linear(x, weights, encoding.offset)
+    fit = searches.linear(x, weights, encoding.offset)
     codes = fit.codes(x, encoding.offset)
     return Blocks(encoding, to_quads(codes[:, None]), narrow(fit.scale, F16))
 
 
 @np.errstate(all="ignore")
-def _asymmetric(values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding) -> Blocks:
+def _asymmetric(
+    values: NDArray[Any], importance: FloatArray, encoding: BlockEncoding, searches: Searches
+) -> Blocks:
     x, weights = _tile(values, importance, encoding)
     limit = (1 << encoding.bits) - 1
-    fit = fit_affine(x, weights, AffineSearch(limit, -0.9, 0.05, 36))
+    fit = searches.affine(x, weights, AffineSearch(limit, -0.9, 0.05, 36))
     codes = fit.codes(x, limit)
     return Blocks(encoding, to_quads(codes[:, None]), narrow(fit.scale, F16), narrow(fit.low, F16))
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phiconv.ir import FloatArray
 
 __all__ = [
+    "UNITS",
     "block_max",
     "block_min",
     "column_sums",
@@ -32,7 +33,7 @@ __all__ = [
     "spread",
 ]
 
-_UNITS = {2: np.dtype(np.uint64), 4: np.dtype(np.complex128)}
+UNITS = {2: np.dtype(np.uint64), 4: np.dtype(np.complex128)}
 """A type as wide as four weights, by the bytes of one; only copied, never computed with."""
 
 
@@ -50,7 +51,7 @@ def quads(values: NDArray[Any], block_size: int, out: FloatArray | None = None) 
     per_block = block_size // 4
     shape = (per_block, values.size // block_size, 4)
     result = np.empty(shape, np.float32) if out is None else out
-    unit = _UNITS[values.dtype.itemsize]
+    unit = UNITS[values.dtype.itemsize]
     units = np.ascontiguousarray(values).reshape(-1).view(unit).reshape(-1, per_block).T
     if values.dtype == np.float32:
         np.copyto(result.view(unit)[..., 0], units)
@@ -74,7 +75,7 @@ def from_quads(x: FloatArray, out: FloatArray | None = None) -> FloatArray:
         x: The tile.
         out: C-contiguous memory for the result, of as many weights; fresh if None.
     """
-    unit = _UNITS[4]
+    unit = UNITS[4]
     result = np.empty(x.size, np.float32) if out is None else out.reshape(-1)
     units = (x if x.strides[1:] == (16, 4) else np.ascontiguousarray(x)).view(unit)[..., 0]
     np.copyto(result.view(unit).reshape(x.shape[1], x.shape[0]), units.T)
