@@ -254,33 +254,61 @@ def convert(
         UsageError: Options that do not go together.
         WorkerError: A process was ended by somebody else.
     """
-    from phiconv.conversion import pipeline, sequential, unfinished
     from phiconv.conversion.cancelling import heeding
-    from phiconv.conversion.tasks import Workers
-    from phiconv.quality.beside import calibrated
 
-    started = time.perf_counter()
-    progress = heeding(progress, cancel)
     asked: dict[str, Any] = {"to": to, "quant": quant, "split_max_size": split_max_size, "choices": choices}
     asked |= {"imatrix": imatrix, "calibration": calibration, "ranges": ranges, "config": config}
     asked |= {"lora": lora, "base": base, "adapter_only": adapter_only, "repack_only": repack_only}
+    started = time.perf_counter()
     first = _first_plan(plan, source, destination, asked | {"receipt": receipt})
-    measured = partial(calibrated, force=force, workers=Workers(executor, jobs), progress=progress)
-    with (
-        measured(first, text, calibration_tokens) as planned_best,
-        sequential.sequenced(planned_best, progress, shared=executor is not None) as made,
-        unfinished.unfinished_work(made) as kept,
-    ):
-        notes = [*made.package.notes]
-        where: dict[str, Any] = {"executor": executor, "jobs": jobs, "processes": processes, "force": force}
-        told: dict[str, Any] = {"progress": progress, "note": notes.append, "receipt": made.receipt}
-        where |= {"source": made.model.path, "allow_nonfinite": allow_nonfinite}
-        reports = pipeline.run(made.package, made.folder, unfinished=kept, **where, **told)
+    made, reports, notes = _carried_out(
+        first,
+        (text, calibration_tokens),
+        {"executor": executor, "jobs": jobs, "processes": processes},
+        {"force": force, "progress": heeding(progress, cancel)},
+        allow_nonfinite=allow_nonfinite,
+    )
     for note in notes:
         _LOG.info("%s", note)
     seconds = time.perf_counter() - started
     _LOG.info("%s: %d bytes in %.1f seconds", made.files[0], made.size, seconds)
     return Result(made, made.files, made.size, seconds, tuple(reports), tuple(notes), made.receipt_path)
+
+
+def _carried_out(
+    first: Plan,
+    measured_on: tuple[str | Sequence[str] | None, int | None],
+    where: dict[str, Any],
+    how: dict[str, Any],
+    *,
+    allow_nonfinite: bool,
+) -> tuple[Plan, list[TensorReport], list[str]]:
+    """Measures the model if the best codes are wanted, and writes the output.
+
+    Args:
+        first: The plan, before anything is measured.
+        measured_on: A text, and how many tokens of it.
+        where: What works: "executor", "jobs", "processes".
+        how: "force" and "progress".
+        allow_nonfinite: See `convert`.
+
+    Returns:
+        The plan that was carried out, what happened to each tensor, and the notes.
+    """
+    from phiconv.conversion import pipeline, sequential, unfinished
+    from phiconv.conversion.tasks import Workers
+    from phiconv.quality.beside import calibrated
+
+    workers, shared = Workers(where["executor"], where["jobs"]), where["executor"] is not None
+    with (
+        calibrated(first, *measured_on, **how, workers=workers) as planned_best,
+        sequential.sequenced(planned_best, how["progress"], shared=shared) as made,
+        unfinished.unfinished_work(made) as kept,
+    ):
+        notes = [*made.package.notes]
+        given: dict[str, Any] = {**where, **how, "allow_nonfinite": allow_nonfinite, "note": notes.append}
+        given |= {"unfinished": kept, "source": made.model.path, "receipt": made.receipt}
+        return made, pipeline.run(made.package, made.folder, **given), notes
 
 
 def _first_plan(

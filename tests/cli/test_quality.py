@@ -165,7 +165,7 @@ def test_an_interrupted_conversion_says_what_it_keeps(cli, monkeypatch, dest):
         Path(f"{dest}.calibration.partial").mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("phiconv.quality.beside.calibrate", interrupted)
+    monkeypatch.setattr("phiconv.quality.text.calibrate", interrupted)
     to = [] if dest == "o.gguf" else ["--to", "mlx"]
     code, _, stderr = cli(TINY, dest, "--q4", "--effort", "best", *to)
     assert code == 130

@@ -10,7 +10,7 @@ import numpy as np
 from phiconv.quality import evaluation
 from phiconv.quality.batches import windows
 from phiconv.quality.scores import Evaluation, figures
-from phiconv.quality.text import bos_of, ids_of
+from phiconv.quality.tokens import bos_of, ids_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

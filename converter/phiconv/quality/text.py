@@ -11,25 +11,24 @@ from phiconv.conversion.cancelling import heeding
 from phiconv.conversion.identity import identity_of
 from phiconv.conversion.outputs import partial_files
 from phiconv.conversion.paths import expanded
-from phiconv.conversion.source import open_model
 from phiconv.conversion.tasks import Workers
-from phiconv.errors import MissingFileError, OutputExistsError, UsageError
+from phiconv.errors import OutputExistsError, UsageError
 from phiconv.forward.generation import Generation
-from phiconv.forward.interpreter import compute, no_model
-from phiconv.ir.model import Model
+from phiconv.forward.interpreter import compute
 from phiconv.perception.prompts import make_prompt
 from phiconv.quality import calibration, evaluation
 from phiconv.quality.documents import Document, chosen, chosen_apart
 from phiconv.quality.folder import Texts, is_measured, measure_folder
 from phiconv.quality.ranges import measure_ranges
-from phiconv.quality.scores import Evaluation
+from phiconv.quality.scores import Divergence, Evaluation
 from phiconv.quality.texts import supplied_texts
+from phiconv.quality.tokens import bos_of, decode, encode, ids_of, opened
 from phiconv_formats.calibration.manifest import TextEntry
 from phiconv_formats.calibration.ranges import ranges_file
 from phiconv_formats.gguf.imatrix_writer import imatrix_file, measured_matrices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
     from os import PathLike
     from pathlib import Path
@@ -39,19 +38,18 @@ if TYPE_CHECKING:
     from phiconv.conversion.cancelling import Cancel
     from phiconv.forward.interpreter import Precision
     from phiconv.forward.layers import Array
+    from phiconv.ir.model import Model
     from phiconv.quality.batches import Progress
-    from phiconv.tokenization.tokenizer import Tokenizer
 
 __all__ = [
+    "Divergence",
     "Evaluation",
-    "bos_of",
     "calibrate",
     "decode",
     "encode",
     "evaluate",
     "evaluate_all",
     "generate",
-    "ids_of",
     "logits",
 ]
 
@@ -73,40 +71,7 @@ def logits(
         InputError: Something is wrong with the model, or it is a file of plain tensors.
         UsageError: The ids have another shape, or are not in the vocabulary.
     """
-    return compute(_opened(source), input_ids, precision=precision).all()
-
-
-def encode(source: str | PathLike[str] | Model, text: str, *, special: bool = False) -> list[int]:
-    """A text's token ids; special tokens that are written out in it (``<|user|>``) are found.
-
-    Args:
-        source: A path, as `open_model` takes it, or an open model.
-        text: The text.
-        special: Put the tokens before and after it that the tokenizer's files ask for.
-
-    Raises:
-        MissingFileError: The model has no tokenizer.
-        UnsupportedModelError: Its tokenizer is of a kind that phiconv cannot compute.
-    """
-    from phiconv.tokenization.encoder import encode
-
-    return encode(_tokenizer(_opened(source)), text, special=special)
-
-
-def decode(source: str | PathLike[str] | Model, ids: Iterable[int], *, skip_special: bool = False) -> str:
-    """The text of token ids, as `generate` yields them.
-
-    Args:
-        source: A path, as `open_model` takes it, or an open model.
-        ids: The ids; those of no token are left out.
-        skip_special: Leave out special tokens.
-
-    Raises:
-        MissingFileError: The model has no tokenizer.
-    """
-    from phiconv.tokenization.encoder import decode
-
-    return decode(_tokenizer(_opened(source)), ids, skip_special=skip_special)
+    return compute(opened(source), input_ids, precision=precision).all()
 
 
 def evaluate(
@@ -178,7 +143,7 @@ def evaluate_all(
         OutputError: The file cannot be written.
         UsageError: The text is shorter than a window, or the vocabularies differ.
     """
-    models = [_opened(source) for source in sources]
+    models = [opened(source) for source in sources]
     if not models:
         raise UsageError("no model to evaluate", hint="give one or more")
     if reference_file is not None and reference is None:
@@ -187,7 +152,7 @@ def evaluate_all(
     return evaluation.evaluate(
         models,
         ids_of(models[0], text, bos),
-        reference=None if reference is None else _opened(reference),
+        reference=None if reference is None else opened(reference),
         reference_file=None if reference_file is None else expanded(reference_file),
         context=context,
         llama=llama,
@@ -245,7 +210,7 @@ def calibrate(
         OutputError: The destination cannot be written.
         UsageError: The text is shorter than a window, or a text or the tokens than two where it is a folder.
     """
-    model, path, workers = _opened(source), expanded(destination), Workers(executor, jobs)
+    model, path, workers = opened(source), expanded(destination), Workers(executor, jobs)
     progress = heeding(progress, cancel)
     is_file = path.suffix.lower() in {".gguf", ".dat", ".json"}
     if is_file and not force and path.exists():  # it would be a pity to find it out after an hour
@@ -323,7 +288,7 @@ def generate(
         InputError: Something is wrong with the model.
         UsageError: The prompt is empty, or its ids are not in the vocabulary; the model does not see.
     """
-    model = _opened(source)
+    model = opened(source)
     tokenizer = model.tokenizer
     ids, features = _with_senses(model, prompt, pictures, sounds)
     if not ids:
@@ -358,16 +323,6 @@ def _with_senses(
     return make_prompt(model.senses, prompt, encoded, pictures, sounds)
 
 
-def _opened(source: str | PathLike[str] | Model) -> Model:
-    return source if isinstance(source, Model) else open_model(source)
-
-
-def bos_of(model: Model) -> int | None:
-    """The token that the tokenizer wants in front of a text."""
-    tokenizer = model.tokenizer
-    return tokenizer.special_ids.get("bos") if tokenizer and tokenizer.add_bos else None
-
-
 def _documents(
     model: Model, text: str | Sequence[str] | ArrayLike | None, names: str | Sequence[str], bos: int | None
 ) -> list[Document]:
@@ -393,20 +348,3 @@ def _documents(
         data = each.encode("utf-8", "surrogatepass") if isinstance(each, str) else ids.astype("<i8").tobytes()
         documents.append(Document(name, hashlib.sha256(data).hexdigest(), ids))
     return documents
-
-
-def ids_of(model: Model, text: str | ArrayLike, bos: int | None, *, special: bool = False) -> ArrayLike:
-    """A text's tokens, after ``bos``; ids are taken as they are."""
-    if not isinstance(text, str):
-        return text
-    return [*([] if bos is None else [bos]), *encode(model, text, special=special)]
-
-
-def _tokenizer(model: Model) -> Tokenizer:
-    if model.architecture is None:
-        raise no_model(model)
-    if model.tokenizer is None:
-        raise MissingFileError(
-            "the model has no tokenizer", path=model.path, hint="put its tokenizer files beside the weights"
-        )
-    return model.tokenizer
