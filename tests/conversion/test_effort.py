@@ -196,7 +196,7 @@ def test_an_interrupted_run_goes_on(tmp_path, small, monkeypatch):
 
 
 def test_nothing_is_measured_for_what_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("phiconv.quality.beside.calibrate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("phiconv.quality.text.calibrate", lambda *_, **__: 1 / 0)
     (tmp_path / "o.gguf").touch()
     with pytest.raises(OutputExistsError):
         phiconv.convert(TINY, tmp_path / "o.gguf", quant="Q4_0", choices=BEST)

@@ -55,6 +55,7 @@ def test_processes_are_for_searches(quant, jobs, enough, expected, monkeypatch, 
         return ThreadPoolExecutor(jobs)
 
     monkeypatch.setattr(processes, "pool", pool)
+    monkeypatch.setenv("PHICONV_NUMBA", "0")  # with compiled searches threads do
     if enough:
         monkeypatch.setattr(pipeline, "_WORTH_PROCESSES", 1)
     phiconv.convert(FIXTURE, tmp_path / "o.gguf", quant=quant, jobs=jobs, processes=True)

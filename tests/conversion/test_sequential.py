@@ -86,7 +86,9 @@ def test_targets_are_least_squares():
     # In parts each makes up for what it can; rows are taken by their numbers.
     parts = [(slice(0, 16), 0.0), (slice(16, 32), 0.0)]
     halves = Target.of(tensor_of(w), Value(x, y, ()), Value(r, s, ()), parts)
-    np.testing.assert_array_equal(halves.rows(w[[5, 2]], [5, 2]), halves.rows(w, slice(0, 8))[[5, 2]])
+    # BLAS rounds products of few rows otherwise than those of many, on some processors.
+    found, among_all = halves.rows(w[[5, 2]], [5, 2]), halves.rows(w, slice(0, 8))[[5, 2]]
+    np.testing.assert_allclose(found, among_all, rtol=1e-5, atol=1e-6)
 
 
 def test_without_drift_rows_stay():

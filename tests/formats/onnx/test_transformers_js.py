@@ -129,7 +129,7 @@ def test_nothing_is_left_of_a_failure(make_model, tmp_path, already):
     [
         ("bf16", {}, "transformers.js has no name for bf16; give --f16 or --f32"),
         ("int8", {"target": "webgpu"}, "no name for int8 computed in f16; give --q4, or --target cpu"),
-        ("int4", {"layout": "optimum"}, "no layout 'optimum'; one of genai, transformers.js"),
+        ("int4", {"layout": "optimum"}, "--layout optimum: no such layout; one of genai, transformers.js"),
         ("int4-qdq", {"accuracy_level": 0}, "--accuracy-level: of ONNX's own operators it is a setting"),
     ],
 )
