@@ -207,7 +207,7 @@ def test_metadata_that_is_none(write, refused, content, says):
 
 def test_many_references_to_one_table_keep_nobody_busy(write, refused):
     """Every entry of a list of millions leads to the same table."""
-    count = 3_000_000
+    count = 1_000_000
     whole = bytearray(model())
     start = len(whole) + -len(whole) % 4
     whole += bytes(start - len(whole)) + struct.pack("<I", count)

@@ -14,11 +14,11 @@ FLOATS = {
 GGUF_RECIPES = {
     "Q8_0": "Everything in 8 bits: next to no loss, at half the size of 16 bits.",
     "Q6_K": "Everything in 6 bits: a loss that is hard to notice.",
-    "Q5_K_M": "Five bits, with 6 for every second or third value and down matrix, where errors cost most.",
+    "Q5_K_M": "Five bits, and 6 for part of the value and down matrices, where errors cost most.",
     "Q5_K_S": "Five bits throughout the layers.",
     "Q5_1": "Five bits in an older layout, with a minimum for each block.",
     "Q5_0": "Five bits in an older layout.",
-    "Q4_K_M": "Four bits, with 6 for every second or third value and down matrix: where most people end up.",
+    "Q4_K_M": "Four bits, and 6 for part of the value and down matrices: where most people end up.",
     "Q4_K_S": "Four bits, with 5 for the first layers' value and down matrices.",
     "Q4_1": "Four bits in an older layout, with a minimum for each block.",
     "Q4_0": "Four bits in an older layout, which some processors have the fastest code for.",

@@ -20,8 +20,8 @@ __all__ = ["FlatBuffer", "TableView", "VectorView"]
 
 _WINDOW = 1 << 16
 _LONGEST_TEXT = 1 << 12
-_MOST_TABLES = 1_000_000
-"""Ten signatures of a model of 80 layers have a fifth of that."""
+_MOST_TABLES = 300_000
+"""Ten signatures of a model of 80 layers have two thirds of that."""
 
 _MOST_TEXT = 1 << 25
 """Bytes of all names together that are read."""
