@@ -91,9 +91,10 @@ def _fill(made: Path, targets: Collection[Target], extras: Collection[str]) -> N
         shutil.rmtree(wheels_folder.parent / "fetched")
     (made / "sbom.cdx.json").write_bytes(bill_of_materials(own, wheels.values(), edges))
     (made / "install.py").write_bytes(_INSTALL.read_bytes())
-    (made / "docs").mkdir()
     for name, data in documents():
-        (made / "docs" / name).write_bytes(data)
+        page = made / "docs" / name
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(data)
     (made / "SHA256SUMS").write_bytes(_sums(made))
 
 

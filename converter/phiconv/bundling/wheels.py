@@ -148,8 +148,8 @@ def documents() -> Iterator[tuple[str, bytes]]:
         _HERE.parents[1] / "docs",
     )
     folder = next((path for path in candidates if path.is_dir()), None)
-    for path in sorted(folder.glob("*.md")) if folder else ():
-        yield path.name, path.read_bytes()
+    for path in sorted(folder.rglob("*.md")) if folder else ():
+        yield path.relative_to(folder or path).as_posix(), path.read_bytes()
 
 
 def _data(prefix: str) -> dict[str, bytes]:
