@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from paths import ROOT
 from phiconv.cli import main
@@ -126,6 +127,21 @@ def test_commands_are_found_and_judged():
     assert complaint(found[0]) is None
     assert "--no-such" in (complaint(found[1]) or "")
     assert complaint(["A", "B", "C", "D"])
+
+
+def test_the_tutorial_runs(tmp_path, monkeypatch):
+    """All of its commands but the two that take half a minute each."""
+    monkeypatch.chdir(tmp_path)
+    text = (
+        (DOCS / "tutorial.md")
+        .read_text(encoding="utf-8")
+        .replace("fixtures/", f"{ROOT.as_posix()}/fixtures/")
+    )
+    quick = [words for words in commands(text) if words[0] != "evaluate" and "best" not in words]
+    for words in quick:
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, (words, done.output)
+    assert {"tiny.gguf", "tiny-for-ollama.gguf", "tiny-q8.gguf"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_examples_of_concepts_are_right():
