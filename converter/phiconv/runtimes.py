@@ -7,11 +7,11 @@ reports.
 from __future__ import annotations
 
 import os
+import re
 import shlex
-import subprocess  # for its rules of quoting
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["RUNTIMES", "USUAL", "Runtime", "placed", "quoted"]
+__all__ = ["RUNTIMES", "USUAL", "WITH_MODELFILE", "Runtime", "placed", "quoted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,9 @@ def placed(path: str) -> str:
 
 def quoted(word: str) -> str:
     """A word as it is written in a command, for this system's shell."""
-    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+    if os.name == "nt":  # no name of a file has a quotation mark there
+        return word if re.fullmatch(r"[\w.,:/\\+-]+", word) else f'"{word}"'
+    return shlex.quote(word)
 
 
 _OPENVINO_CODE = (
@@ -178,6 +180,11 @@ RUNTIMES: dict[str, Runtime] = {
     )
 }
 """Every runtime, by name."""
+
+WITH_MODELFILE = replace(
+    RUNTIMES["ollama"], run="ollama create {name} -f {path} && ollama run {name}", in_parts=False
+)
+"""Ollama, by the Modelfile that stands beside a GGUF (``--modelfile``)."""
 
 USUAL: tuple[Runtime, ...] = tuple({r.format: r for r in reversed(RUNTIMES.values())}.values())[::-1]
 """One for each format: the first."""

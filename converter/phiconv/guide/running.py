@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from phiconv.ir import FloatEncoding
-from phiconv.runtimes import RUNTIMES, USUAL
+from phiconv.runtimes import RUNTIMES, USUAL, WITH_MODELFILE
 
 if TYPE_CHECKING:
     from phiconv.conversion.plans import Plan
@@ -35,8 +35,13 @@ def run_command(plan: Plan, device: Device | None = None) -> str | None:
         plan: What is written.
         device: What it is for, if the user has said so.
     """
-    place = str(plan.files[0] if plan.target in _IN_FILES else plan.folder)
     runtime = _runtime(plan) if device is None else device.runtime
+    modelfile = next((path for path in plan.files if path.suffix == ".Modelfile"), None)
+    if modelfile is not None and (device is None or device.runs == "ollama"):
+        runtime = WITH_MODELFILE
+    else:
+        modelfile = None
+    place = str(modelfile or (plan.files[0] if plan.target in _IN_FILES else plan.folder))
     if runtime is None or not _runs(plan, runtime) or not place.isprintable():
         return None
     return runtime.command(place, short_name(plan), (device and device.processor) or "CPU")
