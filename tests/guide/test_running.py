@@ -14,6 +14,7 @@ from paths import FIXTURES
 from phiconv.cli import main
 from phiconv.guide.devices import find_device
 from phiconv.guide.running import run_command
+from phiconv.runtimes import quoted
 
 TINY = FIXTURES / "tiny-phi4mini"
 
@@ -37,7 +38,7 @@ def planned(tmp_path, name, device=None, **options):
     ],
 )
 def test_a_command_has_the_path_as_one_word(tmp_path, name, options, begins):
-    assert planned(tmp_path, name, **options) == begins.format(shlex.quote(str(tmp_path / name)))
+    assert planned(tmp_path, name, **options) == begins.format(quoted(str(tmp_path / name)))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="quoted for another shell there")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["modelfile", "with_modelfile"]
 
 _USUAL_CONTEXT = 4096
-"""Tokens; Ollama's own is as many, and its cache of all that a model can take may not fit anywhere."""
+"""Tokens: keys and values of all that a model can take may be larger than the model."""
 
 
 def with_modelfile(
