@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["UnknownTemplateError", "go_template"]
 
-_TAG = re.compile(r"\{([{%#])([-+]?)(.*?)([-+]?)[}%#]\}(\n?)", re.DOTALL)
+_TAG = re.compile(r"\{(?:(\{)|([%#]))([-+]?)(.*?)([-+]?)(?(1)\}|\2)\}(\n?)", re.DOTALL)
 _WORD = re.compile(r"\s*('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\w+|==|!=|[-+()\[\].|~,:%*/<>={}]|\S)")
-_LONGEST = 1 << 14
+_LONGEST = 1 << 13
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 _FIELDS = {"role": ".Role", "content": ".Content"}
 
@@ -85,7 +85,8 @@ def _parts(template: str) -> Iterator[tuple[str, str]]:
     """Texts ("", text) and tags ("{", inside), the space around tags as Jinja leaves it."""
     at, strip = 0, False
     for tag in _TAG.finditer(template):
-        kind, before, inside, after, line_feed = tag.groups()
+        *kinds, before, inside, after, line_feed = tag.groups()
+        kind = kinds[0] or kinds[1]
         text = template[at : tag.start()]
         text = text.lstrip() if strip else text
         if before == "-":

@@ -24,7 +24,7 @@ TEMPLATES = json.loads((FIXTURES / "phi_templates.json").read_text()) | {
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
     ),
     "lines": (
-        "{# a chat #}\n{%- for m in messages %}\n  {% if not add_generation_prompt %}never{% endif %}\n"
+        "{# a }} chat #}\n{%- for m in messages %}\n  {% if not add_generation_prompt %}never{% endif %}\n"
         "  {{- '<|' ~ 'x' }}{% endfor %}"
     ).replace("'<|' ~ 'x'", "'<|' + m.role + '|>' + m.content")
     + "\n{% if true %}\n<|assistant|>\n{% endif %}\n",
