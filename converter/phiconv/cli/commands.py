@@ -108,7 +108,7 @@ def convert(
             calibration_tokens=calibration_tokens,
             **wishes,
         )
-    _print_result(result, as_json=as_json, quiet=quiet)
+    _print_result(result, options["device"], as_json=as_json, quiet=quiet)
 
 
 def _read(source: Path, **options: Any) -> list[Path]:
@@ -159,13 +159,16 @@ def _wishes(
     }
 
 
-def _print_result(result: Result, *, as_json: bool, quiet: bool) -> None:
+def _print_result(result: Result, device: str | None, *, as_json: bool, quiet: bool) -> None:
     from phiconv.cli.report import result_lines, result_object
+    from phiconv.guide.devices import find_device
+    from phiconv.guide.running import run_command
 
+    run = run_command(result.plan, None if device is None else find_device(device))
     if as_json:
-        click.echo(json.dumps(result_object(result), indent=2))
+        click.echo(json.dumps(result_object(result, run), indent=2))
     elif not quiet:
-        for line in result_lines(result):
+        for line in result_lines(result, run):
             click.echo(line, err=True)
 
 

@@ -110,7 +110,7 @@ _OPTIONS = (
         type=click.IntRange(1, 1 << 30),
         metavar="N",
         help="How many tokens a text may have, where that is fixed: LiteRT (default: 4096, or all that the "
-        "model can take), and ONNX, --target qnn (a multiple of 64).",
+        "model can take), ONNX, --target qnn (a multiple of 64), and GGUF, --modelfile.",
     ),
     click.option(
         "--attention", metavar="NAME", help="ONNX, --target qnn: of which operators: gqa (default), standard."
@@ -153,6 +153,11 @@ _OPTIONS = (
         "--adapter-only", is_flag=True, help="GGUF: write the adapter by itself, for llama.cpp's --lora."
     ),
     click.option("--text-only", is_flag=True, help="Leave out what lets the model see."),
+    click.option(
+        "--modelfile",
+        is_flag=True,
+        help="GGUF: write a Modelfile beside it, with the chat template, for Ollama.",
+    ),
     click.option("--plain", is_flag=True, help="Tensors only, no model: a file that no runtime loads."),
     click.option("--repack-only", is_flag=True, help="Refuse to change any weight, even by rounding."),
     click.option("--imatrix", type=PATH, help="An importance matrix."),

@@ -155,8 +155,8 @@ def _memory(plan: Plan) -> int:
 # --------------------------------------------------------------------------------------------------- result
 
 
-def result_object(result: Result) -> dict[str, Any]:
-    """A finished conversion, for ``--json``."""
+def result_object(result: Result, run: str | None) -> dict[str, Any]:
+    """A finished conversion, for ``--json``, with the command that runs it."""
     plan = result.plan
     return {
         "files": [str(p) for p in result.files],
@@ -167,6 +167,7 @@ def result_object(result: Result) -> dict[str, Any]:
         "recipe": plan.recipe,
         "bits_per_weight": plan.bits_per_weight,
         "notes": list(result.notes),
+        "run": run,
         "tensor_types": _tensor_types(plan),
         "tensors": [
             {"name": t.name, "type": s.encoding.name, "nonfinite": t.nonfinite, "overflows": t.overflows}
@@ -175,8 +176,8 @@ def result_object(result: Result) -> dict[str, Any]:
     }
 
 
-def result_lines(result: Result) -> list[str]:
-    """A finished conversion, for people."""
+def result_lines(result: Result, run: str | None) -> list[str]:
+    """A finished conversion, for people; last, and by itself on a line, the command that runs it."""
     plan = result.plan
     names = (
         str(result.files[0])
@@ -194,7 +195,8 @@ def result_lines(result: Result) -> list[str]:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.nonfinite} weights are NaN or infinite")
         if tensor.overflows:
             lines.append(f"warning: {printable(tensor.name)}: {tensor.overflows} values became infinite")
-    return [*lines, *_mixture_lines(plan), *(f"note: {printable(n, 600)}" for n in result.notes)]
+    lines += [*_mixture_lines(plan), *(f"note: {printable(n, 600)}" for n in result.notes)]
+    return lines if run is None else [*lines, "run it with", f"  {run}"]
 
 
 # ------------------------------------------------------------------------------------------------- progress

@@ -158,6 +158,7 @@ def _packed(
             choices.attention,
             choices.ranges,
             choices.context,
+            choices.modelfile,
         ),
     )
 

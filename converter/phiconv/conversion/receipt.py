@@ -38,7 +38,7 @@ CHOICES: dict[str, type] = {
     "tensor_types": list, "allow_requantize": bool, "effort": str, "dtype": str, "match_runtime": bool,
     "short_context": bool, "long_context": bool, "target": str, "context": int, "layout": str,
     "attention": str, "accuracy_level": int, "ratio": float, "all_layers": bool, "text_only": bool,
-    "plain": bool, "target_size": int, "bits_per_weight": float,
+    "plain": bool, "modelfile": bool, "target_size": int, "bits_per_weight": float,
 }  # fmt: skip
 """The same of `phiconv.recipes.Choices`, but for what is a file: those are among the sources."""
 

@@ -157,9 +157,10 @@ def for_fixed_sizes(model: Model, target: str, choices: Choices) -> tuple[Model,
     """
     hp = model.hyperparameters
     if (target, choices.target) != _FIXED_SIZES:
-        if choices.context is not None and target not in _ROOM:
+        if choices.context is not None and target not in _ROOM and not choices.modelfile:
             raise UsageError(
-                "--context means nothing here", hint="it goes with --to onnx --target qnn, or --to litert"
+                "--context means nothing here",
+                hint="it goes with --to onnx --target qnn, --to litert, or --modelfile",
             )
         return model, ()
     if hp is None:  # which is refused later

@@ -84,6 +84,7 @@ class Choices(Brief):
             least.
         bits_per_weight: The same, by the mean over all tensors.
         text_only: Of a model that sees or hears the language model alone.
+        modelfile: A Modelfile for Ollama stands beside a GGUF; ``context`` is then what it says.
         plain: The source is plain tensors and no model: names and numbers, which no runtime loads.
 
     Raises:
@@ -113,6 +114,7 @@ class Choices(Brief):
     all_layers: bool = False
     text_only: bool = False
     plain: bool = False
+    modelfile: bool = False
     target_size: int | None = None
     bits_per_weight: float | None = None
 

@@ -50,7 +50,7 @@ PRESETS = {
 OPTIONS = frozenset(
     "pure output_tensor_type token_embedding_type leave_output_tensor tensor_types allow_requantize effort "
     "calibration importance match_runtime short_context long_context plain "
-    "target_size bits_per_weight text_only".split()
+    "target_size bits_per_weight text_only modelfile context".split()
 )
 """The fields of `phiconv.recipes.Choices` that mean something here."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from phiconv_formats.gguf.modelfile import with_modelfile
 from phiconv_formats.gguf.names import output_tensors
 from phiconv_formats.gguf.projector import projector_tensors, with_projector
 from phiconv_formats.gguf.writer import package
@@ -39,7 +40,7 @@ class GgufWriter:
         importance: ImportanceMatrix | None = None,
         settings: RuntimeSettings | None = None,
     ) -> Package:
-        """The model's file, or files; and one for its encoder of pictures, where it has one."""
+        """The model's file, or files; one for its encoder of pictures, where it has one; and a Modelfile."""
         own = sum(not tensor.in_encoder for tensor in tensors)  # they are the first
         text = package(
             model,
@@ -51,9 +52,15 @@ class GgufWriter:
             importance=importance,
             settings=settings,
         )
-        if own == len(tensors):
-            return text
-        return with_projector(text, model, tensors[own:], encodings[own:], file_name=file_name, recipe=recipe)
+        made = text
+        if own < len(tensors):
+            made = with_projector(
+                text, model, tensors[own:], encodings[own:], file_name=file_name, recipe=recipe
+            )
+        if settings is None or not settings.modelfile:
+            return made
+        parts = len(text.files) > 1
+        return with_modelfile(made, model, file_name, context=settings.context, parts=parts)
 
 
 def open_checkpoint(path: Path, companions: Path | None = None) -> Checkpoint:

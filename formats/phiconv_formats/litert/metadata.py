@@ -10,27 +10,17 @@ from typing import TYPE_CHECKING
 
 from phiconv_formats.litert.protobuf import message, number, packed, text
 from phiconv_formats.tokenizers.chat_templates import with_line_feeds
+from phiconv_formats.tokenizers.ends import stop_ids
 
 if TYPE_CHECKING:
     from phiconv.ir.model import Model
     from phiconv.tokenization.tokenizer import Tokenizer
 
-__all__ = ["END_TEXTS", "PRELUDE", "START", "STOP", "TEMPLATE", "chat_template", "llm_metadata", "stop_ids"]
+__all__ = ["PRELUDE", "START", "STOP", "TEMPLATE", "chat_template", "llm_metadata"]
 
 START, STOP, _MOST_TOKENS, _KIND, TEMPLATE, _PAD = 1, 2, 5, 6, 7, 13
 _GENERIC = 1
 """Of the kinds of models: one without habits of its own."""
-
-END_TEXTS = (
-    "<|end|>",
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end_of_text|>",
-    "<|eom_id|>",
-    "</s>",
-)
-"""Tokens that end a text or a turn, whichever family has them."""
 
 PRELUDE = (
     "{%- set ns = namespace(list=[]) -%}"
@@ -70,14 +60,6 @@ def chat_template(tokenizer: Tokenizer) -> str | None:
 def _starts(tokenizer: Tokenizer) -> bool:
     """Whether a text has a token in front."""
     return bool(tokenizer.add_bos) and "bos" in tokenizer.special_ids
-
-
-def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids of all tokens that end a text or a turn, first those that the files name."""
-    special = tokenizer.special_ids
-    named = [*tokenizer.eos_ids, *(special[role] for role in ("eos", "eot") if role in special)]
-    known = {token: i for i, token in enumerate(tokenizer.tokens) if token in END_TEXTS}
-    return tuple(dict.fromkeys([*named, *(known[end] for end in END_TEXTS if end in known)]))
 
 
 def llm_metadata(model: Model, context: int) -> bytes:

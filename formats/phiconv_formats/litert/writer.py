@@ -24,11 +24,12 @@ from phiconv_formats.litert.container import (
 )
 from phiconv_formats.litert.emitter import emit_decoder
 from phiconv_formats.litert.graph import Graph
-from phiconv_formats.litert.metadata import llm_metadata, stop_ids
+from phiconv_formats.litert.metadata import llm_metadata
 from phiconv_formats.litert.rotary import Tables
 from phiconv_formats.litert.targets import TARGETS, context_of
 from phiconv_formats.litert.weights import Weights
 from phiconv_formats.shared.output import OutputFile, Package, RuntimeSettings
+from phiconv_formats.tokenizers.ends import stop_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

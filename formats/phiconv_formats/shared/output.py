@@ -48,6 +48,7 @@ class RuntimeSettings(Brief):
         attention: Of which operators attention is made; None for the usual ones.
         ranges: What quantized activations are scaled by, where there are any.
         context: How many positions there is room for; None for the format's usual number.
+        modelfile: A Modelfile for Ollama stands beside the output.
     """
 
     target: str | None = None
@@ -56,6 +57,7 @@ class RuntimeSettings(Brief):
     attention: str | None = None
     ranges: Ranges | None = None
     context: int | None = None
+    modelfile: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -23,9 +23,9 @@ from phiconv_formats.litert.container_reader import read_sections
 from phiconv_formats.litert.flatbuffer import Blank, Number, Table, Tables, Text, Vector, finish
 from phiconv_formats.litert.flatbuffer_reader import FlatBuffer
 from phiconv_formats.litert.inputs import Step
-from phiconv_formats.litert.metadata import stop_ids
 from phiconv_formats.litert.rotary import rotary_tables
 from phiconv_formats.shared.files import InputFile
+from phiconv_formats.tokenizers.ends import stop_ids
 
 
 def plan(source, quant, end="litertlm", **options):
