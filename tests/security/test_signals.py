@@ -131,6 +131,15 @@ def test_what_is_ignored_stays_ignored(tmp_path):
 # --------------------------------------------------------------------------------------- interrupts that wait
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of SIGINT: a shell's background jobs ignore it, and a library may have its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupts_wait():
     done = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():  # noqa: PT012
@@ -141,6 +150,7 @@ def test_interrupts_wait():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_other_threads_have_no_interrupts():
     done = []
 
